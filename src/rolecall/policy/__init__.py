@@ -1,0 +1,43 @@
+"""What each role may do: strict reading of Casbin files, one immutable index, Casbin as its judge."""
+
+from pathlib import Path
+
+from rolecall.policy.build import Build, build
+from rolecall.policy.compiled import OWNERS, Decision, Policy
+from rolecall.policy.explain import explain
+from rolecall.policy.files import MODEL_FILE, POLICY_FILE, TEST_FILE, Finding, Rule, Severity
+from rolecall.policy.handover import build_aside
+
+__all__ = [
+    "MODEL_FILE",
+    "OWNERS",
+    "POLICY_FILE",
+    "TEST_FILE",
+    "Build",
+    "Decision",
+    "Finding",
+    "Policy",
+    "PolicyError",
+    "Rule",
+    "Severity",
+    "build",
+    "build_aside",
+    "explain",
+    "load",
+]
+
+
+class PolicyError(Exception):
+    """A folder is no policy that may go live. `findings` say what is wrong where, and what to do."""
+
+    def __init__(self, findings: tuple[Finding, ...]) -> None:
+        super().__init__("\n".join(str(finding) for finding in findings))
+        self.findings = findings
+
+
+def load(folder: Path | str, oracle_seconds: float = 2.0) -> Policy:
+    """The policy of `folder`, compared with Casbin for `oracle_seconds`. Raises `PolicyError` where it may not go live."""
+    result = build_aside(Path(folder), oracle_seconds)
+    if result.policy is None:
+        raise PolicyError(result.errors)
+    return result.policy

@@ -1,0 +1,18 @@
+"""The child process of `handover.build_aside`: arguments are the folder and the seconds for the comparison."""
+
+import sys
+from pathlib import Path
+
+from rolecall.policy.build import build
+from rolecall.policy.handover import send
+
+
+def main() -> None:
+    """Build, and hand the result over on the standard output."""
+    stream = sys.stdout.buffer
+    sys.stdout = sys.stderr  # so that no library's print ends up between the pickles
+    send(build(Path(sys.argv[1]), float(sys.argv[2])), stream)
+    stream.flush()
+
+
+main()

@@ -1,0 +1,77 @@
+"""Say in words why a decision came out as it did, and what would have to be different."""
+
+from difflib import get_close_matches
+
+from rolecall.domain import Effect, Explanation, Reason
+from rolecall.policy.compiled import Decision
+from rolecall.policy.files import POLICY_FILE, Rule
+
+__all__ = ["explain"]
+
+
+def explain(decision: Decision) -> Explanation:
+    """The rule that decided; on a deny also the nearest miss and the roles that would pass."""
+    policy, role = decision.policy, decision.role
+    wanted = f"`{decision.action}` on `{decision.resource}`"
+    rule = decision.rule
+    if rule is not None and decision.reason is Reason.GRANTED:
+        chain = decision.role_chain
+        through = f" through {' -> '.join(chain)}" if len(chain) > 1 else ""
+        summary = f"{role} may {wanted}{through}: {POLICY_FILE}:{rule.line} allows it."
+        return Explanation(summary, str(rule), POLICY_FILE, rule.line, chain)
+    passing = policy.roles_that_may(decision.action, decision.resource)
+    who = f" Roles that may: {', '.join(passing)}." if passing else " No role may."
+    if rule is not None:
+        summary = f"{role} may not {wanted}: {POLICY_FILE}:{rule.line} denies it, and deny beats allow.{who}"
+        return Explanation(summary, str(rule), POLICY_FILE, rule.line, decision.role_chain, roles_that_pass=passing)
+    near = _nearest_rule(decision)
+    summary = f"{role} may not {wanted}: {_why(decision)}.{who}"
+    miss, line = (str(near), near.line) if near else (_nearest_name(decision), 0)
+    return Explanation(summary, nearest_miss=miss, nearest_miss_line=line, roles_that_pass=passing)
+
+
+def _why(decision: Decision) -> str:
+    """The reason of a default deny, with the nearest name where one may be mistyped."""
+    name = _nearest_name(decision)
+    hint = f"; did you mean `{name}`?" if name else ""
+    kind = decision.resource.partition("/")[0]
+    match decision.reason:
+        case Reason.UNKNOWN_ROLE:
+            return f"the policy has no role `{decision.role}`{hint}"
+        case Reason.UNKNOWN_RESOURCE:
+            return f"the policy names no resource type `{kind}`{hint}"
+        case Reason.UNKNOWN_ACTION:
+            return f"the policy names no action `{decision.action}`{hint}"
+        case _:
+            return "no rule allows it"
+
+
+def _nearest_name(decision: Decision) -> str:
+    """The name of the policy that is most like the unknown one; empty where none is."""
+    policy = decision.policy
+    match decision.reason:
+        case Reason.UNKNOWN_ROLE:
+            word, names = decision.role, list(policy.roles)
+        case Reason.UNKNOWN_RESOURCE:
+            word, names = decision.resource.partition("/")[0], sorted(policy.resource_types)
+        case Reason.UNKNOWN_ACTION:
+            word, names = decision.action, sorted(policy.actions)
+        case _:
+            return ""
+    spelled = {name.lower(): name for name in names}
+    close = get_close_matches(word.lower(), spelled, n=1, cutoff=0.6)
+    return spelled[close[0]] if close else ""
+
+
+def _nearest_rule(decision: Decision) -> Rule | None:
+    """An allow rule that would have matched for another role, else one of this role's on the same resource."""
+    policy = decision.policy
+    if decision.reason is not Reason.NOT_GRANTED:
+        return None
+    elsewhere = policy.matching_rules(decision.action, decision.resource)
+    own = [rule for rule in policy.rules_on(decision.resource) if policy.chain(decision.role, rule.role)]
+    for rules in (elsewhere, own):
+        allowing = [rule for rule in rules if rule.effect is Effect.ALLOW]
+        if allowing:
+            return min(allowing, key=lambda rule: (-len(rule.resource), rule.line))
+    return None
