@@ -5,8 +5,8 @@ from pathlib import Path
 from rolecall.policy.build import Build, build
 from rolecall.policy.compiled import OWNERS, Decision, Policy
 from rolecall.policy.explain import explain
-from rolecall.policy.files import MODEL_FILE, POLICY_FILE, TEST_FILE, Finding, Rule, Severity
 from rolecall.policy.handover import build_aside
+from rolecall.policy.source import MODEL_FILE, POLICY_FILE, TEST_FILE, Finding, Rule, Severity
 
 __all__ = [
     "MODEL_FILE",
@@ -36,7 +36,7 @@ class PolicyError(Exception):
 
 
 def load(folder: Path | str, oracle_seconds: float = 2.0) -> Policy:
-    """The policy of `folder`, compared with Casbin for `oracle_seconds`. Raises `PolicyError` where it may not go live."""
+    """The policy of `folder`, compared with Casbin for `oracle_seconds`. Raises `PolicyError` where it has errors."""
     result = build_aside(Path(folder), oracle_seconds)
     if result.policy is None:
         raise PolicyError(result.errors)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rolecall.policy import files, golden, lint
 from rolecall.policy.compiled import Policy
-from rolecall.policy.files import Finding, Severity
+from rolecall.policy.source import Finding, Severity
 
 __all__ = ["Build", "build"]
 
@@ -26,7 +26,7 @@ class Build:
 
 
 def build(folder: Path, oracle_seconds: float | None = 2.0) -> Build:
-    """Build the policy of `folder` in this process. `oracle_seconds` bounds the comparison with Casbin; None: all of it."""
+    """Build the policy of `folder` here. `oracle_seconds` bounds the comparison with Casbin; None: to the end."""
     source = files.read(folder)
     if not source.errors:
         lint.check_roles(source)

@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 
 from rolecall.domain import Effect, Permission, Reason, Role
-from rolecall.policy.files import Inheritance, Rule
+from rolecall.policy.source import Inheritance, Rule
 
 __all__ = ["OWNERS", "Decision", "Policy"]
 
@@ -67,7 +67,7 @@ class Policy:
         """Index `rules`. They must have passed `lint.check_roles`."""
         self.version = version
         self.rules = tuple(rules)
-        rows = sorted([*self.rules, *inheritances], key=lambda row: row.line)
+        rows: list[Rule | Inheritance] = sorted([*self.rules, *inheritances], key=lambda row: row.line)
         self._parents: dict[str, tuple[str, ...]] = {}
         for row in rows:
             parents = self._parents.setdefault(row.role, ())
@@ -155,7 +155,7 @@ class Policy:
         return tuple(r for r in self._parents if self.decide(r, action, resource).reason is Reason.GRANTED)
 
     def permissions_of(self, role: str) -> list[Permission]:
-        """All rules that `role` holds, its own and inherited, each once, in a fixed order. Empty for an unknown role."""
+        """All rules that `role` holds, own and inherited, each once, in a fixed order. Empty for an unknown role."""
         held = self._ancestors(role)
         found = {Permission(rule.resource, rule.action, rule.effect) for rule in self.rules if rule.role in held}
         return sorted(found, key=lambda permission: (permission.resource, permission.action, permission.effect))
@@ -170,7 +170,7 @@ class Policy:
 
     def chain(self, role: str, ancestor: str) -> tuple[str, ...]:
         """The shortest way of inheritance from `role` to `ancestor`, both included; empty where there is none."""
-        paths = [(role,)] if role in self._parents else []
+        paths: list[tuple[str, ...]] = [(role,)] if role in self._parents else []
         seen: set[str] = set()
         for path in paths:
             if path[-1] == ancestor:

@@ -4,7 +4,7 @@ from difflib import get_close_matches
 
 from rolecall.domain import Effect, Explanation, Reason
 from rolecall.policy.compiled import Decision
-from rolecall.policy.files import POLICY_FILE, Rule
+from rolecall.policy.source import POLICY_FILE, Rule
 
 __all__ = ["explain"]
 

@@ -2,7 +2,7 @@
 
 from rolecall.domain import Reason
 from rolecall.policy.compiled import Policy
-from rolecall.policy.files import TEST_FILE, Source
+from rolecall.policy.source import TEST_FILE, Source
 
 __all__ = ["check_cases"]
 

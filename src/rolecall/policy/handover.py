@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from rolecall.policy.build import Build
 from rolecall.policy.compiled import Policy
-from rolecall.policy.files import POLICY_FILE, Finding
+from rolecall.policy.source import POLICY_FILE, Finding
 
 __all__ = ["build_aside", "send"]
 
@@ -55,9 +55,10 @@ def send(result: Build, stream: IO[bytes]) -> None:
 
 def _receive(stream: IO[bytes]) -> Build:
     """Read what `send` wrote. Only ever from our own child."""
+    result: Build
     result, has_policy = pickle.load(stream)  # noqa: S301 - our own child wrote it
     if not has_policy:
-        return result  # type: ignore[no-any-return]
+        return result
     state: dict[str, Any] = {}
     while (item := pickle.load(stream)) is not None:  # noqa: S301 - as above
         name, piece = item

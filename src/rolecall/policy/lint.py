@@ -1,9 +1,9 @@
-"""What is wrong with a policy as a whole: roles that nobody defines, cycles, duplicates, grants that say nothing new."""
+"""What is wrong with a policy as a whole: undefined roles, circles, duplicates, grants that say nothing new."""
 
 from collections.abc import Iterable
 
 from rolecall.policy.compiled import OWNERS, Policy
-from rolecall.policy.files import POLICY_FILE, Severity, Source
+from rolecall.policy.source import POLICY_FILE, Inheritance, Rule, Severity, Source
 
 __all__ = ["MAX_CHAIN", "check_grants", "check_roles"]
 
@@ -76,7 +76,8 @@ def _check_case(defined: Iterable[str], source: Source) -> None:
     for role in sorted(defined):
         other = spellings.setdefault(role.lower(), role)
         if other != role:
-            line = next(r.line for r in [*source.rules, *source.inheritances] if r.role == role)
+            rows: list[Rule | Inheritance] = [*source.rules, *source.inheritances]
+            line = next(row.line for row in rows if row.role == role)
             message = f"The roles `{other}` and `{role}` differ only in case."
             source.add(POLICY_FILE, line, 1, message, "Use one spelling.", Severity.WARNING)
 

@@ -14,7 +14,8 @@ from casbin.persist.adapters.string_adapter import StringAdapter
 
 from rolecall.domain import Effect
 from rolecall.policy.compiled import Policy
-from rolecall.policy.files import MODEL, POLICY_FILE, Source
+from rolecall.policy.model import MODEL
+from rolecall.policy.source import POLICY_FILE, Source
 
 __all__ = ["check_against_casbin", "enforcer", "questions"]
 
@@ -51,7 +52,7 @@ def check_against_casbin(source: Source, policy: Policy, seconds: float | None) 
 
 
 def questions(policy: Policy) -> Iterator[tuple[str, str, str]]:
-    """Every role × resource × action of the policy, and its borders: below, beside and unknown. The named ones first."""
+    """Every (role, action, resource) of the policy and of its borders: below, beside, unknown. The named ones first."""
     named = sorted({(rule.resource.rstrip("*"), rule.action) for rule in policy.rules})
     probes = sorted({probe for resource, _ in named for probe in _around(resource)})
     actions = [*sorted(policy.actions), "an-unknown-action"]

@@ -1,0 +1,53 @@
+"""The one Casbin model that is served, and how another one differs from it."""
+
+from rolecall.policy.source import MODEL_FILE, Source, lines_of
+
+__all__ = ["MODEL", "read_model"]
+
+# Section -> key -> value.
+_MODEL = {
+    "request_definition": {"r": "sub, obj, act"},
+    "policy_definition": {"p": "sub, obj, act, eft"},
+    "role_definition": {"g": "_, _"},
+    "policy_effect": {"e": "some(where (p.eft == allow)) && !some(where (p.eft == deny))"},
+    "matchers": {
+        "m": 'g(r.sub, p.sub) && (keyMatch(r.obj, p.obj) || keyMatch(r.obj, p.obj + "/*"))'
+        ' && (p.act == "*" || r.act == p.act)'
+    },
+}
+MODEL = "\n".join(f"[{section}]\n{key} = {value}" for section, d in _MODEL.items() for key, value in d.items())
+
+
+def read_model(text: str, source: Source) -> None:
+    """Hold the model against the one that is served."""
+    section = ""
+    seen: set[tuple[str, str]] = set()
+    for number, line in lines_of(text, MODEL_FILE, source):
+        stripped = line.strip()
+        if stripped.startswith("[") and stripped.endswith("]"):
+            section = stripped[1:-1].strip()
+            if section not in _MODEL:
+                source.add(MODEL_FILE, number, 1, f"Section [{section}] is not part of the model.", "Delete it.")
+            continue
+        key, _, value = (part.strip() for part in stripped.partition("="))
+        expected = _MODEL.get(section, {}).get(key)
+        if expected is None:
+            source.add(MODEL_FILE, number, 1, f"`{key}` is not part of [{section}] of the model.", "Delete the line.")
+        elif (section, key) in seen:
+            source.add(MODEL_FILE, number, 1, f"`{key}` of [{section}] stands twice.", "Delete one of the two.")
+        elif _without_spaces(value) != _without_spaces(expected):
+            column = line.index("=") + 2 if "=" in line else 1
+            message = f"[{section}] says `{key} = {value}`, but Rolecall serves only `{key} = {expected}`."
+            source.add(MODEL_FILE, number, column, message, f"Write `{key} = {expected}`.")
+        seen.add((section, key))
+    for name, keys in _MODEL.items():
+        for key, value in keys.items():
+            if (name, key) not in seen:
+                fix = f"Add `{key} = {value}` under [{name}]."
+                source.add(MODEL_FILE, 0, 0, f"`{key}` of [{name}] is missing.", fix)
+
+
+def _without_spaces(value: str) -> str:
+    """`value` less the spaces outside string literals."""
+    parts = value.split('"')
+    return '"'.join("".join(part.split()) if i % 2 == 0 else part for i, part in enumerate(parts))
