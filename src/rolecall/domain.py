@@ -15,8 +15,11 @@ __all__ = [
     "Organization",
     "Page",
     "Permission",
+    "Question",
     "Reason",
     "Role",
+    "Subject",
+    "SubjectKind",
     "now",
 ]
 
@@ -86,6 +89,34 @@ class Caller:
     user_id: str
     email_key: str
     role: str
+
+
+class SubjectKind(Enum):
+    """How a subject is named."""
+
+    USER_ID = "user:<id>"
+    EMAIL = "user:<address>"
+    TOKEN_ID = "token:<id>"  # noqa: S105 - a form, not a secret
+    PRESENTED = "a presented token"
+    ROLE = "role:<name>"
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Who is asked about. `value` is the id, the address key or the role; `digest` a presented token's SHA-256."""
+
+    kind: SubjectKind
+    value: str
+    digest: bytes = field(default=b"", repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """May `subject` do `action` on `resource`?"""
+
+    subject: Subject
+    action: str
+    resource: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from rolecall.policy.build import Build, build
+from rolecall.errors import PolicyInvalid
+from rolecall.policy.build import Build, build, index
 from rolecall.policy.compiled import OWNERS, Decision, Policy
 from rolecall.policy.explain import explain
 from rolecall.policy.handover import build_aside
@@ -23,11 +24,12 @@ __all__ = [
     "build",
     "build_aside",
     "explain",
+    "index",
     "load",
 ]
 
 
-class PolicyError(Exception):
+class PolicyError(PolicyInvalid):
     """A folder is no policy that may go live. `findings` say what is wrong where, and what to do."""
 
     def __init__(self, findings: tuple[Finding, ...]) -> None:

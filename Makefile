@@ -1,0 +1,65 @@
+# Two commands set up all they need: `make run` and `make test`. Only Python 3.11+ and a package index must be there.
+PYTHON ?= python3
+BIN := .venv/bin
+PROTOS := $(wildcard protos/rolecall/v1/*.proto)
+GENERATED := src/rolecall/v1
+
+.DEFAULT_GOAL := help
+.PHONY: help run test lint format protos check-protos bench lock clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+run: .venv/runtime ## Start a server on 127.0.0.1:50051 with a demo organization; state in .run/
+	@PATH="$(CURDIR)/$(BIN):$$PATH" sh scripts/run.sh
+
+test: .venv/dev ## Run the whole suite; PostgreSQL too where its server is installed
+	@PATH="$(CURDIR)/$(BIN):$$PATH" sh scripts/test.sh
+
+lint: .venv/dev ## Check style, types, imports and protos
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/buf lint protos
+
+format: .venv/dev ## Bring the code into the house style
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+protos: .venv/dev ## Generate src/rolecall/v1 from protos/
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos \
+	  --python_out=src --grpc_python_out=src --mypy_out=quiet:src --mypy_grpc_out=quiet:src \
+	  --include_source_info --descriptor_set_out=$(GENERATED)/api.binpb $(PROTOS)
+	printf '"""Generated from protos/ by `make protos`."""\n' > $(GENERATED)/__init__.py
+
+check-protos: protos ## Fail where the generated code is not what protos/ says
+	@test -z "$$(git status --porcelain $(GENERATED))" || \
+	  { git status --short $(GENERATED); echo 'Generated code has drifted: run `make protos` and commit it.'; exit 1; }
+
+bench: .venv/dev ## Measure; about two minutes
+	$(BIN)/python benchmarks/policy.py
+
+lock: ## Resolve the dependencies anew; needs `uv`
+	uv pip compile -q --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --upgrade \
+	  pyproject.toml -o requirements.lock
+	uv pip compile -q --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --upgrade \
+	  pyproject.toml --group dev -c requirements.lock -o requirements-dev.lock
+
+clean: ## Remove the environment, the state of `make run`, and what tools left behind
+	rm -rf .venv .run .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* dist
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo 'Rolecall needs Python 3.11 or later: set PYTHON, as in `make run PYTHON=python3.12`.' >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+
+# requirements*.lock pin every package by version and hash, so that next month's clone gets the same.
+.venv/runtime: .venv/bin/python requirements.lock pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+.venv/dev: .venv/runtime requirements-dev.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $@

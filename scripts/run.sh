@@ -1,0 +1,42 @@
+#!/bin/sh
+# Starts a server for trying things out. All state is in .run/, so that the second start finds what the first one made.
+set -eu
+umask 077
+state=$PWD/.run
+mkdir -p "$state"
+export ROLECALL_DATABASE="${ROLECALL_DATABASE:-sqlite:///$state/rolecall.db}"
+export ROLECALL_KEY_FILE="${ROLECALL_KEY_FILE:-$state/rolecall.key}"
+export ROLECALL_POLICY="${ROLECALL_POLICY:-$PWD/policies}"
+export ROLECALL_LISTEN="${ROLECALL_LISTEN:-127.0.0.1:50051}"
+unset ROLECALL_TOKEN ROLECALL_ORGANIZATION ROLECALL_ADDRESS
+
+# The token is moved into place only when it is whole; a start that was cut short between the two issues a new one.
+if [ ! -s "$state/token" ]; then
+  rolecall init --organization acme --owner ann@acme.io --demo >"$state/token.new" 2>"$state/init.log" ||
+    rolecall tokens issue --organization acme --email ann@acme.io >"$state/token.new" 2>>"$state/init.log" ||
+    { cat "$state/init.log" >&2; exit 2; }
+  mv "$state/token.new" "$state/token"
+fi
+
+cat <<TEXT
+
+The token of ann@acme.io, who owns the organization acme, is in $state/token:
+
+  $(cat "$state/token")
+
+May she see secrets? Paste this into another terminal (an allow):
+
+  grpcurl -plaintext -H "authorization: Bearer \$(cat '$state/token')" -d '{"subject": "ann@acme.io", "action": "view", "resource": "secrets/billing"}' $ROLECALL_LISTEN rolecall.v1.AuthorizationService/Check
+
+And viewernosecrets@acme.io? (a deny, explained):
+
+  grpcurl -plaintext -H "authorization: Bearer \$(cat '$state/token')" -d '{"subject": "viewernosecrets@acme.io", "action": "view", "resource": "secrets/billing", "explain": true}' $ROLECALL_LISTEN rolecall.v1.AuthorizationService/Check
+
+Without grpcurl:
+
+  ROLECALL_ADDRESS=$ROLECALL_LISTEN ROLECALL_TOKEN=\$(cat '$state/token') '$PWD/.venv/bin/rolecall' check viewernosecrets@acme.io view secrets/billing --explain
+
+Edit $ROLECALL_POLICY/policy.csv while it runs: within a second it answers by it. Ctrl-C stops it.
+
+TEXT
+exec rolecall serve

@@ -1,0 +1,37 @@
+"""Mail addresses: the form that people wrote, and the key that identifies them."""
+
+from dataclasses import dataclass
+
+from email_validator import EmailNotValidError, validate_email
+
+from rolecall.errors import InvalidField
+
+__all__ = ["Address", "key_of", "parse"]
+
+MAX_LENGTH = 254
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An address as written, and its key: ASCII local part, A-label domain, all in lower case."""
+
+    display: str
+    key: str
+
+
+def parse(text: str, field: str = "email") -> Address:
+    """The address in `text`. Raises `InvalidField` for `field` where it is none that we can send mail to."""
+    try:
+        result = validate_email(text, check_deliverability=False, allow_smtputf8=False)
+    except EmailNotValidError as error:
+        raise InvalidField(f"The address is not valid: {error}", field=field) from error
+    if len(text) > MAX_LENGTH or result.ascii_email is None:
+        raise InvalidField(f"The address is longer than {MAX_LENGTH} characters.", field=field)
+    return Address(result.normalized, result.ascii_email.lower())
+
+
+def key_of(text: str, field: str) -> str:
+    """The key under which an address is looked up. Cheap for ASCII: what is no address is simply nobody's."""
+    if text.isascii():
+        return text.lower()
+    return parse(text, field).key

@@ -1,0 +1,186 @@
+"""May this caller ask, and what is the answer? Every decision of the service goes through here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from rolecall.directory import Directory, Standings
+from rolecall.domain import Caller, CheckResult, Explanation, Member, Page, Permission, Question, Reason, Subject
+from rolecall.domain import SubjectKind as Kind
+from rolecall.errors import PermissionMissing, RevisionNotReached
+from rolecall.live_policy import LivePolicy
+from rolecall.pages import Pages
+from rolecall.policy import Policy, explain
+from rolecall.storage import Storage, Transaction
+from rolecall.storage import members as member_rows
+from rolecall.storage import organizations as organization_rows
+
+__all__ = ["Authorizer", "BatchAnswer", "PermissionsAnswer", "SubjectsAnswer"]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchAnswer:
+    """One result a question, in order, all from one snapshot."""
+
+    results: tuple[CheckResult, ...]
+    revision: int
+    policy_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class PermissionsAnswer:
+    """A page of what a subject may do. `role` is empty where the subject has none."""
+
+    role: str
+    permissions: tuple[Permission, ...]
+    revision: int
+    policy_version: str
+    next_page_token: str
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectsAnswer:
+    """A page of the members who may."""
+
+    members: tuple[Member, ...]
+    revision: int
+    policy_version: str
+    next_page_token: str
+
+
+class Authorizer:
+    """Decides with the policy in force and the members of the moment."""
+
+    def __init__(self, storage: Storage, directory: Directory, live: LivePolicy, pages: Pages) -> None:
+        self._storage = storage
+        self._directory = directory
+        self._live = live
+        self._pages = pages
+
+    def require(self, caller: Caller, action: str, resource: str) -> None:
+        """Raise `PermissionMissing` unless the caller itself may do `action` on `resource`."""
+        decision = self._live.in_force.policy.decide(caller.role, action, resource)
+        if decision.reason is not Reason.GRANTED:
+            roles = decision.policy.roles_that_may(action, resource)
+            raise PermissionMissing(
+                f"The credential's holder has the role {caller.role}, which may not `{resource} {action}`:"
+                f" ask somebody with one of the roles that may ({', '.join(roles) or 'none'}).",
+                action=action,
+                resource=resource,
+            )
+
+    def check(
+        self, caller: Caller, question: Question, *, at_least_revision: int = 0, explained: bool = False
+    ) -> CheckResult:
+        """The answer to one question. Raises `PermissionMissing`, `RevisionNotReached`, `StorageUnavailable`."""
+        self._require_asking(caller, [question.subject])
+        if explained:
+            self.require(caller, "explain", "authorization")
+        policy = self._live.in_force.policy
+        standings = self._standings(caller, [question.subject], at_least_revision)
+        result = _decide(policy, standings, question)
+        return replace(result, explanation=_explain(policy, question, result)) if explained else result
+
+    def batch_check(self, caller: Caller, questions: Sequence[Question], *, at_least_revision: int = 0) -> BatchAnswer:
+        """The answers to many questions, from one snapshot of members and policy. Raises as `check`."""
+        subjects = {question.subject for question in questions}
+        self._require_asking(caller, subjects)
+        policy = self._live.in_force.policy
+        standings = self._standings(caller, subjects, at_least_revision)
+        results = tuple(_decide(policy, standings, question) for question in questions)
+        return BatchAnswer(results, standings.revision, policy.version)
+
+    def list_permissions(
+        self, caller: Caller, subject: Subject, page: Page, *, at_least_revision: int = 0
+    ) -> PermissionsAnswer:
+        """What `subject` may do. Raises `PermissionMissing`, `InvalidField`, `PageToken`, and as `check`."""
+        size = self._pages.size(page)
+        self._require_asking(caller, [subject])
+        policy = self._live.in_force.policy
+        standings = self._standings(caller, [subject], at_least_revision)
+        role = standings.roles.get(subject, "")
+        scope = ("ListPermissions", caller.organization, subject.kind.name, subject.value, role, policy.version)
+        position = self._pages.position(scope, page)
+        start = int(position[0]) if position else 0
+        permissions = policy.permissions_of(role)
+        end = start + size
+        token = self._pages.token(scope, [str(end)]) if end < len(permissions) else ""
+        return PermissionsAnswer(role, tuple(permissions[start:end]), standings.revision, policy.version, token)
+
+    def list_subjects(
+        self, caller: Caller, action: str, resource: str, page: Page, *, at_least_revision: int = 0
+    ) -> SubjectsAnswer:
+        """The members who may do `action` on `resource`, by address. Raises as `list_permissions`."""
+        size = self._pages.size(page)
+        self.require(caller, "check", "authorization")
+        self.require(caller, "view", "members")
+        policy = self._live.in_force.policy
+        scope = ("ListSubjects", caller.organization, action, resource, policy.version)
+        position = self._pages.position(scope, page)
+        roles = policy.roles_that_may(action, resource)
+
+        def work(tx: Transaction) -> tuple[int, list[tuple[str, Member]]]:
+            revision = organization_rows.revision_of(tx, caller.organization)
+            after = position[0] if position else None
+            return revision, member_rows.page_with_roles(tx, caller.organization, roles, after, size + 1)
+
+        revision, found = self._storage.read(work)
+        _require_revision(revision, at_least_revision)
+        token = self._pages.token(scope, [found[size - 1][0]]) if len(found) > size else ""
+        return SubjectsAnswer(tuple(member for _, member in found[:size]), revision, policy.version, token)
+
+    def _require_asking(self, caller: Caller, subjects: "Sequence[Subject] | set[Subject]") -> None:
+        """Anybody may ask about themselves; about others only who may `authorization check`."""
+        if not all(_is_self(caller, subject) for subject in subjects):
+            self.require(caller, "check", "authorization")
+
+    def _standings(
+        self, caller: Caller, subjects: "Sequence[Subject] | set[Subject]", at_least_revision: int
+    ) -> Standings:
+        standings = self._directory.standings(caller.organization, subjects)
+        _require_revision(standings.revision, at_least_revision)
+        return standings
+
+
+def _is_self(caller: Caller, subject: Subject) -> bool:
+    """Whether the subject is the caller, told without looking anything up."""
+    match subject.kind:
+        case Kind.USER_ID:
+            return subject.value == caller.user_id
+        case Kind.EMAIL:
+            return subject.value == caller.email_key
+        case Kind.TOKEN_ID | Kind.PRESENTED:
+            return subject.value == caller.credential_id
+        case Kind.ROLE:
+            return False
+
+
+def _require_revision(revision: int, at_least: int) -> None:
+    if revision < at_least:
+        raise RevisionNotReached(
+            f"The organization is at revision {revision}, and {at_least} was asked for:"
+            " use a revision that an answer of this organization gave, and try again.",
+            revision=str(revision),
+            at_least_revision=str(at_least),
+        )
+
+
+def _decide(policy: Policy, standings: Standings, question: Question) -> CheckResult:
+    role = standings.roles.get(question.subject)
+    if role is None:
+        token = question.subject.kind in (Kind.TOKEN_ID, Kind.PRESENTED)
+        reason = Reason.TOKEN_INVALID if token else Reason.NOT_A_MEMBER
+        return CheckResult(reason, "", standings.revision, policy.version)
+    decision = policy.decide(role, question.action, question.resource)
+    return CheckResult(decision.reason, role, standings.revision, policy.version)
+
+
+def _explain(policy: Policy, question: Question, result: CheckResult) -> Explanation:
+    if result.reason is Reason.NOT_A_MEMBER:
+        passing = policy.roles_that_may(question.action, question.resource)
+        return Explanation(
+            "The subject is no member of the organization: check its spelling, or invite the person.",
+            roles_that_pass=passing,
+        )
+    if result.reason is Reason.TOKEN_INVALID:
+        return Explanation("The organization has no such live token: it may be mistyped, expired or revoked.")
+    return explain(policy.decide(result.role, question.action, question.resource))

@@ -1,0 +1,53 @@
+"""The command `rolecall`: one module for each group of commands."""
+
+import sys
+
+import typer
+
+from rolecall import __version__
+from rolecall.cli import check, db, init, output, policy, serve, tokens
+from rolecall.errors import RolecallError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="rolecall",
+    help="An authorization service: may this subject do this action on this resource?",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command()(init.init)
+app.command()(serve.serve)
+app.command()(check.check)
+app.command()(check.permissions)
+app.command()(check.subjects)
+app.add_typer(policy.app, name="policy")
+app.add_typer(tokens.app, name="tokens")
+app.add_typer(db.app, name="db")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", help="Print the version.", callback=_show_version, is_eager=True),
+) -> None:
+    """Take the options that stand before a command."""
+
+
+def main() -> None:
+    """Run the command line. Exits with 2 on errors."""
+    try:
+        app()
+    except RolecallError as error:
+        output.say(f"error: {error.message}")
+        sys.exit(output.ERROR)
+    except BrokenPipeError:
+        # Whoever read our output has read enough.
+        sys.stderr.close()
+        sys.exit(output.ERROR)

@@ -1,0 +1,78 @@
+"""`rolecall check`, `permissions` and `subjects`: questions to a server."""
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from rolecall.cli import output
+from rolecall.client import Client
+from rolecall.domain import CheckResult
+
+__all__ = ["check", "permissions", "subjects"]
+
+Subject = Annotated[str, typer.Argument(help="user:<address>, user:<id>, token:<id>, role:<name>, or an address.")]
+Action = Annotated[str, typer.Argument(help="An action in the policy's words, as in view.")]
+Resource = Annotated[str, typer.Argument(help="A resource: type or type/id/..., as in secrets/billing.")]
+Json = Annotated[bool, typer.Option("--json", help="Answer in JSON, for programs.")]
+
+
+def check(
+    subject: Subject,
+    action: Action,
+    resource: Resource,
+    explain: Annotated[bool, typer.Option("--explain", help="Say which rule decided.")] = False,
+    json: Json = False,
+) -> None:
+    """May SUBJECT do ACTION on RESOURCE? Exits with 0 for allow, 1 for deny, 2 for an error.
+
+    Asks the server at ROLECALL_ADDRESS with ROLECALL_TOKEN.
+    """
+    with Client() as client:
+        result = client.check(subject, action, resource, explain=explain)
+    if json:
+        output.print_json(_as_json(result))
+    else:
+        role = f", as {result.role}" if result.role else ""
+        output.print_value(f"{result.decision.upper()}: {result.reason.value}{role}.")
+        if result.explanation:
+            output.print_explanation(result.explanation)
+    raise typer.Exit(output.ALLOW if result else output.DENY)
+
+
+def permissions(subject: Subject, json: Json = False) -> None:
+    """List the rules that SUBJECT holds. A deny among them beats any allow."""
+    with Client() as client:
+        found = list(client.permissions(subject))
+    if json:
+        output.print_json([asdict(permission) for permission in found])
+        return
+    rows = [(permission.resource, permission.action, permission.effect) for permission in found]
+    output.print_table(("resource", "action", "effect"), rows)
+
+
+def subjects(action: Action, resource: Resource, json: Json = False) -> None:
+    """List the members who may do ACTION on RESOURCE."""
+    with Client() as client:
+        found = list(client.subjects(action, resource))
+    if json:
+        output.print_json(
+            [{"user_id": m.user_id, "email": m.email, "display_name": m.display_name, "role": m.role} for m in found]
+        )
+        return
+    output.print_table(
+        ("address", "name", "role", "user id"), [(m.email, m.display_name, m.role, m.user_id) for m in found]
+    )
+
+
+def _as_json(result: CheckResult) -> dict[str, object]:
+    answer: dict[str, object] = {
+        "decision": result.decision,
+        "reason": result.reason.name,
+        "role": result.role,
+        "revision": result.revision,
+        "policy_version": result.policy_version,
+    }
+    if result.explanation:
+        answer["explanation"] = asdict(result.explanation)
+    return answer

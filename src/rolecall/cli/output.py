@@ -1,0 +1,70 @@
+"""What goes where: answers and secrets on standard output, everything said about them on standard error."""
+
+import csv
+import json
+import sys
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from rolecall.domain import Explanation
+
+__all__ = [
+    "ALLOW",
+    "DENY",
+    "ERROR",
+    "print_csv",
+    "print_explanation",
+    "print_json",
+    "print_table",
+    "print_value",
+    "say",
+]
+
+# Exit codes of everything that decides.
+ALLOW, DENY, ERROR = 0, 1, 2
+
+
+def say(text: str) -> None:
+    """Tell the person at the terminal."""
+    print(text, file=sys.stderr)  # noqa: T201 - this module is where printing happens
+
+
+def print_value(text: str) -> None:
+    """Print an answer or a secret, alone, so that it can be piped."""
+    print(text)  # noqa: T201 - as above
+
+
+def print_json(value: object) -> None:
+    """Print a value for programs."""
+    print_value(json.dumps(value, ensure_ascii=False))
+
+
+def print_explanation(said: Explanation) -> None:
+    """Print why a decision came out as it did."""
+    print_value(said.summary)
+    if said.rule:
+        print_value(f"  rule: {said.rule}  ({said.file}:{said.line})")
+    if said.nearest_miss:
+        where = f"  (line {said.nearest_miss_line})" if said.nearest_miss_line else ""
+        print_value(f"  nearest miss: {said.nearest_miss}{where}")
+
+
+def print_csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table for programs."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
+    """Print a table for people."""
+    table = Table(title=title or None, title_justify="left")
+    for name in header:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(markup=False, emoji=False, highlight=False)
+    # Into a file or pipe goes all of it, whatever width is assumed there.
+    console.print(table, soft_wrap=not console.is_terminal)

@@ -1,0 +1,93 @@
+"""`rolecall serve`."""
+
+import gc
+import logging
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import structlog
+import typer
+
+from rolecall import __version__, config
+from rolecall.cli import output
+from rolecall.config import Settings
+
+__all__ = ["serve"]
+
+# How long one thread may hold the interpreter before others get their turn: the default, 5 ms, is fifty Checks.
+SWITCH_SECONDS = 0.0005
+
+
+def serve(
+    config_file: Annotated[Path | None, typer.Option("--config", help="A TOML file with settings.")] = None,
+    database: Annotated[str | None, typer.Option(help="SQLAlchemy URL of the database.")] = None,
+    listen: Annotated[str | None, typer.Option(help="host:port. Beyond loopback, TLS is needed.")] = None,
+    policy: Annotated[Path | None, typer.Option(help="The folder with the policy's files.")] = None,
+    key_file: Annotated[Path | None, typer.Option(help="The server's key, made by init.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="PEM file with the certificate chain.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM file with its private key.")] = None,
+    plaintext_exposes_tokens: Annotated[
+        bool | None, typer.Option("--plaintext-exposes-tokens", help="Listen beyond loopback without TLS all the same.")
+    ] = None,
+    reflection: Annotated[bool | None, typer.Option(help="Tell grpcurl what the API is.")] = None,
+    threads: Annotated[int | None, typer.Option(help="How many calls are worked on at once.")] = None,
+    log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
+    log_format: Annotated[str | None, typer.Option(help="auto, text or json.")] = None,
+) -> None:
+    """Answer calls until SIGTERM or SIGINT. SIGHUP reads the policy folder again."""
+    settings = config.load(
+        config_file,
+        database=database,
+        listen=listen,
+        policy=policy,
+        key_file=key_file,
+        tls_cert=tls_cert,
+        tls_key=tls_key,
+        plaintext_exposes_tokens=plaintext_exposes_tokens,
+        reflection=reflection,
+        threads=threads,
+        log_level=log_level,
+        log_format=log_format,
+    )
+    _configure_logs(settings)
+    from rolecall.server import build_server  # noqa: PLC0415 - the other commands shouldn't wait for grpc
+
+    server = build_server(settings)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    signal.signal(signal.SIGHUP, lambda *_: server.live.wake())
+    sys.setswitchinterval(SWITCH_SECONDS)
+    server.start()
+    # What is there now stays: collecting garbage among it would stop all calls for nothing.
+    gc.freeze()
+    how = "TLS" if settings.tls else "plain text"
+    version = server.live.in_force.policy.version
+    output.say(f"Rolecall {__version__} answers on {server.address} ({how}), policy {version} from {settings.policy}.")
+    stop.wait()
+    output.say("Stopping.")
+    server.stop()
+
+
+def _configure_logs(settings: Settings) -> None:
+    text = settings.log_format == "text" or (settings.log_format == "auto" and sys.stderr.isatty())
+    renderer: structlog.types.Processor
+    renderer = (
+        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if text else structlog.processors.JSONRenderer()
+    )
+    # Locals of a traceback's frames would show requests and secrets.
+    traceback = structlog.processors.ExceptionRenderer()
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            traceback,
+            renderer,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[settings.log_level.upper()]),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )

@@ -1,0 +1,49 @@
+"""How the client reaches a server: in plain text on this machine, with TLS beyond it."""
+
+import json
+import os
+from pathlib import Path
+
+import grpc
+
+from rolecall.config import PREFIX, is_loopback, split_address
+from rolecall.errors import ConfigError
+
+__all__ = ["open_channel"]
+
+# Every call of this version only reads, so that trying again is safe.
+_SERVICE_CONFIG = json.dumps(
+    {
+        "methodConfig": [
+            {
+                "name": [{}],
+                "retryPolicy": {
+                    "maxAttempts": 4,
+                    "initialBackoff": "0.05s",
+                    "maxBackoff": "1s",
+                    "backoffMultiplier": 3,
+                    "retryableStatusCodes": ["UNAVAILABLE"],
+                },
+            }
+        ]
+    }
+)
+
+
+def open_channel(address: str, ca_file: Path | str | None, plaintext: bool | None) -> grpc.Channel:  # noqa: FBT001
+    """A channel to `address`; connects when the first call is made. Raises `ConfigError`."""
+    try:
+        host, _ = split_address(address)
+    except ValueError as error:
+        raise ConfigError(f"The server's address is wrong: {error}.") from error
+    if plaintext is None:
+        exposed = os.environ.get(f"{PREFIX}PLAINTEXT_EXPOSES_TOKENS", "").lower() in ("1", "true", "yes", "on")
+        plaintext = not ca_file and (exposed or is_loopback(host))
+    options = [("grpc.service_config", _SERVICE_CONFIG)]
+    if plaintext:
+        return grpc.insecure_channel(address, options)
+    try:
+        roots = Path(ca_file).read_bytes() if ca_file else None
+    except OSError as error:
+        raise ConfigError(f"The CA file {ca_file} can't be read: {error.strerror}.") from error
+    return grpc.secure_channel(address, grpc.ssl_channel_credentials(roots), options)

@@ -1,0 +1,95 @@
+"""From messages and failed calls to domain values and errors. What is unknown or contradicts itself is a deny."""
+
+from typing import cast
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from rolecall import errors
+from rolecall.domain import CheckResult, Effect, Explanation, ItemError, Member, Permission, Reason
+from rolecall.v1 import authorization_pb2 as pb
+from rolecall.v1 import shared_pb2
+
+__all__ = ["batch_result", "error", "member", "permission", "result"]
+
+_REASONS = {pb.Reason.Value(f"REASON_{reason.name}"): reason for reason in Reason}
+
+
+def result(response: pb.CheckResponse) -> CheckResult:
+    """The answer to one question."""
+    explanation = None
+    if response.HasField("explanation"):
+        said = response.explanation
+        explanation = Explanation(
+            said.summary,
+            said.rule,
+            said.file,
+            said.line,
+            tuple(said.role_chain),
+            said.nearest_miss,
+            said.nearest_miss_line,
+            tuple(said.roles_that_pass),
+        )
+    reason = _reason(response)
+    return CheckResult(reason, response.role, response.revision, response.policy_version, explanation)
+
+
+def batch_result(item: pb.BatchCheckResult, response: pb.BatchCheckResponse) -> CheckResult:
+    """The answer to one question of a batch."""
+    wrong = ItemError(item.error.field, item.error.message) if item.HasField("error") else None
+    reason = Reason.NOT_GRANTED if wrong else _reason(item)
+    return CheckResult(reason, "", response.revision, response.policy_version, error=wrong)
+
+
+def permission(message: shared_pb2.Permission) -> Permission:
+    """A rule."""
+    effect = Effect.ALLOW if message.effect == shared_pb2.EFFECT_ALLOW else Effect.DENY
+    return Permission(message.resource, message.action, effect)
+
+
+def member(message: shared_pb2.Member, organization: str) -> Member:
+    """A member of `organization`."""
+    return Member(
+        organization,
+        message.user_id,
+        message.email,
+        message.display_name,
+        message.role,
+        _microseconds(message.create_time),
+        _microseconds(message.update_time),
+    )
+
+
+def error(failure: grpc.RpcError) -> errors.RolecallError:
+    """The error that the server meant; `CallFailed` where the call never got to it, or ended on the way."""
+    # What a channel raises is a call too; its type doesn't say so.
+    status = rpc_status.from_call(cast("grpc.Call", failure))
+    info = error_details_pb2.ErrorInfo()
+    violations = error_details_pb2.BadRequest()
+    for detail in status.details if status else ():
+        for message in (info, violations):
+            if detail.Is(message.DESCRIPTOR):
+                detail.Unpack(message)
+    kind = errors.by_reason(info.reason)
+    if status is None or kind is None:
+        code, text = failure.code(), failure.details()
+        hint = ": is a server running there?" if code is grpc.StatusCode.UNAVAILABLE else ""
+        return errors.CallFailed(f"{code.name}{hint} {text}", code=code.name)
+    field = violations.field_violations[0].field if violations.field_violations else ""
+    meant = kind(status.message, field=field)
+    meant.metadata.update(info.metadata)
+    return meant
+
+
+def _reason(answer: pb.CheckResponse | pb.BatchCheckResult) -> Reason:
+    """The reason; that of a plain deny where it is of a later version, or contradicts the decision."""
+    known = _REASONS.get(answer.reason, Reason.NOT_GRANTED)
+    if (known is Reason.GRANTED) != (answer.decision == pb.DECISION_ALLOW):
+        return Reason.NOT_GRANTED
+    return known
+
+
+def _microseconds(time: Timestamp) -> int:
+    return time.seconds * 1_000_000 + time.nanos // 1000

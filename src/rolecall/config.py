@@ -1,0 +1,148 @@
+"""Settings: flags, then ROLECALL_* variables, then a TOML file, then defaults. What is unknown is an error."""
+
+import ipaddress
+import os
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from rolecall.errors import ConfigError
+
+__all__ = ["PREFIX", "Settings", "is_loopback", "load", "split_address"]
+
+PREFIX = "ROLECALL_"
+
+# What the client and the command line read; no settings of the server, but no mistypings either.
+_OTHER_VARIABLES = {"CONFIG", "ADDRESS", "TOKEN", "ORGANIZATION", "CA_FILE"}
+
+
+class Settings(BaseSettings):
+    """How a server runs."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, env_ignore_empty=False)
+
+    database: str = "sqlite:///rolecall.db"
+    """SQLAlchemy URL: `sqlite:///file` or `postgresql://user:password@host/name`. May hold a password: never shown."""
+    listen: str = "127.0.0.1:50051"
+    """host:port. Other than loopback needs TLS, or `plaintext_exposes_tokens`."""
+    policy: Path = Path("policies")
+    """The folder with model.conf, policy.csv and policy_test.csv."""
+    key_file: Path = Path("rolecall.key")
+    """32 random bytes, readable by the owner only, shared by all processes. `rolecall init` makes it."""
+    tls_cert: Path | None = None
+    """PEM file with the server's certificate chain."""
+    tls_key: Path | None = None
+    """PEM file with the certificate's private key."""
+    plaintext_exposes_tokens: bool = False
+    """Listens beyond loopback without TLS: whoever sees the traffic can use every token in it."""
+    reflection: bool = True
+    """Serves grpc.reflection, so that grpcurl knows the API."""
+    threads: Annotated[int, Field(ge=2, le=256)] = 16
+    """How many calls are worked on at once."""
+    connection_seconds: Annotated[int, Field(ge=1, le=86_400)] = 60
+    """How long a connection lives before clients are asked to open a new one; frees what idle streams hold."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least level that is logged."""
+    log_format: Literal["auto", "text", "json"] = "auto"
+    """`auto`: text on a terminal, else JSON lines."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags and the file come in through `load`, in this order around the environment."""
+        del settings_cls, dotenv_settings, file_secret_settings
+        return init_settings, env_settings
+
+    @property
+    def tls(self) -> bool:
+        """Whether the server speaks TLS."""
+        return self.tls_cert is not None
+
+
+def load(config_file: Path | None = None, **flags: object) -> Settings:
+    """The settings in force. Flags that are None were not given. Raises `ConfigError` with every problem in it."""
+    file = config_file or (Path(os.environ["ROLECALL_CONFIG"]) if "ROLECALL_CONFIG" in os.environ else None)
+    values = _read_toml(file) if file else {}
+    known = set(Settings.model_fields)
+    variables = {name.removeprefix(PREFIX): name for name in os.environ if name.startswith(PREFIX)}
+    problems = [
+        f"{file}: `{key}` is no setting. Known: {', '.join(sorted(known))}." for key in sorted(values.keys() - known)
+    ]
+    problems += [
+        f"The variable {name} is unknown. Known: {', '.join(sorted(PREFIX + key.upper() for key in known))}."
+        for key, name in sorted(variables.items())
+        if key not in _OTHER_VARIABLES and (key.lower() not in known or key != key.upper())
+    ]
+    given = {name: value for name, value in flags.items() if value is not None}
+    from_file = {k: v for k, v in values.items() if k in known and k.upper() not in variables and k not in given}
+    try:
+        settings = Settings(**{**from_file, **given})  # type: ignore[arg-type]
+    except ValidationError as error:
+        for item in error.errors(include_input=False, include_url=False, include_context=False):
+            name = ".".join(str(part) for part in item["loc"])
+            problems.append(f"The setting `{name}` ({PREFIX}{name.upper()}) is wrong: {item['msg']}.")
+    else:
+        problems += _contradictions(settings)
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return settings
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of `host:port` or `[ipv6]:port`. Raises `ValueError` with what is wrong."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"`{address}` is not host:port, as in 127.0.0.1:50051")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError(f"`{address}` needs brackets around its host, as in [::1]:50051")
+    return host, int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _contradictions(settings: Settings) -> list[str]:
+    """What each setting allows by itself, but not with the others."""
+    problems = []
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        problems.append(
+            "TLS needs both a certificate and its key: set `tls_cert` and `tls_key` (--tls-cert, --tls-key)."
+        )
+    try:
+        host, _ = split_address(settings.listen)
+    except ValueError as error:
+        return [*problems, f"The setting `listen` ({PREFIX}LISTEN) is wrong: {error}."]
+    if not is_loopback(host) and not settings.tls and not settings.plaintext_exposes_tokens:
+        problems.append(
+            f"{settings.listen} can be reached from other machines, and without TLS whoever sees the traffic can use"
+            " every token in it. Give --tls-cert and --tls-key, listen on 127.0.0.1, or accept the risk with"
+            " --plaintext-exposes-tokens."
+        )
+    return problems
+
+
+def _read_toml(file: Path) -> dict[str, object]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"The settings file {file} can't be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"The settings file {file} is no TOML: {error}.") from error

@@ -1,0 +1,87 @@
+"""Credentials as text: `<prefix>_<22 base62 id>_<43 base62 secret><6 base62 CRC32>`.
+
+The prefix and the checksum let secret scanners find one in a repository, and let a server turn away a mistyped one
+without asking the database. Only the SHA-256 of the text is ever stored.
+"""
+
+import hashlib
+import hmac
+import re
+import secrets
+import zlib
+from dataclasses import dataclass, field
+
+from rolecall.domain import CredentialKind
+
+__all__ = ["Minted", "Presented", "matches", "mint", "new_id", "parse"]
+
+_DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_ID_BYTES, _ID_LENGTH = 16, 22
+_SECRET_BYTES, _SECRET_LENGTH = 32, 43
+_CHECKSUM_LENGTH = 6
+_SHAPE = re.compile(
+    rf"({'|'.join(CredentialKind)})_([0-9A-Za-z]{{{_ID_LENGTH}}})_[0-9A-Za-z]{{{_SECRET_LENGTH + _CHECKSUM_LENGTH}}}"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Presented:
+    """A well-formed credential that somebody presented; whether it is live, only the database knows."""
+
+    kind: CredentialKind
+    id: str
+    digest: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Minted:
+    """A new credential. `text` is shown once and stored nowhere."""
+
+    kind: CredentialKind
+    id: str
+    text: str = field(repr=False)
+    digest: bytes = field(repr=False)
+
+    @property
+    def last_four(self) -> str:
+        """The end of the text, by which its holder can tell it from others."""
+        return self.text[-4:]
+
+
+def mint(kind: CredentialKind) -> Minted:
+    """A new credential of 256 random bits."""
+    identifier = new_id()
+    body = f"{kind}_{identifier}_{_base62(secrets.token_bytes(_SECRET_BYTES), _SECRET_LENGTH)}"
+    text = body + _checksum(body)
+    return Minted(kind, identifier, text, hashlib.sha256(text.encode()).digest())
+
+
+def new_id() -> str:
+    """A random id of 128 bits in 22 letters and digits, which nobody can guess."""
+    return _base62(secrets.token_bytes(_ID_BYTES), _ID_LENGTH)
+
+
+def parse(text: str) -> Presented | None:
+    """The credential in `text`; None where its shape or checksum is wrong."""
+    match = _SHAPE.fullmatch(text)
+    if match is None or text[-_CHECKSUM_LENGTH:] != _checksum(text[:-_CHECKSUM_LENGTH]):
+        return None
+    return Presented(CredentialKind(match[1]), match[2], hashlib.sha256(text.encode()).digest())
+
+
+def matches(presented: Presented, stored_digest: bytes) -> bool:
+    """Whether it is the stored one, in a time that tells nothing about how far it is right."""
+    return hmac.compare_digest(presented.digest, stored_digest)
+
+
+def _checksum(body: str) -> str:
+    return _base62(zlib.crc32(body.encode()).to_bytes(4, "big"), _CHECKSUM_LENGTH)
+
+
+def _base62(raw: bytes, length: int) -> str:
+    number = int.from_bytes(raw, "big")
+    digits = []
+    for _ in range(length):
+        number, digit = divmod(number, 62)
+        digits.append(_DIGITS[digit])
+    return "".join(reversed(digits))

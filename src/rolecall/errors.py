@@ -1,0 +1,158 @@
+"""Every deliberate failure: its category (a gRPC status by name), its reason, and what varies as metadata.
+
+A message is one sentence that says what is wrong, followed by what to do next. It never holds a secret.
+"""
+
+from typing import ClassVar
+
+__all__ = [
+    "BatchSize",
+    "CallFailed",
+    "ConfigError",
+    "Internal",
+    "InvalidField",
+    "MemberNotFound",
+    "OrganizationExists",
+    "OrganizationNotFound",
+    "PageToken",
+    "PermissionMissing",
+    "PolicyInvalid",
+    "RateLimited",
+    "RevisionNotReached",
+    "RolecallError",
+    "StorageUnavailable",
+    "TokenNotFound",
+    "UnauthenticatedCredential",
+    "WriteConflict",
+    "by_reason",
+]
+
+
+class RolecallError(Exception):
+    """A failure that a client is told about. `field` names what is at fault in its request, where something is."""
+
+    status: ClassVar[str] = "INTERNAL"
+    reason: ClassVar[str] = "INTERNAL"
+
+    def __init__(self, message: str, *, field: str = "", **metadata: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+        self.metadata = metadata
+
+
+class UnauthenticatedCredential(RolecallError):
+    """One text for every cause, so that it tells a stranger nothing."""
+
+    status, reason = "UNAUTHENTICATED", "UNAUTHENTICATED_CREDENTIAL"
+
+    def __init__(
+        self,
+        message: str = "No valid credential was presented: send exactly one `authorization: Bearer TOKEN`"
+        " with a token that is live.",
+        *,
+        field: str = "",
+        **metadata: str,
+    ) -> None:
+        super().__init__(message, field=field, **metadata)
+
+
+class PermissionMissing(RolecallError):
+    """The caller itself may not do this."""
+
+    status, reason = "PERMISSION_DENIED", "PERMISSION_MISSING"
+
+
+class OrganizationNotFound(RolecallError):
+    """No such organization, or somebody else's: the two look the same."""
+
+    status, reason = "NOT_FOUND", "ORGANIZATION_NOT_FOUND"
+
+
+class MemberNotFound(RolecallError):
+    """The organization has no such member."""
+
+    status, reason = "NOT_FOUND", "MEMBER_NOT_FOUND"
+
+
+class TokenNotFound(RolecallError):
+    """The organization has no such token."""
+
+    status, reason = "NOT_FOUND", "TOKEN_NOT_FOUND"
+
+
+class OrganizationExists(RolecallError):
+    """There is an organization of this name."""
+
+    status, reason = "ALREADY_EXISTS", "ORGANIZATION_EXISTS"
+
+
+class InvalidField(RolecallError):
+    """A value that can't be right, whatever the state of things."""
+
+    status, reason = "INVALID_ARGUMENT", "INVALID_FIELD"
+
+
+class BatchSize(RolecallError):
+    """A batch that is empty or too long."""
+
+    status, reason = "INVALID_ARGUMENT", "BATCH_SIZE"
+
+
+class PageToken(RolecallError):
+    """A page token that this list did not give out."""
+
+    status, reason = "INVALID_ARGUMENT", "PAGE_TOKEN"
+
+
+class PolicyInvalid(RolecallError):
+    """A policy has errors, or doesn't fit the members there are."""
+
+    status, reason = "FAILED_PRECONDITION", "POLICY_INVALID"
+
+
+class RevisionNotReached(RolecallError):
+    """The answer would not know of the revision asked for."""
+
+    status, reason = "UNAVAILABLE", "REVISION_NOT_REACHED"
+
+
+class StorageUnavailable(RolecallError):
+    """The database doesn't answer."""
+
+    status, reason = "UNAVAILABLE", "STORAGE_UNAVAILABLE"
+
+
+class WriteConflict(RolecallError):
+    """Other writers got in between, every time it was tried."""
+
+    status, reason = "ABORTED", "WRITE_CONFLICT"
+
+
+class RateLimited(RolecallError):
+    """Too many calls of this kind at once."""
+
+    status, reason = "RESOURCE_EXHAUSTED", "RATE_LIMITED"
+
+
+class Internal(RolecallError):
+    """A defect. The log has its details, the client only the request id."""
+
+    status, reason = "INTERNAL", "INTERNAL"
+
+
+class ConfigError(RolecallError):
+    """The program can't start like this: a setting, a file, a schema. Only the command line shows it."""
+
+    status, reason = "FAILED_PRECONDITION", "CONFIG"
+
+
+class CallFailed(RolecallError):
+    """No answer of the service: it can't be reached, took too long, or broke off. Only the client library raises it."""
+
+    status, reason = "UNAVAILABLE", "CALL_FAILED"
+
+
+def by_reason(reason: str) -> type[RolecallError] | None:
+    """The class of the errors with this reason; None for one that this version doesn't know."""
+    return next((error for error in RolecallError.__subclasses__() if error.reason == reason), None)

@@ -1,0 +1,201 @@
+"""The policy in force: watches its folder, lets in what passes every gate, and keeps the last good one otherwise."""
+
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from rolecall.domain import now
+from rolecall.errors import StorageUnavailable
+from rolecall.policy import (
+    MODEL_FILE,
+    POLICY_FILE,
+    TEST_FILE,
+    Build,
+    Finding,
+    Policy,
+    PolicyError,
+    Severity,
+    build_aside,
+)
+from rolecall.storage import Storage, Transaction
+from rolecall.storage import members as member_rows
+
+__all__ = ["InForce", "LivePolicy", "Refusal"]
+
+# Three `stat` calls each time, 10 µs. Looking beats being told: it also sees a replaced folder and a network mount.
+LOOK_SECONDS = 0.05
+# The folder must have kept still for so long: several files saved in a burst are one change.
+SETTLE_SECONDS = 0.1
+# How long Casbin may judge: at the start, and while an admin waits for an edit to take effect.
+START_ORACLE_SECONDS = 2.0
+RELOAD_ORACLE_SECONDS = 0.3
+# When to try again what failed for a database that didn't answer.
+RETRY_SECONDS = 1.0
+
+_FILES = (MODEL_FILE, POLICY_FILE, TEST_FILE)
+_log = structlog.get_logger("rolecall.policy")
+
+# Size, time and inode of each file; None for one that can't be looked at.
+_Look = tuple[tuple[int, int, int] | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A state of the folder that was not let in, since `since`."""
+
+    version: str
+    since: int
+    findings: tuple[Finding, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """The policy that answers, since when it does, and why the folder's present state doesn't."""
+
+    policy: Policy
+    since: int
+    warnings: tuple[Finding, ...] = ()
+    refusal: Refusal | None = None
+
+
+class LivePolicy:
+    """Holds the policy in one reference, so that every call sees the whole of one version."""
+
+    def __init__(self, folder: Path, storage: Storage) -> None:
+        """Load the folder's policy. Raises `PolicyError` where it may not go live, `StorageUnavailable`."""
+        self._folder = folder
+        self._storage = storage
+        self._seen = self._look()
+        result = build_aside(folder, START_ORACLE_SECONDS)
+        if result.policy is None:
+            raise PolicyError(result.errors)
+        if gate := self._gate(result.policy):
+            raise PolicyError(gate)
+        self._in_force = InForce(result.policy, now(), _warnings(result))
+        self._wake = threading.Event()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="policy-watch", daemon=True)
+
+    @property
+    def in_force(self) -> InForce:
+        """What is served now."""
+        return self._in_force
+
+    def start(self) -> None:
+        """Watch the folder from now on."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Watch no more; returns when no reload runs any longer."""
+        self._stopped.set()
+        self._wake.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def wake(self) -> None:
+        """Read the folder again soon, changed or not. May be called from a signal handler."""
+        self._wake.set()
+
+    def _watch(self) -> None:
+        retry_at = float("inf")
+        while not self._stopped.is_set():
+            woken = self._wake.wait(LOOK_SECONDS)
+            self._wake.clear()
+            if self._stopped.is_set():
+                return
+            if woken or self._look() != self._seen or time.monotonic() >= retry_at:
+                self._settle()
+                retry_at = float("inf")
+                try:
+                    self._reload()
+                except StorageUnavailable:
+                    retry_at = time.monotonic() + RETRY_SECONDS
+                except Exception:  # noqa: BLE001 - the watch outlives any defect: the last good policy stays
+                    _log.exception("policy reload failed", folder=str(self._folder))
+
+    def _settle(self) -> None:
+        """Wait until the folder has kept still."""
+        while not self._stopped.is_set():
+            before = self._look()
+            time.sleep(SETTLE_SECONDS)
+            if self._look() == before:
+                self._seen = before
+                return
+
+    def _reload(self) -> None:
+        """Let the folder's present state in, or note why not. Raises `StorageUnavailable` after noting it."""
+        result = build_aside(self._folder, RELOAD_ORACLE_SECONDS)
+        if result.policy is None:
+            self._refuse(result.version, result.errors)
+            return
+        try:
+            gate = self._gate(result.policy)
+        except StorageUnavailable:
+            self._refuse(
+                result.version, (_finding("The roles in use can't be looked up.", "Wait: it is tried again."),)
+            )
+            raise
+        if gate:
+            self._refuse(result.version, gate)
+            return
+        self._in_force = InForce(result.policy, now(), _warnings(result))
+        _log.info("policy in force", policy_version=result.version, rules=len(result.policy.rules))
+
+    def _refuse(self, version: str, findings: tuple[Finding, ...]) -> None:
+        before = self._in_force
+        if before.refusal and (before.refusal.version, before.refusal.findings) == (version, findings):
+            return
+        refusal = Refusal(version, now(), findings)
+        self._in_force = InForce(before.policy, before.since, before.warnings, refusal)
+        _log.error(
+            "policy refused, the last good one stays in force",
+            folder=str(self._folder),
+            in_force=before.policy.version,
+            findings=[str(finding) for finding in findings[:5]],
+            finding_count=len(findings),
+        )
+
+    def _gate(self, policy: Policy) -> tuple[Finding, ...]:
+        """What would become of the members there are: roles that vanish, organizations without an owner."""
+
+        def work(tx: Transaction) -> tuple[set[str], list[str]]:
+            return member_rows.roles_held(tx), member_rows.organizations_without(tx, policy.owner_roles, limit=5)
+
+        held, ownerless = self._storage.read(work)
+        findings = [
+            _finding(
+                f"Members hold the role `{role}`, which this policy lacks.", f"Keep `{role}` until nobody holds it."
+            )
+            for role in sorted(held - set(policy.roles))
+        ]
+        findings += [
+            _finding(
+                f"The organization `{organization}` would have no member who may `owners update`.",
+                "Leave that permission with a role that somebody holds there.",
+            )
+            for organization in ownerless
+        ]
+        return tuple(findings)
+
+    def _look(self) -> _Look:
+        looks: list[tuple[int, int, int] | None] = []
+        for name in _FILES:
+            try:
+                stat = (self._folder / name).stat()
+            except OSError:
+                looks.append(None)
+            else:
+                looks.append((stat.st_size, stat.st_mtime_ns, stat.st_ino))
+        return tuple(looks)
+
+
+def _warnings(result: Build) -> tuple[Finding, ...]:
+    return tuple(finding for finding in result.findings if finding.severity is Severity.WARNING)
+
+
+def _finding(message: str, fix: str) -> Finding:
+    """A finding about the policy as a whole."""
+    return Finding(POLICY_FILE, 0, 0, message, fix)

@@ -1,0 +1,147 @@
+"""The gRPC server: the only place where the parts are put together."""
+
+from concurrent import futures
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import grpc
+from google.protobuf.descriptor import FileDescriptor
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_status import rpc_status
+
+from rolecall import keys
+from rolecall.authorizer import Authorizer
+from rolecall.config import Settings, split_address
+from rolecall.directory import Directory
+from rolecall.errors import ConfigError
+from rolecall.live_policy import LivePolicy
+from rolecall.pages import Pages
+from rolecall.server.authorization import AuthorizationService
+from rolecall.server.calls import REQUEST_ID, Calls, Method
+from rolecall.server.policy import PolicyService
+from rolecall.server.reflection import add_reflection
+from rolecall.storage import Storage
+from rolecall.v1 import authorization_pb2, policy_pb2
+
+__all__ = ["Server", "build_server"]
+
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
+MAX_WAITING_CALLS = 2000
+CONNECTION_GRACE_MS = 5000
+STOP_SECONDS = 5.0
+
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A server that is ready to start. `address` is where it listens, with the port that it got."""
+
+    address: str
+    live: LivePolicy
+    storage: Storage
+    _grpc: grpc.Server
+    _health: health.HealthServicer
+
+    def start(self) -> None:
+        """Answer calls from now on."""
+        self.live.start()
+        self._grpc.start()
+
+    def stop(self, grace: float = STOP_SECONDS) -> None:
+        """Take no new calls, give those under way `grace` seconds, and let go of everything."""
+        self._health.enter_graceful_shutdown()
+        self._grpc.stop(grace).wait()
+        self.live.stop()
+        self.storage.close()
+
+
+def build_server(settings: Settings) -> Server:
+    """Put a server together and bind its port. Raises `ConfigError`, `PolicyError`, `StorageUnavailable`."""
+    key = keys.read(settings.key_file)
+    storage = Storage(settings.database, pool_size=settings.threads)
+    storage.check()
+    live = LivePolicy(settings.policy, storage)
+    pages = Pages(key)
+    directory = Directory(storage)
+    authorizer = Authorizer(storage, directory, live, pages)
+    calls = Calls(directory)
+    services = {
+        authorization_pb2.DESCRIPTOR: AuthorizationService(authorizer),
+        policy_pb2.DESCRIPTOR: PolicyService(authorizer, live, pages),
+    }
+
+    server = grpc.server(
+        futures.ThreadPoolExecutor(settings.threads, thread_name_prefix="call"),
+        maximum_concurrent_rpcs=MAX_WAITING_CALLS,
+        options=[
+            # Two servers on one port would share its calls silently.
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            # A stream that never sends its message holds a thread until its connection ends.
+            ("grpc.max_connection_age_ms", settings.connection_seconds * 1000),
+            ("grpc.max_connection_age_grace_ms", CONNECTION_GRACE_MS),
+        ],
+    )
+    names = []
+    for file, servicer in services.items():
+        for name, handlers in _handlers(file, servicer, calls).items():
+            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
+            names.append(name)
+    # Without it, every client that watches would hold a thread.
+    checker = health.HealthServicer(experimental_non_blocking=True)
+    health_pb2_grpc.add_HealthServicer_to_server(checker, server)
+    names.append(health.SERVICE_NAME)
+    for name in ["", *names]:
+        checker.set(name, health_pb2.HealthCheckResponse.SERVING)
+    if settings.reflection:
+        add_reflection(server, names, streams=max(1, settings.threads // 4))
+    return Server(_bind(server, settings), live, storage, server, checker)
+
+
+def _handlers(file: FileDescriptor, servicer: Any, calls: Calls) -> dict[str, dict[str, Handler]]:
+    """A handler for every RPC that the protos declare; `servicer` has a method for each, or this raises."""
+    handlers: dict[str, dict[str, Handler]] = {}
+    for service in file.services_by_name.values():
+        for rpc in service.methods:
+            name = f"/{service.full_name}/{rpc.name}"
+            method = Method(name, GetMessageClass(rpc.input_type), getattr(servicer, rpc.name))
+            handlers.setdefault(service.full_name, {})[rpc.name] = _unary(method, calls)
+    return handlers
+
+
+def _unary(method: Method, calls: Calls) -> Handler:
+    """The public lane: messages pass through as bytes, so that what can fail does so inside `Calls.answer`."""
+
+    def behaviour(raw: bytes, context: grpc.ServicerContext) -> bytes:
+        metadata = context.invocation_metadata()
+        request_id = calls.request_id(metadata)
+        context.set_trailing_metadata(((REQUEST_ID, request_id),))
+        answer = calls.answer(method, raw, metadata, request_id)
+        if not isinstance(answer, bytes):
+            status = rpc_status.to_status(answer)
+            context.set_trailing_metadata((*status.trailing_metadata, (REQUEST_ID, request_id)))
+            context.abort(status.code, status.details)
+        return answer
+
+    return grpc.unary_unary_rpc_method_handler(behaviour)
+
+
+def _bind(server: grpc.Server, settings: Settings) -> str:
+    """Listen. Answers the address with its port. Raises `ConfigError`."""
+    host, _ = split_address(settings.listen)
+    try:
+        if settings.tls_cert is None or settings.tls_key is None:
+            port = server.add_insecure_port(settings.listen)
+        else:
+            pair = (settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())
+            port = server.add_secure_port(settings.listen, grpc.ssl_server_credentials([pair]))
+    except OSError as error:
+        raise ConfigError(f"The TLS file {error.filename} can't be read: {error.strerror}.") from error
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{settings.listen} can't be listened on: another program may be, or the TLS files may not fit."
+            " Choose another address with --listen, or end that program."
+        ) from error
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -1,0 +1,110 @@
+"""What happens around every RPC, whichever lane it comes in on: authenticate, parse, run, answer or say why not."""
+
+import itertools
+import re
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from google.protobuf.message import DecodeError, Message
+from google.rpc import status_pb2
+
+from rolecall.directory import Directory
+from rolecall.domain import Caller
+from rolecall.errors import Internal, InvalidField, RolecallError, UnauthenticatedCredential
+from rolecall.server.status import status_of
+from rolecall.storage.organizations import not_found
+
+__all__ = ["OPEN_METHODS", "REQUEST_ID", "Call", "Calls", "Method"]
+
+# The calls that need no credential, by full name. Everything else does.
+OPEN_METHODS: frozenset[str] = frozenset()
+
+REQUEST_ID = "x-request-id"
+
+_MAX_ORGANIZATION = 63
+_BEARER = re.compile(r"bearer ([!-~]+)", re.IGNORECASE)
+_REQUEST_ID_SHAPE = re.compile(r"[!-~]{1,128}")
+_log = structlog.get_logger("rolecall.calls")
+
+Metadata = Iterable[tuple[str, str | bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call of an authenticated caller."""
+
+    caller: Caller
+    request_id: str
+
+    def caller_in(self, organization: str) -> Caller:
+        """The caller, for a request that names `organization`; empty is the credential's own.
+
+        Raises `OrganizationNotFound` for any other, whether it exists or not.
+        """
+        if organization and organization != self.caller.organization:
+            if len(organization) > _MAX_ORGANIZATION:
+                message = f"organization has {len(organization)} characters, more than {_MAX_ORGANIZATION}: name yours."
+                raise InvalidField(message, field="organization")
+            raise not_found(organization)
+        return self.caller
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """One unary RPC."""
+
+    name: str
+    request_type: type[Message]
+    run: Callable[[Any, Call], Message]
+
+
+class Calls:
+    """Answers calls. Threads may share it."""
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+        # A counter behind a random prefix: unique enough to search a log for, and cheap to make.
+        self._prefix = secrets.token_hex(4)
+        self._numbers = itertools.count(1)
+
+    def request_id(self, metadata: Metadata) -> str:
+        """The id that the client gave the call, where it is printable; else a new one."""
+        for key, value in metadata:
+            if key == REQUEST_ID and isinstance(value, str) and _REQUEST_ID_SHAPE.fullmatch(value):
+                return value
+        return f"{self._prefix}-{next(self._numbers)}"
+
+    def answer(self, method: Method, raw: bytes, metadata: Metadata, request_id: str) -> bytes | status_pb2.Status:
+        """The serialized answer to the message `raw`, or the status that says why there is none. Never raises."""
+        try:
+            call = Call(self._authenticate(metadata), request_id)
+            return method.run(_parse(method, raw), call).SerializeToString()
+        except RolecallError as error:
+            _log.debug("refused", method=method.name, request_id=request_id, reason=error.reason)
+            return status_of(error, request_id)
+        except Exception:  # noqa: BLE001 - whatever it is, the client must not see its text, nor wait for ever
+            _log.exception("failed", method=method.name, request_id=request_id)
+            message = f"The server failed: its log says more under the request id {request_id}."
+            return status_of(Internal(message), request_id)
+
+    def _authenticate(self, metadata: Metadata) -> Caller:
+        """The caller behind the one credential presented. Raises `UnauthenticatedCredential`."""
+        presented = [value for key, value in metadata if key == "authorization"]
+        if len(presented) != 1 or not isinstance(presented[0], str):
+            raise UnauthenticatedCredential
+        match = _BEARER.fullmatch(presented[0])
+        caller = self._directory.caller(match[1]) if match else None
+        if caller is None:
+            raise UnauthenticatedCredential
+        return caller
+
+
+def _parse(method: Method, raw: bytes) -> Message:
+    try:
+        return method.request_type.FromString(raw)
+    except DecodeError as error:
+        name = method.request_type.DESCRIPTOR.full_name
+        raise InvalidField(f"The message is no {name}: send one in protobuf's binary form.", field="") from error

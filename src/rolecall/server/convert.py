@@ -1,0 +1,230 @@
+"""Between messages and domain values. What comes in is validated here, field by field."""
+
+import re
+from collections.abc import Sequence
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from rolecall import addresses, credentials
+from rolecall.authorizer import BatchAnswer, PermissionsAnswer, SubjectsAnswer
+from rolecall.domain import (
+    CheckResult,
+    Effect,
+    Explanation,
+    ItemError,
+    Member,
+    Page,
+    Permission,
+    Question,
+    Reason,
+    Subject,
+    SubjectKind,
+)
+from rolecall.errors import BatchSize, InvalidField
+from rolecall.v1 import authorization_pb2 as pb
+from rolecall.v1 import shared_pb2
+
+__all__ = [
+    "action",
+    "at_least_revision",
+    "batch_response",
+    "batch_size",
+    "check_response",
+    "member",
+    "page",
+    "permission",
+    "permissions_response",
+    "question",
+    "resource",
+    "subject",
+    "subjects_response",
+    "timestamp",
+]
+
+MAX_ACTION = 256
+MAX_RESOURCE = 1024
+MAX_SUBJECT = 330
+MAX_BATCH = 1000
+
+_DOT_SEGMENT = re.compile(r"(?:^|/)\.{1,2}(?:/|$)")
+_FORMS = "`user:ann@acme.io`, `user:ID`, `token:ID`, `role:NAME`, or a bare address"
+
+_DECISIONS = {Effect.ALLOW: pb.DECISION_ALLOW, Effect.DENY: pb.DECISION_DENY}
+_REASONS = {reason: pb.Reason.Value(f"REASON_{reason.name}") for reason in Reason}
+_EFFECTS = {Effect.ALLOW: shared_pb2.EFFECT_ALLOW, Effect.DENY: shared_pb2.EFFECT_DENY}
+
+
+def question(message: pb.CheckRequest | pb.BatchCheckItem) -> Question:
+    """The question that `message` asks. Raises `InvalidField` for the first field at fault."""
+    about = message.WhichOneof("about")
+    if about == "subject_token" and message.subject_token:
+        asked = _presented(message.subject_token)
+    else:
+        asked = subject(message.subject)
+    return Question(asked, action(message.action), resource(message.resource))
+
+
+def subject(text: str) -> Subject:
+    """Who `text` names. Raises `InvalidField`."""
+    if not text:
+        raise InvalidField(f"subject is not set: say who is asked about, as {_FORMS}.", field="subject")
+    _require_plain("subject", text, MAX_SUBJECT)
+    form, colon, value = text.partition(":")
+    if not colon:
+        form, value = "user", text
+        if "@" not in text:
+            raise InvalidField(f"subject `{text}` has no known form: write {_FORMS}.", field="subject")
+    if form not in ("user", "token", "role") or not value:
+        raise InvalidField(f"subject `{text}` has no known form: write {_FORMS}.", field="subject")
+    if form == "user" and "@" in value:
+        return Subject(SubjectKind.EMAIL, addresses.key_of(value, "subject"))
+    kinds = {"user": SubjectKind.USER_ID, "token": SubjectKind.TOKEN_ID, "role": SubjectKind.ROLE}
+    return Subject(kinds[form], value)
+
+
+def action(text: str) -> str:
+    """The action in `text`. Raises `InvalidField`."""
+    if not text:
+        raise InvalidField("action is not set: name one in the policy's words, as in `view`.", field="action")
+    _require_plain("action", text, MAX_ACTION)
+    return text
+
+
+def resource(text: str) -> str:
+    """The resource in `text`. Raises `InvalidField`."""
+    if not text:
+        raise InvalidField("resource is not set: name one as `type` or `type/id/...`.", field="resource")
+    _require_plain("resource", text, MAX_RESOURCE)
+    if "//" in text or text[0] == "/" or text[-1] == "/":
+        raise InvalidField("resource has an empty segment: write `type/id`, without stray slashes.", field="resource")
+    if "." in text and _DOT_SEGMENT.search(text):
+        raise InvalidField("resource has a segment `.` or `..`: write the path without them.", field="resource")
+    return text
+
+
+def at_least_revision(value: int) -> int:
+    """The revision to wait for. Raises `InvalidField`."""
+    if value < 0:
+        message = f"at_least_revision is {value}: give a revision that an answer gave, or 0 for any."
+        raise InvalidField(message, field="at_least_revision")
+    return value
+
+
+def page(message: pb.ListPermissionsRequest | pb.ListSubjectsRequest) -> Page:
+    """Which part of a list is wanted; its bounds are checked where the list is known."""
+    return Page(message.page_size, message.page_token)
+
+
+def batch_size(size: int) -> None:
+    """Raise `BatchSize` where so many questions can't be asked at once."""
+    if not 1 <= size <= MAX_BATCH:
+        raise BatchSize(
+            f"checks has {size} questions; it must have 1 to {MAX_BATCH}: split the batch, or ask something.",
+            field="checks",
+            size=str(size),
+            maximum=str(MAX_BATCH),
+        )
+
+
+def check_response(result: CheckResult) -> pb.CheckResponse:
+    """One answer as a message."""
+    return pb.CheckResponse(
+        decision=_DECISIONS[result.decision],
+        reason=_REASONS[result.reason],
+        role=result.role,
+        revision=result.revision,
+        policy_version=result.policy_version,
+        explanation=_explanation(result.explanation) if result.explanation else None,
+    )
+
+
+def batch_response(asked: Sequence[Question | ItemError], answer: BatchAnswer) -> pb.BatchCheckResponse:
+    """The answers in the order of the questions; a malformed question has denied itself."""
+    results = iter(answer.results)
+    return pb.BatchCheckResponse(
+        results=[
+            pb.BatchCheckResult(decision=pb.DECISION_DENY, error=pb.CheckError(field=item.field, message=item.message))
+            if isinstance(item, ItemError)
+            else _batch_result(next(results))
+            for item in asked
+        ],
+        revision=answer.revision,
+        policy_version=answer.policy_version,
+    )
+
+
+def permissions_response(answer: PermissionsAnswer) -> pb.ListPermissionsResponse:
+    """A page of permissions as a message."""
+    return pb.ListPermissionsResponse(
+        role=answer.role,
+        permissions=[permission(item) for item in answer.permissions],
+        revision=answer.revision,
+        policy_version=answer.policy_version,
+        next_page_token=answer.next_page_token,
+    )
+
+
+def subjects_response(answer: SubjectsAnswer) -> pb.ListSubjectsResponse:
+    """A page of members as a message."""
+    return pb.ListSubjectsResponse(
+        members=[member(item) for item in answer.members],
+        revision=answer.revision,
+        policy_version=answer.policy_version,
+        next_page_token=answer.next_page_token,
+    )
+
+
+def permission(value: Permission) -> shared_pb2.Permission:
+    """A rule as a message."""
+    return shared_pb2.Permission(resource=value.resource, action=value.action, effect=_EFFECTS[value.effect])
+
+
+def member(value: Member) -> shared_pb2.Member:
+    """A member as a message."""
+    return shared_pb2.Member(
+        user_id=value.user_id,
+        email=value.email,
+        display_name=value.display_name,
+        role=value.role,
+        etag=f"{value.update_time:x}",
+        create_time=timestamp(value.create_time),
+        update_time=timestamp(value.update_time),
+    )
+
+
+def timestamp(microseconds: int) -> Timestamp:
+    """A time as a message."""
+    seconds, rest = divmod(microseconds, 1_000_000)
+    return Timestamp(seconds=seconds, nanos=rest * 1000)
+
+
+def _presented(text: str) -> Subject:
+    """The holder of a presented token. A malformed one is nobody's."""
+    token = credentials.parse(text)
+    return Subject(SubjectKind.PRESENTED, token.id, token.digest) if token else Subject(SubjectKind.PRESENTED, "")
+
+
+def _require_plain(field: str, text: str, limit: int) -> None:
+    if len(text) > limit:
+        raise InvalidField(f"{field} has {len(text)} characters, more than {limit}: shorten it.", field=field)
+    if "*" in text:
+        raise InvalidField(f"{field} holds a `*`: ask about one at a time; only rules have wildcards.", field=field)
+    if not text.isprintable():
+        raise InvalidField(f"{field} holds a control character or invisible space: remove it.", field=field)
+
+
+def _batch_result(result: CheckResult) -> pb.BatchCheckResult:
+    return pb.BatchCheckResult(decision=_DECISIONS[result.decision], reason=_REASONS[result.reason])
+
+
+def _explanation(value: Explanation) -> pb.Explanation:
+    return pb.Explanation(
+        summary=value.summary,
+        rule=value.rule,
+        file=value.file,
+        line=value.line,
+        role_chain=value.role_chain,
+        nearest_miss=value.nearest_miss,
+        nearest_miss_line=value.nearest_miss_line,
+        roles_that_pass=value.roles_that_pass,
+    )

@@ -1,0 +1,84 @@
+"""grpc.reflection, v1 and v1alpha, with the comments of the protos: `grpcurl describe` is the manual."""
+
+import threading
+from collections.abc import Iterable, Iterator
+from importlib import resources
+from typing import Any
+
+import grpc
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+__all__ = ["add_reflection"]
+
+_METHOD = "ServerReflectionInfo"
+_V1 = "grpc.reflection.v1.ServerReflection"
+_V1_ALPHA = reflection.SERVICE_NAME
+
+
+class _DocumentedFile:
+    """A file's descriptor that copies itself with the comments, which generated Python code leaves out."""
+
+    def __init__(self, documented: FileDescriptorProto, dependencies: list[Any]) -> None:
+        self.name = documented.name
+        self.dependencies = dependencies
+        self._documented = documented
+
+    def CopyToProto(self, proto: FileDescriptorProto) -> None:
+        proto.CopyFrom(self._documented)
+
+
+class _DocumentedPool:
+    """The default pool, but for our own files, which come with their comments."""
+
+    def __init__(self) -> None:
+        self._pool = descriptor_pool.Default()
+        raw = resources.files("rolecall.v1").joinpath("api.binpb").read_bytes()
+        self._documented = {file.name: file for file in FileDescriptorSet.FromString(raw).file}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pool, name)
+
+    def FindFileByName(self, name: str) -> Any:
+        return self._with_comments(self._pool.FindFileByName(name))
+
+    def FindFileContainingSymbol(self, symbol: str) -> Any:
+        return self._with_comments(self._pool.FindFileContainingSymbol(symbol))
+
+    def _with_comments(self, file: Any) -> Any:
+        documented = self._documented.get(file.name)
+        if documented is None:
+            return file
+        return _DocumentedFile(documented, [self._with_comments(dependency) for dependency in file.dependencies])
+
+
+class _Reflection(reflection.ReflectionServicer):
+    """Serves at most so many streams at once: each holds a thread of the pool while it is open."""
+
+    def __init__(self, services: Iterable[str], streams: int) -> None:
+        super().__init__(services, _DocumentedPool())
+        self._places = threading.Semaphore(streams)
+
+    def answer(
+        self, requests: Iterator[reflection_pb2.ServerReflectionRequest], context: grpc.ServicerContext
+    ) -> Iterator[reflection_pb2.ServerReflectionResponse]:
+        """Answer the requests of one stream, where there is a place for it."""
+        if not self._places.acquire(blocking=False):
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Too many reflection streams are open: try again later.")
+        try:
+            yield from self.ServerReflectionInfo(requests, context)
+        finally:
+            self._places.release()
+
+
+def add_reflection(server: grpc.Server, services: Iterable[str], streams: int) -> None:
+    """Describe `services` to whoever asks. The two versions differ in their name only."""
+    servicer = _Reflection([*services, _V1_ALPHA], streams)
+    handler = grpc.stream_stream_rpc_method_handler(
+        servicer.answer,
+        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    for name in (_V1, _V1_ALPHA):
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, {_METHOD: handler}),))

@@ -1,0 +1,122 @@
+"""The database: transactions that are wholly there or wholly absent, on SQLite and PostgreSQL alike."""
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from rolecall.errors import ConfigError, StorageUnavailable, WriteConflict
+from rolecall.storage import organizations
+from rolecall.storage.engine import WRITES, create_file, engine_for, file_is_missing, url_of
+from rolecall.storage.schema import check_schema, is_empty, upgrade_schema
+from rolecall.storage.transaction import Transaction
+
+__all__ = ["Storage", "Transaction"]
+
+T = TypeVar("T")
+
+TRIES = 4
+FIRST_PAUSE_SECONDS = 0.02
+
+
+class Storage:
+    """One database. Threads may share it."""
+
+    def __init__(self, url: str, pool_size: int = 16) -> None:
+        """Connects to nothing yet. Raises `ConfigError` where `url` is none that we serve."""
+        self._url = url_of(url)
+        self._engine = engine_for(self._url, pool_size)
+        self._postgresql = self._url.get_backend_name() == "postgresql"
+
+    def create(self) -> None:
+        """Make the tables in a new or empty database; `check` any other. Raises `ConfigError`."""
+        create_file(self._url)
+        if is_empty(self._engine):
+            upgrade_schema(self._engine)
+        self.check()
+
+    def upgrade(self) -> None:
+        """Bring the schema, and SQLite's file itself, to what this version needs. Raises `ConfigError`."""
+        create_file(self._url)
+        upgrade_schema(self._engine)
+
+    def check(self) -> None:
+        """Raise `ConfigError` where there is no database, or its schema is older or newer than this version's."""
+        if file_is_missing(self._url):
+            where = self._url.database
+            raise ConfigError(f"There is no database {where}: run `rolecall init`, or correct ROLECALL_DATABASE.")
+        check_schema(self._engine)
+
+    def close(self) -> None:
+        """Let go of all connections."""
+        self._engine.dispose()
+
+    def read(self, work: Callable[[Transaction], T]) -> T:
+        """What `work` finds in one snapshot. It may be called again. Raises `StorageUnavailable`."""
+        options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True} if self._postgresql else {}
+        return self._run(work, options, conflict=StorageUnavailable)
+
+    def write(self, work: Callable[[Transaction], T]) -> T:
+        """What `work` answers after its writes are committed. It may be called again, after a roll-back.
+
+        Raises `WriteConflict` where others got in between each time, `StorageUnavailable`, and whatever `work` raises:
+        then nothing is written.
+        """
+        return self._run(work, {WRITES: True}, conflict=WriteConflict)
+
+    def mutate(self, organization: str, work: Callable[[Transaction], T]) -> T:
+        """`write` to one organization: its revision is bumped before `work` begins, and lets one writer in at a time.
+
+        Raises `OrganizationNotFound` too.
+        """
+        return self.write(lambda tx: work(Transaction(tx.connection, organizations.bump(tx, organization))))
+
+    def _run(
+        self,
+        work: Callable[[Transaction], T],
+        options: dict[str, Any],
+        conflict: type[StorageUnavailable | WriteConflict],
+    ) -> T:
+        pause = FIRST_PAUSE_SECONDS
+        for last in [False] * (TRIES - 1) + [True]:
+            try:
+                with self._engine.connect().execution_options(**options) as connection, connection.begin():
+                    return work(Transaction(connection))
+            except PoolTimeoutError as error:
+                raise StorageUnavailable("All database connections are in use: try again in a moment.") from error
+            except SQLAlchemyError as error:
+                if not _is_conflict(error):
+                    if not _is_outage(error):
+                        raise
+                    raise StorageUnavailable("The database can't be reached: try again in a moment.") from error
+                if last:
+                    raise conflict("Other writers kept the database busy: try again in a moment.") from error
+            time.sleep(pause)
+            pause *= 2
+        raise AssertionError("the last try returns or raises")
+
+
+def _is_conflict(error: SQLAlchemyError) -> bool:
+    """Whether the transaction lost against another one and may win the next time."""
+    if not isinstance(error, DBAPIError):
+        return False
+    if getattr(error.orig, "sqlstate", None) in ("40001", "40P01", "55P03"):
+        return True
+    # Two made the same row at once: the second try finds it and says so in our words.
+    if isinstance(error, IntegrityError):
+        return True
+    return getattr(error.orig, "sqlite_errorname", "").startswith("SQLITE_BUSY")
+
+
+def _is_outage(error: SQLAlchemyError) -> bool:
+    """Whether the database itself is the trouble, and not the statement."""
+    if not isinstance(error, DBAPIError):
+        return False
+    name = getattr(error.orig, "sqlite_errorname", None)
+    if name is not None:
+        return not name.startswith(("SQLITE_ERROR", "SQLITE_CONSTRAINT", "SQLITE_MISUSE", "SQLITE_RANGE"))
+    state = getattr(error.orig, "sqlstate", None)
+    # No state: the connection broke or never was. 08 connection, 53 resources, 57 operator, 58 system, 3D/28 log-in.
+    return state is None or state[:2] in ("08", "53", "57", "58", "3D", "28")

@@ -1,0 +1,89 @@
+"""Engines for SQLite and PostgreSQL, set up so that writers queue instead of losing each other's work."""
+
+import os
+import sqlite3
+from pathlib import Path
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from rolecall.errors import ConfigError
+
+__all__ = ["WRITES", "create_file", "engine_for", "file_is_missing", "url_of"]
+
+# Execution option of connections that are going to write.
+WRITES = "rolecall_writes"
+
+# How long a statement waits for another writer, and a connection for its turn.
+WAIT_SECONDS = 2
+
+
+def url_of(text: str) -> URL:
+    """The database's URL. Raises `ConfigError`, without the URL, as it may hold a password."""
+    try:
+        url = make_url(text)
+    except ArgumentError:
+        raise ConfigError(
+            "The database URL is none: write `sqlite:///file` or `postgresql://user:password@host/name`."
+        ) from None
+    if url.get_backend_name() not in ("sqlite", "postgresql"):
+        raise ConfigError(f"The database `{url.get_backend_name()}` is not supported: use sqlite or postgresql.")
+    if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
+        raise ConfigError("An SQLite database needs a file: write `sqlite:///rolecall.db`.")
+    return url.set(drivername="sqlite" if url.get_backend_name() == "sqlite" else "postgresql+psycopg")
+
+
+def engine_for(url: URL, pool_size: int) -> Engine:
+    """An engine whose connections are ready for use. Connects to nothing yet."""
+    if url.get_backend_name() == "sqlite":
+        engine = create_engine(
+            url,
+            hide_parameters=True,
+            pool_size=pool_size,
+            max_overflow=0,
+            pool_timeout=WAIT_SECONDS,
+            connect_args={"timeout": WAIT_SECONDS},
+        )
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_sqlite)
+        return engine
+    return create_engine(
+        url,
+        hide_parameters=True,
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=WAIT_SECONDS,
+        pool_pre_ping=True,
+        connect_args={
+            "connect_timeout": WAIT_SECONDS,
+            "options": f"-c lock_timeout={WAIT_SECONDS}s -c statement_timeout=30s",
+        },
+    )
+
+
+def create_file(url: URL) -> None:
+    """Make SQLite's file, readable by this user only, where there is none. Raises `ConfigError`."""
+    if url.get_backend_name() != "sqlite" or not url.database:
+        return
+    try:
+        os.close(os.open(url.database, os.O_RDWR | os.O_CREAT, 0o600))
+    except OSError as error:
+        raise ConfigError(f"The database file {url.database} can't be made: {error.strerror}.") from error
+
+
+def file_is_missing(url: URL) -> bool:
+    """Whether SQLite would make a new, empty file."""
+    return url.get_backend_name() == "sqlite" and not Path(url.database or "").exists()
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
+    # The driver's own BEGIN comes late and deferred, which loses writes; ours is below.
+    connection.isolation_level = None
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    writes = connection.get_execution_options().get(WRITES, False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

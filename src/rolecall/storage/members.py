@@ -1,0 +1,88 @@
+"""Queries on members."""
+
+from collections.abc import Collection
+from typing import Any
+
+from sqlalchemy import Row, exists, insert, select
+
+from rolecall.domain import Member
+from rolecall.storage.organizations import record_change
+from rolecall.storage.tables import members, organizations
+from rolecall.storage.transaction import Transaction
+
+__all__ = ["add", "by_email", "organizations_without", "page_with_roles", "roles_by_email", "roles_by_id", "roles_held"]
+
+
+def add(tx: Transaction, member: Member, email_key: str) -> None:
+    """Insert a new member."""
+    tx.connection.execute(
+        insert(members).values(
+            organization=member.organization,
+            user_id=member.user_id,
+            email_key=email_key,
+            email=member.email,
+            display_name=member.display_name,
+            role=member.role,
+            create_time=member.create_time,
+            update_time=member.update_time,
+        )
+    )
+    record_change(tx, member.organization, "member", member.user_id)
+
+
+def by_email(tx: Transaction, organization: str, email_key: str) -> Member | None:
+    """The member with this address; None where there is none."""
+    row = tx.connection.execute(
+        select(members).where(members.c.organization == organization, members.c.email_key == email_key)
+    ).one_or_none()
+    return _member(row) if row else None
+
+
+def roles_by_id(tx: Transaction, organization: str, user_ids: Collection[str]) -> dict[str, str]:
+    """The role of each of `user_ids` who is a member."""
+    rows = tx.connection.execute(
+        select(members.c.user_id, members.c.role).where(
+            members.c.organization == organization, members.c.user_id.in_(user_ids)
+        )
+    )
+    return {row.user_id: row.role for row in rows}
+
+
+def roles_by_email(tx: Transaction, organization: str, email_keys: Collection[str]) -> dict[str, str]:
+    """The role of each of the addresses that is a member's."""
+    rows = tx.connection.execute(
+        select(members.c.email_key, members.c.role).where(
+            members.c.organization == organization, members.c.email_key.in_(email_keys)
+        )
+    )
+    return {row.email_key: row.role for row in rows}
+
+
+def page_with_roles(
+    tx: Transaction, organization: str, roles: Collection[str], after: str | None, limit: int
+) -> list[tuple[str, Member]]:
+    """At most `limit` members who hold one of `roles`, by address key, those behind the key `after`."""
+    query = select(members).where(members.c.organization == organization, members.c.role.in_(roles))
+    if after is not None:
+        query = query.where(members.c.email_key > after)
+    rows = tx.connection.execute(query.order_by(members.c.email_key).limit(limit))
+    return [(row.email_key, _member(row)) for row in rows]
+
+
+def roles_held(tx: Transaction) -> set[str]:
+    """Every role that a member of any organization holds."""
+    return set(tx.connection.scalars(select(members.c.role).distinct()))
+
+
+def organizations_without(tx: Transaction, roles: Collection[str], limit: int) -> list[str]:
+    """At most `limit` organizations in which nobody holds one of `roles`."""
+    holder = exists().where(members.c.organization == organizations.c.id, members.c.role.in_(roles))
+    return list(
+        tx.connection.scalars(select(organizations.c.id).where(~holder).order_by(organizations.c.id).limit(limit))
+    )
+
+
+def _member(row: Row[Any]) -> Member:
+    return Member(
+        row.organization, row.user_id, row.email, row.display_name, row.role, row.create_time, row.update_time
+    )

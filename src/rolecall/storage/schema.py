@@ -1,0 +1,63 @@
+"""Alembic, driven from here: the schema that this version needs, and what to do about another one."""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Engine
+from sqlalchemy.exc import DBAPIError
+
+from rolecall.errors import ConfigError
+from rolecall.storage.engine import WRITES
+
+__all__ = ["check_schema", "is_empty", "upgrade_schema"]
+
+
+def check_schema(engine: Engine) -> None:
+    """Raise `ConfigError` where the database is unreachable, empty, or of another version."""
+    where = engine.url.render_as_string(hide_password=True)
+    script = ScriptDirectory.from_config(_config())
+    found = _revision_of(engine)
+    if found == script.get_current_head():
+        return
+    if found is None:
+        raise ConfigError(f"The database {where} is empty: run `rolecall init`, or `rolecall db upgrade`.")
+    if found in {revision.revision for revision in script.walk_revisions()}:
+        raise ConfigError(f"The schema of {where} is older than this Rolecall: run `rolecall db upgrade`.")
+    raise ConfigError(f"The schema of {where} is newer than this Rolecall: install the newer version.")
+
+
+def is_empty(engine: Engine) -> bool:
+    """Whether the database has none of our tables yet. Raises `ConfigError` where it can't be reached."""
+    return _revision_of(engine) is None
+
+
+def upgrade_schema(engine: Engine) -> None:
+    """Bring the schema to this version's; nothing where it is there already. Raises `ConfigError`."""
+    found = _revision_of(engine)
+    script = ScriptDirectory.from_config(_config())
+    if found is not None and found not in {revision.revision for revision in script.walk_revisions()}:
+        where = engine.url.render_as_string(hide_password=True)
+        raise ConfigError(f"The schema of {where} is newer than this Rolecall: install the newer version.")
+    config = _config()
+    with engine.connect().execution_options(**{WRITES: True}) as connection, connection.begin():
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def _revision_of(engine: Engine) -> str | None:
+    try:
+        with engine.connect() as connection:
+            return MigrationContext.configure(connection).get_current_revision()
+    except DBAPIError as error:
+        where = engine.url.render_as_string(hide_password=True)
+        reason = str(error.orig).strip().splitlines()[0]
+        raise ConfigError(f"The database {where} can't be used: {reason}.") from error
+
+
+def _config() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations").replace("%", "%%"))
+    return config

@@ -1,0 +1,186 @@
+"""Real parts for the tests: databases, a policy folder, a server on a socket, clients of it."""
+
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import pytest
+from hypothesis import settings as hypothesis_settings
+from postgres import PostgresServer, find_postgres
+
+from rolecall import credentials, keys, live_policy, organizations, tokens
+from rolecall import policy as policies
+from rolecall.config import Settings
+from rolecall.domain import Member, now
+from rolecall.server import Server, build_server
+from rolecall.storage import Storage, Transaction
+from rolecall.storage import members as member_rows
+
+ROOT = Path(__file__).parent.parent
+CI = os.environ.get("CI") == "true"
+POSTGRES_URL = "TEST_POSTGRES_URL"
+
+hypothesis_settings.register_profile("default", deadline=None, print_blob=True)
+hypothesis_settings.load_profile("default")
+
+_started: list[PostgresServer] = []
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start one PostgreSQL server for all worker processes, where it is installed; CI must have it."""
+    for name in [name for name in os.environ if name.startswith("ROLECALL_")]:
+        del os.environ[name]
+    if hasattr(config, "workerinput") or POSTGRES_URL in os.environ:
+        return
+    binaries = find_postgres()
+    if binaries is None:
+        if CI:
+            pytest.exit("PostgreSQL is not installed: CI must test it.", returncode=1)
+        return
+    _started.append(PostgresServer(binaries))
+    os.environ[POSTGRES_URL] = _started[0].url
+
+
+def pytest_unconfigure() -> None:
+    """Stop what was started."""
+    while _started:
+        _started.pop().stop()
+
+
+@pytest.fixture(autouse=True)
+def _short_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compare with Casbin only briefly at each start of a server: the property tests compare at length."""
+    monkeypatch.setattr(live_policy, "START_ORACLE_SECONDS", 0.05)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of a new, empty database; one of each kind."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/rolecall.db"
+        return
+    if POSTGRES_URL not in os.environ:
+        pytest.skip("PostgreSQL is not installed")
+    with PostgresServer.new_database(os.environ[POSTGRES_URL]) as url:
+        yield url
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """The URL of a new SQLite database, for what doesn't differ between databases."""
+    return f"sqlite:///{tmp_path}/rolecall.db"
+
+
+@pytest.fixture
+def storage(database_url: str) -> Iterator[Storage]:
+    """A database with its tables."""
+    storage = Storage(database_url)
+    storage.create()
+    yield storage
+    storage.close()
+
+
+@pytest.fixture
+def policy_folder(tmp_path: Path) -> Path:
+    """A copy of the shipped policy, to be edited."""
+    folder = tmp_path / "policies"
+    shutil.copytree(ROOT / "policies", folder, ignore=shutil.ignore_patterns("variants"))
+    return folder
+
+
+@dataclass
+class Site:
+    """A running server with the organization `acme`: a member for each role, and a token for each member."""
+
+    server: Server
+    storage: Storage
+    settings: Settings
+    policy_folder: Path
+    members: dict[str, Member]
+    tokens: dict[str, str]
+    channels: ExitStack = field(default_factory=ExitStack)
+
+    @property
+    def address(self) -> str:
+        """Where it listens."""
+        return self.server.address
+
+    def channel(self) -> grpc.Channel:
+        """A connection of its own."""
+        return self.channels.enter_context(grpc.insecure_channel(self.address, [("grpc.use_local_subchannel_pool", 1)]))
+
+    def call(
+        self, method: str, request: bytes, *authorization: str | bytes, timeout: float = 10
+    ) -> tuple[bytes, grpc.Call]:
+        """The raw answer to raw bytes, presenting each of `authorization`. Raises `grpc.RpcError`."""
+        multicallable = self.channel().unary_unary(method)
+        metadata = [("authorization", value) for value in authorization]
+        response, call = multicallable.with_call(request, timeout=timeout, metadata=metadata)
+        return response, call
+
+
+def add_member(storage: Storage, organization: str, email: str, role: str) -> Member:
+    """Put a member straight into the database."""
+    at = now()
+    member = Member(organization, credentials.new_id(), email, email.partition("@")[0], role, at, at)
+
+    def work(tx: Transaction) -> Member:
+        member_rows.add(tx, member, email.lower())
+        return member
+
+    return storage.mutate(organization, work)
+
+
+MakeSite = Callable[..., Site]
+
+
+@pytest.fixture
+def make_site(policy_folder: Path, tmp_path: Path) -> Iterator[MakeSite]:
+    """Starts servers; stops them at the end."""
+    stack = ExitStack()
+
+    def make(database_url: str, *, folder: Path = policy_folder, **settings: object) -> Site:
+        policy = policies.build(folder, 0.0).policy
+        assert policy is not None
+        storage = Storage(database_url)
+        storage.create()
+        stack.callback(storage.close)
+        key_file = tmp_path / "rolecall.key"
+        if not key_file.exists():
+            keys.create(key_file)
+        founded = organizations.found(storage, policy, "acme", "ann@acme.io", demo=True)
+        members = {member.role: member for member in (founded.owner, *founded.others)}
+        minted = {role: tokens.issue(storage, "acme", member.email).text for role, member in members.items()}
+        values = {"database": database_url, "policy": folder, "key_file": key_file, "listen": "127.0.0.1:0", **settings}
+        configured = Settings(**values)  # type: ignore[arg-type]
+        server = build_server(configured)
+        site = Site(server, storage, configured, folder, members, minted)
+        server.start()
+        stack.callback(server.stop, 0)
+        stack.callback(site.channels.close)
+        return site
+
+    with stack:
+        yield make
+
+
+@pytest.fixture
+def site(make_site: MakeSite, database_url: str) -> Site:
+    """A running server over each kind of database."""
+    return make_site(database_url)
+
+
+@pytest.fixture
+def sqlite_site(make_site: MakeSite, sqlite_url: str) -> Site:
+    """A running server over SQLite, for what doesn't differ between databases."""
+    return make_site(sqlite_url)
+
+
+def sqlite_file(url: str) -> sqlite3.Connection:
+    """A connection past the server, to an SQLite database."""
+    return sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)

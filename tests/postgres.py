@@ -1,0 +1,70 @@
+"""A PostgreSQL server of the tests' own, in a temporary folder, on a Unix socket and a free port."""
+
+import os
+import pwd
+import secrets
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+
+__all__ = ["PostgresServer", "find_postgres"]
+
+
+def find_postgres() -> Path | None:
+    """The folder with the newest installed server's programs."""
+    on_path = shutil.which("initdb")
+    if on_path:
+        return Path(on_path).resolve().parent
+    found = Path("/usr/lib/postgresql").glob("*/bin/initdb")
+    return max((path.parent for path in found), key=lambda path: int(path.parent.name), default=None)
+
+
+class PostgresServer:
+    """Runs as the user `postgres` where we are root, which PostgreSQL refuses to be."""
+
+    def __init__(self, binaries: Path) -> None:
+        self._as = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
+        user = "postgres" if self._as else pwd.getpwuid(os.geteuid()).pw_name
+        self._folder = Path(tempfile.mkdtemp(prefix="rolecall-postgres-"))
+        if self._as:
+            shutil.chown(self._folder, "postgres")
+        data = self._folder / "data"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self._run(str(binaries / "initdb"), "-D", str(data), "--auth=trust", "-U", user, "-E", "UTF8", "--no-sync")
+        self._stop = [str(binaries / "pg_ctl"), "-D", str(data), "-m", "immediate", "stop"]
+        options = f"-p {port} -k {self._folder} -c listen_addresses=127.0.0.1 -c fsync=off -c max_connections=300"
+        self._run(
+            str(binaries / "pg_ctl"), "-D", str(data), "-l", str(self._folder / "log"), "-o", options, "-w", "start"
+        )
+        self.url = f"postgresql://{user}@127.0.0.1:{port}/postgres"
+
+    @staticmethod
+    @contextmanager
+    def new_database(server_url: str) -> Iterator[str]:
+        """The URL of a new, empty database, which is dropped at the end."""
+        name = f"test_{secrets.token_hex(6)}"
+        with psycopg.connect(server_url, autocommit=True) as connection:
+            connection.execute(f'CREATE DATABASE "{name}" TEMPLATE template0')  # type: ignore[arg-type]
+        try:
+            yield f"{server_url.rpartition('/')[0]}/{name}"
+        finally:
+            with psycopg.connect(server_url, autocommit=True) as connection:
+                connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')  # type: ignore[arg-type]
+
+    def stop(self) -> None:
+        """End the server and remove its folder."""
+        self._run(*self._stop)
+        time.sleep(0.1)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _run(self, *command: str) -> None:
+        subprocess.run([*self._as, *command], check=True, stdout=subprocess.DEVNULL, cwd=self._folder)
