@@ -118,8 +118,8 @@ class Site:
         self, method: str, request: bytes, *authorization: str | bytes, timeout: float = 10
     ) -> tuple[bytes, grpc.Call]:
         """The raw answer to raw bytes, presenting each of `authorization`. Raises `grpc.RpcError`."""
-        multicallable = self.channel().unary_unary(method)
-        metadata = [("authorization", value) for value in authorization]
+        multicallable = self.channel().unary_unary(method, request_serializer=bytes, response_deserializer=bytes)
+        metadata = tuple(("authorization", value) for value in authorization)
         response, call = multicallable.with_call(request, timeout=timeout, metadata=metadata)
         return response, call
 

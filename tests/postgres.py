@@ -53,12 +53,12 @@ class PostgresServer:
         """The URL of a new, empty database, which is dropped at the end."""
         name = f"test_{secrets.token_hex(6)}"
         with psycopg.connect(server_url, autocommit=True) as connection:
-            connection.execute(f'CREATE DATABASE "{name}" TEMPLATE template0')  # type: ignore[arg-type]
+            connection.execute(f'CREATE DATABASE "{name}" TEMPLATE template0')
         try:
             yield f"{server_url.rpartition('/')[0]}/{name}"
         finally:
             with psycopg.connect(server_url, autocommit=True) as connection:
-                connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')  # type: ignore[arg-type]
+                connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
 
     def stop(self) -> None:
         """End the server and remove its folder."""

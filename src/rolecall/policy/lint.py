@@ -66,7 +66,7 @@ def check_grants(source: Source, policy: Policy) -> None:
     if not policy.owner_roles:
         resource, action = OWNERS
         message = f"No role may `{resource} {action}`, so no organization could have an owner."
-        fix = f"Add a row such as `p, OWNER, {resource}, {action}, allow`, with the name of your top role."
+        fix = f"Add the row `p, ROLE, {resource}, {action}, allow`, with your top role for ROLE."
         source.add(POLICY_FILE, 0, 0, message, fix)
 
 

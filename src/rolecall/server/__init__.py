@@ -115,6 +115,9 @@ def _unary(method: Method, calls: Calls) -> Handler:
     """The public lane: messages pass through as bytes, so that what can fail does so inside `Calls.answer`."""
 
     def behaviour(raw: bytes, context: grpc.ServicerContext) -> bytes:
+        if not context.is_active():
+            # Its client gave up while it waited for a thread.
+            return b""
         metadata = context.invocation_metadata()
         request_id = calls.request_id(metadata)
         context.set_trailing_metadata(((REQUEST_ID, request_id),))

@@ -17,10 +17,7 @@ from rolecall.errors import Internal, InvalidField, RolecallError, Unauthenticat
 from rolecall.server.status import status_of
 from rolecall.storage.organizations import not_found
 
-__all__ = ["OPEN_METHODS", "REQUEST_ID", "Call", "Calls", "Method"]
-
-# The calls that need no credential, by full name. Everything else does.
-OPEN_METHODS: frozenset[str] = frozenset()
+__all__ = ["REQUEST_ID", "Call", "Calls", "Method"]
 
 REQUEST_ID = "x-request-id"
 

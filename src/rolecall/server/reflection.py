@@ -44,7 +44,12 @@ class _DocumentedPool:
         return self._with_comments(self._pool.FindFileByName(name))
 
     def FindFileContainingSymbol(self, symbol: str) -> Any:
-        return self._with_comments(self._pool.FindFileContainingSymbol(symbol))
+        try:
+            file = self._pool.FindFileContainingSymbol(symbol)
+        except KeyError:
+            # The pool doesn't know methods, which people describe most.
+            file = self._pool.FindFileContainingSymbol(symbol.rpartition(".")[0])
+        return self._with_comments(file)
 
     def _with_comments(self, file: Any) -> Any:
         documented = self._documented.get(file.name)

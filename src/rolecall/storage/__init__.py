@@ -9,7 +9,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from rolecall.errors import ConfigError, StorageUnavailable, WriteConflict
 from rolecall.storage import organizations
-from rolecall.storage.engine import WRITES, create_file, engine_for, file_is_missing, url_of
+from rolecall.storage.engine import WAIT_SECONDS, WRITES, create_file, engine_for, file_is_missing, url_of
 from rolecall.storage.schema import check_schema, is_empty, upgrade_schema
 from rolecall.storage.transaction import Transaction
 
@@ -79,8 +79,9 @@ class Storage:
         options: dict[str, Any],
         conflict: type[StorageUnavailable | WriteConflict],
     ) -> T:
+        give_up_at = time.monotonic() + WAIT_SECONDS
         pause = FIRST_PAUSE_SECONDS
-        for last in [False] * (TRIES - 1) + [True]:
+        for tries_left in reversed(range(TRIES)):
             try:
                 with self._engine.connect().execution_options(**options) as connection, connection.begin():
                     return work(Transaction(connection))
@@ -91,7 +92,8 @@ class Storage:
                     if not _is_outage(error):
                         raise
                     raise StorageUnavailable("The database can't be reached: try again in a moment.") from error
-                if last:
+                # A lock that was waited for at length will not be had by waiting as long again.
+                if not tries_left or time.monotonic() > give_up_at:
                     raise conflict("Other writers kept the database busy: try again in a moment.") from error
             time.sleep(pause)
             pause *= 2

@@ -10,7 +10,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from rolecall.errors import ConfigError
 
-__all__ = ["WRITES", "create_file", "engine_for", "file_is_missing", "url_of"]
+__all__ = ["WAIT_SECONDS", "WRITES", "create_file", "engine_for", "file_is_missing", "url_of"]
 
 # Execution option of connections that are going to write.
 WRITES = "rolecall_writes"

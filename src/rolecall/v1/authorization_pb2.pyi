@@ -112,7 +112,7 @@ class CheckRequest(_message.Message):
     organization: _builtins.str
     """Names the organization; empty for the credential's own."""
     subject: _builtins.str
-    """Holds `user:ann@acme.io`, `user:<id>`, `token:<id>`, `role:VIEWER` (hypothetical), or a bare address."""
+    """Holds `user:ann@acme.io`, `user:ID`, `token:ID`, `role:NAME` (hypothetical), or a bare address."""
     subject_token: _builtins.str
     """Holds a token that somebody presented to you; its holder is asked about. Never logged."""
     action: _builtins.str

@@ -25,7 +25,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
     """Never sent."""
     ERROR_REASON_UNAUTHENTICATED_CREDENTIAL: _ErrorReason.ValueType  # 1
-    """UNAUTHENTICATED: no credential, more than one, or one that isn't valid now. Send `authorization: Bearer <token>`."""
+    """UNAUTHENTICATED: no credential, more than one, or one that isn't valid now. Send `authorization: Bearer TOKEN`."""
     ERROR_REASON_PERMISSION_MISSING: _ErrorReason.ValueType  # 2
     """PERMISSION_DENIED: the caller lacks a permission. Metadata: `action`, `resource`, as in `view`, `policy`."""
     ERROR_REASON_ORGANIZATION_NOT_FOUND: _ErrorReason.ValueType  # 3
@@ -63,7 +63,7 @@ class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 """Never sent."""
 ERROR_REASON_UNAUTHENTICATED_CREDENTIAL: ErrorReason.ValueType  # 1
-"""UNAUTHENTICATED: no credential, more than one, or one that isn't valid now. Send `authorization: Bearer <token>`."""
+"""UNAUTHENTICATED: no credential, more than one, or one that isn't valid now. Send `authorization: Bearer TOKEN`."""
 ERROR_REASON_PERMISSION_MISSING: ErrorReason.ValueType  # 2
 """PERMISSION_DENIED: the caller lacks a permission. Metadata: `action`, `resource`, as in `view`, `policy`."""
 ERROR_REASON_ORGANIZATION_NOT_FOUND: ErrorReason.ValueType  # 3

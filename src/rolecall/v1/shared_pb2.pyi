@@ -86,7 +86,7 @@ class Member(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """Identifies the person in this organization, as in `user:<user_id>`."""
+    """Identifies the person in this organization, as in `user:USER_ID`."""
     email: _builtins.str
     """Holds the address as it was written."""
     display_name: _builtins.str

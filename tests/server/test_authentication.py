@@ -1,0 +1,139 @@
+"""Who gets in: exactly one live credential, and nothing is told to anybody else."""
+
+import grpc
+import pytest
+from conftest import Site
+from grpc_errors import told
+from sqlalchemy import event, update
+
+from rolecall.domain import now
+from rolecall.storage import Storage, Transaction
+from rolecall.storage import credentials as credential_rows
+from rolecall.storage.tables import credentials, members
+from rolecall.v1 import authorization_pb2, policy_pb2
+from rolecall.v1 import authorization_pb2 as pb
+
+CHECK = "/rolecall.v1.AuthorizationService/Check"
+REQUEST = pb.CheckRequest(subject="ann@acme.io", action="view", resource="members").SerializeToString()
+
+
+def refusal(site: Site, *authorization: str | bytes, request: bytes = REQUEST) -> tuple[object, ...]:
+    """All that a refused caller is told, but for the request's id."""
+    with pytest.raises(grpc.RpcError) as caught:
+        site.call(CHECK, request, *authorization)
+    said = told(caught.value)
+    return said.code, said.message, said.reason, said.field, sorted(said.metadata)
+
+
+def count_statements(storage: Storage) -> list[str]:
+    """A list that grows with every statement sent to the database."""
+    statements: list[str] = []
+    event.listen(storage._engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+    return statements
+
+
+def test_every_refusal_is_the_same(site: Site) -> None:
+    """Missing, doubled, malformed, unknown, expired, revoked, foreign: one text, one code, one reason."""
+    token, viewer = site.tokens["OWNER"], site.tokens["VIEWER"]
+    contributor = site.tokens["CONTRIBUTOR"]
+    forged = token[:-7] + ("a" if token[-7] != "a" else "b")
+    from rolecall.credentials import _checksum
+
+    unknown = forged + _checksum(forged)
+
+    def kill(tx: Transaction) -> None:
+        credential_rows.revoke(tx, "acme", viewer.split("_")[1], now())
+        tx.connection.execute(
+            update(credentials).where(credentials.c.id == contributor.split("_")[1]).values(expire_time=now())
+        )
+
+    site.storage.mutate("acme", kill)
+    expected = refusal(site)
+
+    assert expected[0] is grpc.StatusCode.UNAUTHENTICATED
+    assert expected[2] == "UNAUTHENTICATED_CREDENTIAL"
+    for values in (
+        (f"Bearer {token}", f"Bearer {token}"),
+        ("",),
+        ("Bearer",),
+        ("Bearer ",),
+        (token,),
+        (f"Basic {token}",),
+        (f"Bearer {token} ",),
+        (f"Bearer  {token}",),
+        (f"Bearer {token[:-1]}",),
+        (f"Bearer {token}x",),
+        (f"Bearer {token.swapcase()}",),
+        (f"Bearer rco{token[3:]}",),
+        (f"Bearer {forged}000000",),
+        (f"Bearer {unknown}",),
+        (f"Bearer {viewer}",),
+        (f"Bearer {contributor}",),
+    ):
+        assert refusal(site, *values) == expected, values
+
+
+def test_a_live_credential_gets_in(site: Site) -> None:
+    """The scheme's case doesn't matter; nothing else is tolerated."""
+    for scheme in ("Bearer", "bearer", "BEARER"):
+        raw, _ = site.call(CHECK, REQUEST, f"{scheme} {site.tokens['OWNER']}")
+
+        assert pb.CheckResponse.FromString(raw).decision == pb.DECISION_ALLOW
+
+
+def test_the_credential_comes_before_the_message(sqlite_site: Site) -> None:
+    """A stranger learns nothing about what a good request is."""
+    assert refusal(sqlite_site, request=b"\xff\xff") == refusal(sqlite_site)
+
+
+def test_a_malformed_credential_costs_no_query(sqlite_site: Site) -> None:
+    """Shape and checksum are checked before the database is asked; a well-formed one is looked up."""
+    token = sqlite_site.tokens["OWNER"]
+    statements = count_statements(sqlite_site.server.storage)
+    for malformed in ("", "Bearer", f"Bearer {token[:-1]}", f"Bearer {token[:-1]}!", f"Basic {token}"):
+        refusal(sqlite_site, malformed)
+
+    assert statements == []
+    sqlite_site.call(CHECK, REQUEST, f"Bearer {token}")
+    assert statements != []
+
+
+def test_a_binary_authorization_is_refused(sqlite_site: Site) -> None:
+    """Bytes that are no text don't reach the look-up."""
+    with pytest.raises((grpc.RpcError, ValueError, TypeError)) as caught:
+        sqlite_site.call(CHECK, REQUEST, "Bearer \xe9\u212a")
+
+    if isinstance(caught.value, grpc.RpcError):
+        assert told(caught.value).code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.INTERNAL)
+
+
+def test_a_lowered_role_counts_from_the_next_call(site: Site) -> None:
+    """A credential may what its holder's present role may."""
+    manage = pb.CheckRequest(subject="ann@acme.io", action="manage", resource="account").SerializeToString()
+    bearer = f"Bearer {site.tokens['OWNER']}"
+    before, _ = site.call(CHECK, manage, bearer)
+
+    def lower(tx: Transaction) -> None:
+        tx.connection.execute(update(members).where(members.c.email_key == "ann@acme.io").values(role="VIEWER"))
+
+    site.storage.mutate("acme", lower)
+    after, _ = site.call(CHECK, manage, bearer)
+
+    assert pb.CheckResponse.FromString(before).decision == pb.DECISION_ALLOW
+    assert pb.CheckResponse.FromString(after).decision == pb.DECISION_DENY
+
+
+def test_every_rpc_wants_a_credential(sqlite_site: Site) -> None:
+    """There is no call without one, whatever the protos declare."""
+    methods = {
+        f"/{service.full_name}/{method.name}"
+        for file in (authorization_pb2.DESCRIPTOR, policy_pb2.DESCRIPTOR)
+        for service in file.services_by_name.values()
+        for method in service.methods
+    }
+
+    assert len(methods) == 6
+    for method in methods:
+        with pytest.raises(grpc.RpcError) as caught:
+            sqlite_site.call(method, b"")
+        assert told(caught.value).code is grpc.StatusCode.UNAUTHENTICATED, method

@@ -1,0 +1,144 @@
+"""Real grpcurl: how people debug the service."""
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import CI, Site
+from grpc_reflection.v1alpha import reflection_pb2
+
+SERVICE = "rolecall.v1.AuthorizationService"
+
+
+def find_grpcurl() -> str | None:
+    """Where grpcurl is: on the path, or where `go install` puts it."""
+    return shutil.which("grpcurl") or shutil.which("grpcurl", path=os.fspath(Path.home() / "go" / "bin"))
+
+
+GRPCURL = find_grpcurl()
+assert GRPCURL or not CI, "CI must test with grpcurl"
+pytestmark = pytest.mark.skipif(GRPCURL is None, reason="grpcurl is not installed")
+
+
+def grpcurl(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run it in plain text; a failed call exits with another code than 0."""
+    assert GRPCURL is not None
+    command = [GRPCURL, "-plaintext", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+
+
+def check(site: Site, request: dict[str, object], role: str = "OWNER") -> subprocess.CompletedProcess[str]:
+    """Check as a member with that role."""
+    bearer = f"authorization: Bearer {site.tokens[role]}"
+    return grpcurl("-H", bearer, "-d", json.dumps(request), site.address, f"{SERVICE}/Check")
+
+
+def test_list_names_the_services(sqlite_site: Site) -> None:
+    """Reflection tells what is served."""
+    listed = grpcurl(sqlite_site.address, "list")
+
+    assert listed.returncode == 0, listed.stderr
+    assert {SERVICE, "rolecall.v1.PolicyService", "grpc.health.v1.Health"} <= set(listed.stdout.split())
+
+
+def test_describe_is_the_manual(sqlite_site: Site) -> None:
+    """Comments of the protos come with the descriptors: of services, methods and messages."""
+    for symbol, comment in (
+        (SERVICE, "Answers "),
+        (f"{SERVICE}.Check", "Decides one question."),
+        ("rolecall.v1.CheckRequest", "Says who is asked about. Required."),
+        ("rolecall.v1.Reason", "A deny rule matches; it beats any allow rule."),
+    ):
+        described = grpcurl(sqlite_site.address, "describe", symbol)
+
+        assert comment in described.stdout, described.stderr
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+def test_both_versions_of_reflection_are_served(sqlite_site: Site, version: str) -> None:
+    """Older and newer tools ask under different names, and get the same."""
+    stub = sqlite_site.channel().stream_stream(
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    answers = list(stub(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=10))
+
+    assert SERVICE in {service.name for service in answers[0].list_services_response.service}
+
+
+def test_check_answers_an_allow(sqlite_site: Site) -> None:
+    """The line that `make run` prints, answered."""
+    answer = check(sqlite_site, {"subject": "ann@acme.io", "action": "view", "resource": "secrets/billing"})
+
+    assert answer.returncode == 0, answer.stderr
+    said = json.loads(answer.stdout)
+    assert (said["decision"], said["reason"], said["role"]) == ("DECISION_ALLOW", "REASON_GRANTED", "OWNER")
+
+
+def test_a_denied_check_is_explained(sqlite_site: Site) -> None:
+    """A denial is an answer, not an error; it says what would pass."""
+    request = {"subject": "viewernosecrets@acme.io", "action": "view", "resource": "secrets", "explain": True}
+    answer = check(sqlite_site, request)
+
+    assert answer.returncode == 0, answer.stderr
+    said = json.loads(answer.stdout)
+    assert (said["decision"], said["reason"]) == ("DECISION_DENY", "REASON_NOT_GRANTED")
+    assert said["explanation"]["nearestMiss"] == "p, VIEWER, secrets, view, allow"
+    assert said["explanation"]["rolesThatPass"] == ["OWNER", "ADMIN", "CONTRIBUTOR", "VIEWER"]
+
+
+def test_an_error_shows_its_details(sqlite_site: Site) -> None:
+    """The reason, the field and the way out are readable in the terminal."""
+    answer = check(sqlite_site, {"subject": "ann@acme.io", "action": "view", "resource": "secrets//x"})
+
+    assert answer.returncode != 0
+    for part in ("InvalidArgument", "google.rpc.ErrorInfo", "INVALID_FIELD", '"field": "resource"', "write `type/id`"):
+        assert part in answer.stderr
+
+
+def test_without_a_token_it_says_how_to_send_one(sqlite_site: Site) -> None:
+    """A person who knows nothing gets from the message to the fix."""
+    answer = grpcurl("-d", "{}", sqlite_site.address, f"{SERVICE}/Check")
+
+    assert "authorization: Bearer TOKEN" in answer.stderr
+    assert "UNAUTHENTICATED_CREDENTIAL" in answer.stderr
+
+
+def test_the_other_rpcs_answer_too(sqlite_site: Site) -> None:
+    """Each RPC, once, as typed by hand."""
+    bearer = f"authorization: Bearer {sqlite_site.tokens['OWNER']}"
+    batch = {"checks": [{"subject": "ann@acme.io", "action": "view", "resource": "secrets"}, {"subject": "x"}]}
+    asked = {
+        f"{SERVICE}/BatchCheck": batch,
+        f"{SERVICE}/ListPermissions": {"subject": "role:VIEWER", "page_size": 2},
+        f"{SERVICE}/ListSubjects": {"action": "manage", "resource": "account"},
+        "rolecall.v1.PolicyService/GetPolicy": {},
+        "rolecall.v1.PolicyService/ListRoles": {"page_size": 1},
+    }
+    answers = {}
+    for method, request in asked.items():
+        answer = grpcurl("-H", bearer, "-d", json.dumps(request), sqlite_site.address, method)
+        assert answer.returncode == 0, answer.stderr
+        answers[method.rpartition("/")[2]] = json.loads(answer.stdout)
+
+    assert [item["decision"] for item in answers["BatchCheck"]["results"]] == ["DECISION_ALLOW", "DECISION_DENY"]
+    assert answers["BatchCheck"]["results"][1]["error"]["field"] == "subject"
+    assert len(answers["ListPermissions"]["permissions"]) == 2
+    assert answers["ListPermissions"]["nextPageToken"]
+    assert [member["email"] for member in answers["ListSubjects"]["members"]] == ["ann@acme.io"]
+    assert answers["GetPolicy"]["policy"]["ruleCount"] == 40
+    assert answers["ListRoles"]["roles"][0]["updatesOwners"] is True
+
+
+def test_health_is_open(sqlite_site: Site) -> None:
+    """The server as a whole and each service answer a probe without a credential."""
+    for service in ("", SERVICE, "rolecall.v1.PolicyService"):
+        request = json.dumps({"service": service})
+        answer = grpcurl("-d", request, sqlite_site.address, "grpc.health.v1.Health/Check")
+
+        assert json.loads(answer.stdout) == {"status": "SERVING"}
+    assert "NotFound" in grpcurl("-d", '{"service":"x"}', sqlite_site.address, "grpc.health.v1.Health/Check").stderr

@@ -1,0 +1,302 @@
+"""Editing the policy under a running server."""
+
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import CI, MakeSite, Site, add_member, sqlite_file
+
+from rolecall import Client, live_policy
+from rolecall.domain import Effect
+from rolecall.errors import RolecallError, StorageUnavailable
+from rolecall.live_policy import LivePolicy
+from rolecall.policy import Build, PolicyError, build_aside
+from rolecall.v1.policy_pb2 import GetPolicyResponse
+
+GRANT = "p, VIEWER, templates, delete, allow\n"
+EXPECTATION = "VIEWER,templates,delete,deny,"
+
+
+@pytest.fixture
+def owner(sqlite_site: Site) -> Client:
+    """A client with the owner's token."""
+    return sqlite_site.channels.enter_context(Client(sqlite_site.address, sqlite_site.tokens["OWNER"]))
+
+
+def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> float:
+    """How long it took until `condition` held."""
+    started = time.monotonic()
+    while not condition():
+        assert time.monotonic() - started < seconds, "it never came to be"
+        time.sleep(0.02)
+    return time.monotonic() - started
+
+
+def viewer_may(client: Client) -> bool:
+    """Whether the edit that the tests make is in force."""
+    return bool(client.check("viewer@acme.io", "delete", "templates"))
+
+
+def grant(folder: Path) -> None:
+    """Let viewers delete templates, and expect it."""
+    tests = (folder / "policy_test.csv").read_text()
+    (folder / "policy_test.csv").write_text(tests.replace(EXPECTATION, EXPECTATION.replace("deny", "allow")))
+    with (folder / "policy.csv").open("a") as file:
+        file.write(GRANT)
+
+
+def refusal(client: Client) -> list[str]:
+    """What GetPolicy says against the folder's present state."""
+    return [f"{f.file}:{f.line}:{f.column} {f.message} {f.fix}" for f in client.policy().refusal.findings]
+
+
+def test_an_edit_is_in_force_within_a_second(sqlite_site: Site, owner: Client) -> None:
+    """The first answer by the new policy comes soon after the save, with its version; later saves too."""
+    before = owner.policy().policy
+
+    grant(sqlite_site.policy_folder)
+    took = eventually(lambda: viewer_may(owner))
+
+    after = owner.policy().policy
+    assert took < (5.0 if CI else 2.0), "an idle machine takes 0.6 s"
+    assert after.policy_version != before.policy_version
+    assert after.load_time.ToNanoseconds() > before.load_time.ToNanoseconds()
+    assert not owner.policy().HasField("refusal")
+
+
+def test_an_editors_rename_and_replace_is_seen(sqlite_site: Site, owner: Client) -> None:
+    """Editors write another file and rename it over the old one."""
+    folder = sqlite_site.policy_folder
+    aside = folder.parent / "aside"
+    shutil.copytree(folder, aside)
+    grant(aside)
+
+    for name in ("policy_test.csv", "policy.csv"):
+        (aside / name).replace(folder / name)
+
+    eventually(lambda: viewer_may(owner))
+
+
+def test_a_replaced_folder_is_seen(sqlite_site: Site, owner: Client) -> None:
+    """Deployments swap the whole folder, or a link to it."""
+    folder = sqlite_site.policy_folder
+    aside = folder.parent / "aside"
+    shutil.copytree(folder, aside)
+    grant(aside)
+
+    folder.rename(folder.parent / "old")
+    aside.rename(folder)
+
+    eventually(lambda: viewer_may(owner))
+
+
+def test_a_burst_of_saves_is_one_change(sqlite_site: Site, owner: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files saved one after the other are judged together: no state in between is refused."""
+    built: list[Path] = []
+
+    def counted(folder: Path, seconds: float) -> Build:
+        built.append(folder)
+        return build_aside(folder, seconds)
+
+    monkeypatch.setattr(live_policy, "build_aside", counted)
+    folder = sqlite_site.policy_folder
+    text = (folder / "policy.csv").read_text()
+    for i in range(20):
+        (folder / "policy.csv").write_text(text + f"# {i}\n")
+        time.sleep(0.01)
+
+    grant(folder)
+    eventually(lambda: viewer_may(owner))
+
+    assert len(built) <= 2
+    assert not owner.policy().HasField("refusal")
+
+
+def test_a_broken_policy_is_refused_and_the_last_good_one_stays(
+    sqlite_site: Site, owner: Client, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """GetPolicy and the log name file and line; a correction is let in."""
+    folder = sqlite_site.policy_folder
+    before = owner.policy().policy.policy_version
+    good = (folder / "policy.csv").read_text()
+
+    (folder / "policy.csv").write_text(good + "p, VIEWER, templates, delete, DENY\n")
+    eventually(lambda: owner.policy().HasField("refusal"))
+
+    line = good.count("\n") + 1
+    state = owner.policy()
+    assert state.policy.policy_version == before
+    assert state.refusal.policy_version not in ("", before)
+    assert state.refusal.refuse_time.ToNanoseconds() > state.policy.load_time.ToNanoseconds()
+    assert any(said.startswith(f"policy.csv:{line}:") and "DENY" in said for said in refusal(owner))
+    assert f"policy.csv:{line}:" in capfd.readouterr().out
+    assert not viewer_may(owner)
+
+    (folder / "policy.csv").write_text(good)
+    eventually(lambda: not owner.policy().HasField("refusal"))
+    assert owner.policy().policy.policy_version == before
+
+
+@pytest.mark.parametrize("breakage", ["missing folder", "truncated", "empty", "missing test file", "failing test"])
+def test_what_is_not_whole_never_goes_live(sqlite_site: Site, owner: Client, breakage: str) -> None:
+    """Whatever becomes of the folder, the server answers by the last good policy."""
+    folder = sqlite_site.policy_folder
+    text = (folder / "policy.csv").read_text()
+    if breakage == "missing folder":
+        folder.rename(folder.parent / "gone")
+    elif breakage == "truncated":
+        (folder / "policy.csv").write_text(text[: len(text) // 2])
+    elif breakage == "empty":
+        (folder / "policy.csv").write_text("")
+    elif breakage == "missing test file":
+        (folder / "policy_test.csv").unlink()
+    else:
+        (folder / "policy.csv").write_text(text + GRANT)
+
+    eventually(lambda: owner.policy().HasField("refusal"))
+
+    assert owner.check("ann@acme.io", "manage", "account")
+    assert not viewer_may(owner)
+    assert all(finding.fix for finding in owner.policy().refusal.findings)
+
+
+def test_a_role_that_members_hold_can_not_go(sqlite_site: Site, owner: Client) -> None:
+    """A policy without the role would lock its members out; once nobody holds it, it may go."""
+    folder = sqlite_site.policy_folder
+    for name in ("policy.csv", "policy_test.csv"):
+        lines = (folder / name).read_text().splitlines(keepends=True)
+        (folder / name).write_text("".join(line.replace("VIEWERNOSECRETS", "GUEST") for line in lines))
+
+    eventually(lambda: owner.policy().HasField("refusal"))
+
+    assert any("`VIEWERNOSECRETS`" in said for said in refusal(owner))
+    with sqlite_file(sqlite_site.settings.database) as database:
+        database.execute("UPDATE members SET role = 'VIEWER' WHERE role = 'VIEWERNOSECRETS'")
+    sqlite_site.server.live.wake()
+    eventually(lambda: not owner.policy().HasField("refusal"))
+    assert "GUEST" in {role.name for role in owner.roles()}
+
+
+def test_no_policy_leaves_an_organization_without_an_owner(sqlite_site: Site, owner: Client) -> None:
+    """Where `owners update` would be with a role that nobody holds, the policy is refused."""
+    folder = sqlite_site.policy_folder
+    text = (folder / "policy.csv").read_text()
+    (folder / "policy.csv").write_text(
+        text.replace("p, OWNER, owners, update, allow", "g, FOUNDER, OWNER\np, FOUNDER, owners, update, allow")
+    )
+    tests = (folder / "policy_test.csv").read_text()
+    (folder / "policy_test.csv").write_text(tests.replace("OWNER,owners,update,allow", "FOUNDER,owners,update,allow"))
+
+    eventually(lambda: owner.policy().HasField("refusal"))
+
+    assert any("`acme` would have no member who may `owners update`" in said for said in refusal(owner))
+    assert owner.check("ann@acme.io", "update", "owners")
+
+
+def test_a_start_is_gated_too(make_site: MakeSite, sqlite_url: str) -> None:
+    """A server doesn't start with a policy that its members don't fit."""
+    site = make_site(sqlite_url)
+    add_member(site.storage, "acme", "old@acme.io", "RETIRED")
+
+    with pytest.raises(PolicyError, match="RETIRED"):
+        LivePolicy(site.policy_folder, site.storage)
+
+
+def test_what_failed_for_the_database_is_tried_again(
+    sqlite_site: Site, owner: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An edit during an outage goes live when the database is back."""
+    live = sqlite_site.server.live
+    gate = live._gate
+    outage = threading.Event()
+
+    def unreachable(policy: object) -> object:
+        if not outage.is_set():
+            raise StorageUnavailable("down")
+        return gate(policy)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(live, "_gate", unreachable)
+    grant(sqlite_site.policy_folder)
+    eventually(lambda: owner.policy().HasField("refusal"))
+    assert not viewer_may(owner)
+
+    outage.set()
+
+    eventually(lambda: viewer_may(owner))
+
+
+def test_wake_reads_the_folder_again(sqlite_site: Site, owner: Client) -> None:
+    """SIGHUP's handler asks for a look even where nothing seems to have changed."""
+    before = owner.policy().policy.load_time.ToNanoseconds()
+
+    sqlite_site.server.live.wake()
+
+    eventually(lambda: owner.policy().policy.load_time.ToNanoseconds() > before)
+
+
+def test_every_answer_under_swaps_is_one_of_the_two_policies(sqlite_site: Site, owner: Client) -> None:
+    """Four clients check while the policy is swapped every 200 ms, a broken one in between: none errs, none mixes."""
+    seconds = 20.0 if CI else 4.0
+    folder = sqlite_site.policy_folder
+    base = (folder / "policy.csv").read_text()
+    tests = (folder / "policy_test.csv").read_text()
+    versions = ((base, tests), (base + GRANT, tests.replace(EXPECTATION, EXPECTATION.replace("deny", "allow"))))
+    stop = threading.Event()
+    failures: list[object] = []
+    seen: set[tuple[str, bool]] = set()
+
+    def ask() -> None:
+        with Client(sqlite_site.address, sqlite_site.tokens["OWNER"]) as client:
+            while not stop.is_set():
+                try:
+                    results = client.batch_check(
+                        [("viewer@acme.io", "delete", "templates"), ("ann@acme.io", "view", "secrets")]
+                    )
+                except RolecallError as error:
+                    failures.append(error)
+                    return
+                if results[1].decision is not Effect.ALLOW:
+                    failures.append(results)
+                seen.add((results[0].policy_version, bool(results[0])))
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    rounds = 0
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        text, expected = versions[rounds % 2]
+        aside = folder / "policy.csv.new"
+        aside.write_text(base + "p, VIEWER\n")
+        aside.replace(folder / "policy.csv")
+        time.sleep(0.1)
+        (folder / "policy_test.csv").write_text(expected)
+        aside.write_text(text)
+        aside.replace(folder / "policy.csv")
+        time.sleep(0.1)
+        if rounds % 4 > 1:
+            # Long enough to be let in.
+            time.sleep(0.8)
+        rounds += 1
+    stop.set()
+    for thread in threads:
+        thread.join()
+
+    assert failures == []
+    assert {allowed for _, allowed in seen} == {True, False}, "both versions were in force"
+    assert len(seen) == 2, "a version answers one way"
+
+
+def test_get_policy_shows_warnings(sqlite_site: Site, owner: Client) -> None:
+    """What is odd but harmless is served, and told."""
+    with (sqlite_site.policy_folder / "policy.csv").open("a") as file:
+        file.write("p, ADMIN, secrets, view, allow\n")
+
+    def warned() -> bool:
+        state: GetPolicyResponse = owner.policy()
+        return len(state.policy.warnings) == 1 and not state.policy.warnings[0].blocking
+
+    eventually(warned)

@@ -1,0 +1,156 @@
+"""The matrix, as members of each role get it over gRPC."""
+
+import csv
+from pathlib import Path
+
+import pytest
+from conftest import MakeSite, Site, add_member
+
+from rolecall import Client
+from rolecall.domain import Reason, now
+from rolecall.storage import Transaction
+from rolecall.storage import credentials as credential_rows
+
+with (Path(__file__).parents[1] / "permissions.csv").open(encoding="utf-8") as _file:
+    ROWS = list(csv.DictReader(_file))
+ROLES = ("OWNER", "ADMIN", "CONTRIBUTOR", "VIEWER", "VIEWERNOSECRETS")
+CELLS = [(role, row["action"], row["resource"], row[role] == "1") for row in ROWS for role in ROLES]
+
+
+def test_the_matrix_is_whole() -> None:
+    """Nothing below is proved by an empty table."""
+    assert len(ROWS) == 40
+    assert len(CELLS) == 200
+
+
+def test_check_answers_every_cell_to_the_member_concerned(site: Site) -> None:
+    """Each member asks about itself, by address, for each permission."""
+    wrong = []
+    for role in ROLES:
+        with Client(site.address, site.tokens[role]) as client:
+            for _, action, resource, expected in (cell for cell in CELLS if cell[0] == role):
+                result = client.check(site.members[role].email, action, resource)
+                if bool(result) is not expected or result.role != role:
+                    wrong.append((role, action, resource, result))
+
+    assert wrong == []
+
+
+def test_batch_check_answers_every_cell_at_once(site: Site) -> None:
+    """An owner asks about everybody, by every form of subject."""
+    with Client(site.address, site.tokens["OWNER"]) as client:
+        for form in ("{m.email}", "user:{m.email}", "user:{m.user_id}", "role:{m.role}"):
+            questions = [(form.format(m=site.members[role]), action, r) for role, action, r, _ in CELLS]
+            results = client.batch_check(questions)
+
+            assert [bool(result) for result in results] == [expected for *_, expected in CELLS]
+
+
+def test_list_permissions_is_the_roles_column(site: Site) -> None:
+    """What a member may do, listed, is what the matrix says, no more and no less."""
+    for role in ROLES:
+        with Client(site.address, site.tokens[role]) as client:
+            listed = {(p.action, p.resource) for p in client.permissions(site.members[role].email)}
+
+        assert listed == {(action, resource) for r, action, resource, expected in CELLS if r == role and expected}
+
+
+def test_list_subjects_is_the_permissions_row(site: Site) -> None:
+    """Who may do something, listed, is what the matrix says."""
+    with Client(site.address, site.tokens["ADMIN"]) as client:
+        for row in ROWS:
+            listed = {member.role for member in client.subjects(row["action"], row["resource"])}
+
+            assert listed == {role for role in ROLES if row[role] == "1"}, row
+
+
+def test_a_rule_covers_what_is_beneath_its_resource(site: Site) -> None:
+    """`secrets` covers `secrets/billing/x`, and not `secrets2`."""
+    with Client(site.address, site.tokens["VIEWER"]) as client:
+        assert client.check("viewer@acme.io", "view", "secrets/billing/db-password")
+        assert client.check("viewer@acme.io", "view", "secrets2").reason is Reason.UNKNOWN_RESOURCE
+
+
+def test_an_unknown_action_and_resource_are_told_apart(site: Site) -> None:
+    """Both are denied, with a reason of their own, and explained with the nearest name."""
+    with Client(site.address, site.tokens["ADMIN"]) as client:
+        action = client.check("ann@acme.io", "veiw", "secrets", explain=True)
+        resource = client.check("ann@acme.io", "view", "sercets", explain=True)
+
+    assert (action.reason, resource.reason) == (Reason.UNKNOWN_ACTION, Reason.UNKNOWN_RESOURCE)
+    assert action.explanation is not None
+    assert resource.explanation is not None
+    assert action.explanation.nearest_miss == "view"
+    assert resource.explanation.nearest_miss == "secrets"
+
+
+@pytest.mark.parametrize("subject", ["nobody@acme.io", "user:nobody", "user:ANN@elsewhere.io"])
+def test_who_is_no_member_may_nothing(site: Site, subject: str) -> None:
+    """A stranger is denied with a reason that says so."""
+    with Client(site.address, site.tokens["ADMIN"]) as client:
+        result = client.check(subject, "view", "members", explain=True)
+
+    assert result.reason is Reason.NOT_A_MEMBER
+    assert result.explanation is not None
+    assert "no member" in result.explanation.summary
+
+
+def test_an_address_is_found_in_any_case(site: Site) -> None:
+    """Addresses are compared by their key."""
+    with Client(site.address, site.tokens["ADMIN"]) as client:
+        assert client.check("user:ANN@Acme.IO", "manage", "account").role == "OWNER"
+
+
+def test_a_subject_named_like_a_role_has_no_role(site: Site) -> None:
+    """A user's text never reaches the policy as a role."""
+    with Client(site.address, site.tokens["OWNER"]) as client:
+        assert client.check("user:OWNER", "manage", "account").reason is Reason.NOT_A_MEMBER
+
+
+def test_tokens_are_asked_about_by_id_and_by_what_was_presented(site: Site) -> None:
+    """A token's holder is judged; a token that is dead, mistyped or foreign is nobody's."""
+    token = site.tokens["VIEWER"]
+    identifier = token.split("_")[1]
+    forged = token[:-7] + ("a" if token[-7] != "a" else "b") + token[-6:]
+    with Client(site.address, site.tokens["ADMIN"]) as client:
+        assert client.check_token(token, "view", "secrets").role == "VIEWER"
+        assert client.check(f"token:{identifier}", "view", "secrets").role == "VIEWER"
+        assert client.check_token(token, "delete", "projects").reason is Reason.NOT_GRANTED
+        for wrong in (forged, "nonsense", token.lower()):
+            assert client.check_token(wrong, "view", "members").reason is Reason.TOKEN_INVALID
+        assert client.check("token:nonsense", "view", "members").reason is Reason.TOKEN_INVALID
+
+        def revoke(tx: Transaction) -> bool:
+            return credential_rows.revoke(tx, "acme", identifier, now())
+
+        assert site.storage.mutate("acme", revoke)
+        assert client.check_token(token, "view", "secrets").reason is Reason.TOKEN_INVALID
+        assert client.check(f"token:{identifier}", "view", "secrets").reason is Reason.TOKEN_INVALID
+
+
+def test_answers_know_the_organizations_revision(site: Site) -> None:
+    """A mutation raises the revision that the next answer names."""
+    with Client(site.address, site.tokens["ADMIN"]) as client:
+        before = client.check("ann@acme.io", "view", "members").revision
+        add_member(site.storage, "acme", "late@acme.io", "VIEWER")
+        after = client.check("late@acme.io", "view", "members")
+
+    assert after
+    assert after.revision == before + 1
+
+
+@pytest.mark.parametrize("variant", ["owner-managed", "viewer-editor-admin"])
+def test_the_same_server_serves_the_variants(make_site: MakeSite, sqlite_url: str, variant: str) -> None:
+    """Another policy, with other roles, needs no other server: its own tests hold over gRPC."""
+    folder = Path(__file__).parents[2] / "policies" / "variants" / variant
+    site = make_site(sqlite_url, folder=folder)
+    with (folder / "policy_test.csv").open(encoding="utf-8") as file:
+        cases = list(csv.DictReader(file))
+    top = next(iter(site.tokens))
+
+    with Client(site.address, site.tokens[top]) as client:
+        results = client.batch_check(
+            (f"user:{site.members[c['role']].email}", c["action"], c["resource"]) for c in cases
+        )
+
+    assert [result.decision.value for result in results] == [case["expected"] for case in cases]
