@@ -11,10 +11,10 @@ help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 run: .venv/runtime ## Start a server on 127.0.0.1:50051 with a demo organization; state in .run/
-	@PATH="$(CURDIR)/$(BIN):$$PATH" sh scripts/run.sh
+	@exec env PATH="$(CURDIR)/$(BIN):$$PATH" sh scripts/run.sh
 
 test: .venv/dev ## Run the whole suite; PostgreSQL too where its server is installed
-	@PATH="$(CURDIR)/$(BIN):$$PATH" sh scripts/test.sh
+	@exec env PATH="$(CURDIR)/$(BIN):$$PATH" sh scripts/test.sh
 
 lint: .venv/dev ## Check style, types, imports and protos
 	$(BIN)/ruff check
