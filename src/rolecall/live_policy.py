@@ -71,9 +71,9 @@ class LivePolicy:
         self._seen = self._look()
         result = build_aside(folder, START_ORACLE_SECONDS)
         if result.policy is None:
-            raise PolicyError(result.errors)
+            raise PolicyError(folder, result.errors)
         if gate := self._gate(result.policy):
-            raise PolicyError(gate)
+            raise PolicyError(folder, gate)
         self._in_force = InForce(result.policy, now(), _warnings(result))
         self._wake = threading.Event()
         self._stopped = threading.Event()

@@ -108,7 +108,7 @@ def _index(folder: Path) -> Policy:
     """The policy of `folder`, tested or not. Raises `PolicyError`."""
     source, policy = policies.index(folder)
     if policy is None:
-        raise PolicyError(tuple(source.errors))
+        raise PolicyError(folder, tuple(source.errors))
     return policy
 
 

@@ -8,6 +8,7 @@ from rolecall.policy.compiled import OWNERS, Decision, Policy
 from rolecall.policy.explain import explain
 from rolecall.policy.handover import build_aside
 from rolecall.policy.source import MODEL_FILE, POLICY_FILE, TEST_FILE, Finding, Rule, Severity
+from rolecall.policy.words import asked_problem
 
 __all__ = [
     "MODEL_FILE",
@@ -21,6 +22,7 @@ __all__ = [
     "PolicyError",
     "Rule",
     "Severity",
+    "asked_problem",
     "build",
     "build_aside",
     "explain",
@@ -32,8 +34,8 @@ __all__ = [
 class PolicyError(PolicyInvalid):
     """A folder is no policy that may go live. `findings` say what is wrong where, and what to do."""
 
-    def __init__(self, findings: tuple[Finding, ...]) -> None:
-        super().__init__("\n".join(str(finding) for finding in findings))
+    def __init__(self, folder: Path, findings: tuple[Finding, ...]) -> None:
+        super().__init__("\n".join([f"The policy in {folder} can't be served:", *map(str, findings)]))
         self.findings = findings
 
 
@@ -41,5 +43,5 @@ def load(folder: Path | str, oracle_seconds: float = 2.0) -> Policy:
     """The policy of `folder`, compared with Casbin for `oracle_seconds`. Raises `PolicyError` where it has errors."""
     result = build_aside(Path(folder), oracle_seconds)
     if result.policy is None:
-        raise PolicyError(result.errors)
+        raise PolicyError(Path(folder), result.errors)
     return result.policy

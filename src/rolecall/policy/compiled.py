@@ -1,14 +1,13 @@
 """The policy as an immutable index: deciding costs a few dictionary look-ups, however many rules there are.
 
-Every role has a bit. A rule sets its role's bit at (resource, action, effect); a role holds the bits of itself and
-of all that it inherits from. A decision looks up the resource and its parents, and the longest `prefix*` that
-matches with the shorter ones inside it, and holds their bits against the role's.
+Every role has two bits, one for what it is allowed and one for what it is denied. A rule sets one of its role's bits
+at a resource and action; a role holds the bits of itself and of all that it inherits from.
 """
 
-from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 from rolecall.domain import Effect, Permission, Reason, Role
+from rolecall.policy.masks import build_table, covering
 from rolecall.policy.source import Inheritance, Rule
 
 __all__ = ["OWNERS", "Decision", "Policy"]
@@ -16,8 +15,9 @@ __all__ = ["OWNERS", "Decision", "Policy"]
 # Whoever may do this is an owner (requirements, rule 2).
 OWNERS = ("owners", "update")
 
-# action -> (bits of the roles that allow it, bits of those that deny it, the rules' positions)
-_Node = dict[str, tuple[int, int, tuple[int, ...]]]
+# Rules on the action `*` go into the table of every action where that makes no more than so many rows more a rule.
+MAX_STARRED_SHARE = 2
+MIN_STARRED_ROWS = 10_000
 
 
 class Decision:
@@ -67,34 +67,32 @@ class Policy:
         """Index `rules`. They must have passed `lint.check_roles`."""
         self.version = version
         self.rules = tuple(rules)
-        rows: list[Rule | Inheritance] = sorted([*self.rules, *inheritances], key=lambda row: row.line)
-        self._parents: dict[str, tuple[str, ...]] = {}
-        for row in rows:
-            parents = self._parents.setdefault(row.role, ())
-            if isinstance(row, Inheritance):
-                self._parents[row.role] = (*parents, row.parent)
-        for role in [parent for parents in self._parents.values() for parent in parents]:
-            self._parents.setdefault(role, ())
-        self._bits = {role: 1 << i for i, role in enumerate(self._parents)}
-        self._held = {role: self._bits_of(self._ancestors(role)) for role in self._parents}
-        self._nodes: dict[str, _Node] = {}
-        prefixes: dict[str, _Node] = {}
+        self._parents = _parents(self.rules, inheritances)
+        bits = {role: 1 << i for i, role in enumerate(self._parents)}
+        shift = len(bits)
+        self._held: dict[str, tuple[int, int]] = {}
+        for role in self._parents:
+            held = sum(bits[ancestor] for ancestor in self.ancestors(role))
+            self._held[role] = (held, held << shift)
+        by_action: dict[str, list[tuple[str, int]]] = {"*": []}
+        positions: dict[str, list[int]] = {}
         for position, rule in enumerate(self.rules):
-            starred = rule.resource.endswith("*")
-            nodes, key = (prefixes, rule.resource[:-1]) if starred else (self._nodes, rule.resource)
-            node = nodes.setdefault(key, {})
-            allow, deny, positions = node.get(rule.action, (0, 0, ()))
-            bit = self._bits[rule.role]
-            if rule.effect is Effect.ALLOW:
-                allow |= bit
-            else:
-                deny |= bit
-            node[rule.action] = (allow, deny, (*positions, position))
-        self._prefixes = sorted(prefixes)
-        self._prefix_nodes = [prefixes[prefix] for prefix in self._prefixes]
-        self._shorter = _enclosing(self._prefixes)
-        self.actions = frozenset(rule.action for rule in self.rules) - {"*"}
-        self.resource_types = frozenset(r.resource.split("/")[0] for r in self.rules if r.resource.rstrip("*"))
+            bit = bits[rule.role] if rule.effect is Effect.ALLOW else bits[rule.role] << shift
+            by_action.setdefault(rule.action, []).append((rule.resource, bit))
+            positions.setdefault(rule.resource, []).append(position)
+        self._positions = {pattern: tuple(found) for pattern, found in positions.items()}
+        starred = by_action.pop("*")
+        interned: dict[int, int] = {}
+        merge = len(starred) * len(by_action) <= MAX_STARRED_SHARE * len(self.rules) + MIN_STARRED_ROWS
+        if merge:
+            by_action = {action: [*own, *starred] for action, own in by_action.items()}
+        self._merged = merge
+        self._starred = build_table(starred, interned)
+        self._tables = {action: build_table(own, interned) for action, own in by_action.items()}
+        self.actions = frozenset(by_action)
+        types = {pattern.partition("/")[0] for pattern in positions} - {"*"}
+        self.resource_types = frozenset(name for name in types if not name.endswith("*"))
+        self._types = build_table([(name, 1) for name in types], interned)
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -111,42 +109,16 @@ class Policy:
         held = self._held.get(role)
         if held is None:
             return Decision(self, role, action, resource, Reason.UNKNOWN_ROLE)
-        granted = False
-        nodes = self._nodes
-        path = resource
-        while True:
-            node = nodes.get(path)
-            if node is not None:
-                entry = node.get(action)
-                if entry is not None:
-                    if entry[1] & held:
-                        return Decision(self, role, action, resource, Reason.FORBIDDEN)
-                    if entry[0] & held:
-                        granted = True
-                entry = node.get("*")
-                if entry is not None:
-                    if entry[1] & held:
-                        return Decision(self, role, action, resource, Reason.FORBIDDEN)
-                    if entry[0] & held:
-                        granted = True
-            cut = path.rfind("/")
-            if cut < 0:
-                break
-            path = path[:cut]
-        prefixes = self._prefixes
-        at = bisect_right(prefixes, resource) - 1
-        while at >= 0:
-            if resource.startswith(prefixes[at]):
-                node = self._prefix_nodes[at]
-                for key in (action, "*"):
-                    entry = node.get(key)
-                    if entry is not None:
-                        if entry[1] & held:
-                            return Decision(self, role, action, resource, Reason.FORBIDDEN)
-                        if entry[0] & held:
-                            granted = True
-            at = self._shorter[at]
-        if granted:
+        table = self._tables.get(action)
+        if table is None:
+            mask = covering(self._starred, resource, resource)
+        else:
+            mask = covering(table, resource, resource)
+            if not self._merged:
+                mask |= covering(self._starred, resource, resource)
+        if mask & held[1]:
+            return Decision(self, role, action, resource, Reason.FORBIDDEN)
+        if mask & held[0]:
             return Decision(self, role, action, resource, Reason.GRANTED)
         return Decision(self, role, action, resource, self._default_deny(action, resource))
 
@@ -156,7 +128,7 @@ class Policy:
 
     def permissions_of(self, role: str) -> list[Permission]:
         """All rules that `role` holds, own and inherited, each once, in a fixed order. Empty for an unknown role."""
-        held = self._ancestors(role)
+        held = self.ancestors(role)
         found = {Permission(rule.resource, rule.action, rule.effect) for rule in self.rules if rule.role in held}
         return sorted(found, key=lambda permission: (permission.resource, permission.action, permission.effect))
 
@@ -167,6 +139,17 @@ class Policy:
             own[rule.role].append(Permission(rule.resource, rule.action, rule.effect))
         owners = set(self.owner_roles)
         return [Role(r, parents, tuple(own[r]), r in owners) for r, parents in self._parents.items()]
+
+    def ancestors(self, role: str) -> set[str]:
+        """The role and all that it inherits from; empty for an unknown one."""
+        found: set[str] = set()
+        todo = [role] if role in self._parents else []
+        while todo:
+            current = todo.pop()
+            if current not in found:
+                found.add(current)
+                todo.extend(self._parents[current])
+        return found
 
     def chain(self, role: str, ancestor: str) -> tuple[str, ...]:
         """The shortest way of inheritance from `role` to `ancestor`, both included; empty where there is none."""
@@ -180,78 +163,32 @@ class Policy:
                 paths.extend((*path, parent) for parent in self._parents[path[-1]])
         return ()
 
-    def matching_rules(self, action: str, resource: str) -> list[Rule]:
-        """Every rule on `resource` and `action`, whatever its role and effect."""
-        entries = (node.get(key) for node in self._matching_nodes(resource) for key in {action, "*"})
-        return [self.rules[position] for entry in entries if entry for position in entry[2]]
-
     def rules_on(self, resource: str) -> list[Rule]:
-        """Every rule on `resource`, whatever its action, role and effect."""
-        entries = (entry for node in self._matching_nodes(resource) for entry in node.values())
-        return [self.rules[position] for entry in entries for position in entry[2]]
+        """Every rule that covers `resource`, whatever its action, role and effect."""
+        parents = [resource[:i] for i, character in enumerate(resource) if character == "/"]
+        prefixes = [f"{resource[:i]}*" for i in range(len(resource) + 1)]
+        found = (self._positions.get(pattern, ()) for pattern in (*parents, resource, *prefixes))
+        return [self.rules[position] for positions in found for position in positions]
 
-    def same_rule_of_ancestor(self, rule: Rule) -> Rule | None:
-        """A rule of the same resource, action and effect that `rule.role` inherits; None where there is none."""
-        starred = rule.resource.endswith("*")
-        if starred:
-            node = self._prefix_nodes[bisect_right(self._prefixes, rule.resource[:-1]) - 1]
-        else:
-            node = self._nodes[rule.resource]
-        allow, deny, positions = node[rule.action]
-        above = self._held[rule.role] & ~self._bits[rule.role]
-        if not (allow if rule.effect is Effect.ALLOW else deny) & above:
-            return None
-        others = (self.rules[position] for position in positions)
-        return next(o for o in others if o.effect is rule.effect and self._bits[o.role] & above)
+    def matching_rules(self, action: str, resource: str) -> list[Rule]:
+        """Every rule that covers `resource` and `action`, whatever its role and effect."""
+        return [rule for rule in self.rules_on(resource) if rule.action in (action, "*")]
 
     def _default_deny(self, action: str, resource: str) -> Reason:
         """Why nothing matched, as precisely as the policy's words allow."""
-        kind = resource.split("/", 1)[0]
-        if kind not in self.resource_types:
-            named = any(len(self._prefixes[at]) > 0 for at in self._matching_prefixes(resource))
-            if not named:
-                return Reason.UNKNOWN_RESOURCE
+        kind = resource.partition("/")[0]
+        if not covering(self._types, kind, kind):
+            return Reason.UNKNOWN_RESOURCE
         return Reason.NOT_GRANTED if action in self.actions else Reason.UNKNOWN_ACTION
 
-    def _matching_nodes(self, resource: str) -> Iterator[_Node]:
-        """The nodes of the resource, its parents, and the prefixes of it."""
-        path = resource
-        while path:
-            if path in self._nodes:
-                yield self._nodes[path]
-            path = path.rpartition("/")[0]
-        for at in self._matching_prefixes(resource):
-            yield self._prefix_nodes[at]
 
-    def _matching_prefixes(self, resource: str) -> Iterator[int]:
-        """The positions of the prefixes that `resource` begins with, the longest first."""
-        at = bisect_right(self._prefixes, resource) - 1
-        while at >= 0:
-            if resource.startswith(self._prefixes[at]):
-                yield at
-            at = self._shorter[at]
-
-    def _ancestors(self, role: str) -> set[str]:
-        """The role and all that it inherits from."""
-        found: set[str] = set()
-        todo = [role] if role in self._parents else []
-        while todo:
-            current = todo.pop()
-            if current not in found:
-                found.add(current)
-                todo.extend(self._parents[current])
-        return found
-
-    def _bits_of(self, roles: Iterable[str]) -> int:
-        return sum(self._bits[role] for role in roles)
-
-
-def _enclosing(prefixes: list[str]) -> list[int]:
-    """For each of the sorted prefixes, the position of the longest other one that it begins with; -1 for none."""
-    result: list[int] = []
-    for i, prefix in enumerate(prefixes):
-        at = i - 1
-        while at >= 0 and not prefix.startswith(prefixes[at]):
-            at = result[at]
-        result.append(at)
-    return result
+def _parents(rules: Iterable[Rule], inheritances: Iterable[Inheritance]) -> dict[str, tuple[str, ...]]:
+    """The roles that each role inherits from directly, in the order in which the file first names them."""
+    rows: list[Rule | Inheritance] = sorted([*rules, *inheritances], key=lambda row: row.line)
+    parents: dict[str, tuple[str, ...]] = {}
+    for row in rows:
+        parents.setdefault(row.role, ())
+        if isinstance(row, Inheritance):
+            parents.setdefault(row.parent, ())
+            parents[row.role] += (row.parent,)
+    return parents

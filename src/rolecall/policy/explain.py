@@ -33,7 +33,7 @@ def explain(decision: Decision) -> Explanation:
 def _why(decision: Decision) -> str:
     """The reason of a default deny, with the nearest name where one may be mistyped."""
     name = _nearest_name(decision)
-    hint = f"; did you mean `{name}`?" if name else ""
+    hint = f" (perhaps `{name}`)" if name else ""
     kind = decision.resource.partition("/")[0]
     match decision.reason:
         case Reason.UNKNOWN_ROLE:

@@ -5,6 +5,7 @@ Casbin itself drops, bends or crashes on most of what is refused here without sa
 
 import hashlib
 import re
+import stat
 from pathlib import Path
 
 from rolecall.domain import Effect
@@ -16,28 +17,19 @@ from rolecall.policy.source import (
     GoldenCase,
     Inheritance,
     Rule,
+    Severity,
     Source,
     lines_of,
 )
+from rolecall.policy.words import MAX_ACTION, RESOURCE, ROLE, WORD, has_dot_segment, word_problem, word_warning
 
-__all__ = ["read", "word_problem"]
+__all__ = ["read"]
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
-MAX_ACTION = 256
-MAX_RESOURCE = 1024
-MAX_ROLE = 64
-
-# A word holds no space, comma, quote, bracket, `#`, `*`, `/` or backslash: Casbin splits at those, swallows or keeps
-# them silently.
-_WORD = r"[^\s,\"'`()\[\]{}#*/\\]+"
-_ROLE = rf"[A-Za-z][A-Za-z0-9_.-]{{0,{MAX_ROLE - 1}}}"
-_RESOURCE = rf"(?:{_WORD}(?:/{_WORD})*(?:/?\*)?|\*)"
-_ROW = re.compile(rf" *p *, *({_ROLE}) *, *({_RESOURCE}) *, *({_WORD}|\*) *, *(allow|deny) *")
-_ROLE_FULL = re.compile(_ROLE)
-_RESOURCE_FULL = re.compile(_RESOURCE)
-_ACTION_FULL = re.compile(rf"{_WORD}|\*")
-_DOTS = re.compile(r"(?:^|/)\.{1,2}(?:/|$)")
-_FORBIDDEN = re.compile(r"[\s,\"'`()\[\]{}#\\]")
+# A row that the strict reader takes without a second look.
+_ROW = re.compile(rf" *p *, *({ROLE}) *, *({RESOURCE}) *, *({WORD}|\*) *, *(allow|deny) *")
+# The byte order mark, which Casbin takes for a part of the first rule.
+_BOM = b"\xef\xbb\xbf"
 
 
 def read(folder: Path) -> Source:
@@ -58,59 +50,30 @@ def read(folder: Path) -> Source:
     return source
 
 
-def word_problem(kind: str, text: str) -> tuple[str, str] | None:
-    """What is wrong with a role, resource or action of a policy, and its fix; None where nothing is."""
-    limit = {"role": MAX_ROLE, "resource": MAX_RESOURCE, "action": MAX_ACTION}[kind]
-    pattern = {"role": _ROLE_FULL, "resource": _RESOURCE_FULL, "action": _ACTION_FULL}[kind]
-    if not text:
-        return f"The {kind} is empty.", f"Name a {kind}."
-    if len(text) > limit:
-        return f"The {kind} has {len(text)} characters, more than {limit}.", "Shorten it."
-    if bad := _FORBIDDEN.search(text):
-        return (
-            f"The {kind} `{text}` holds {bad.group()!r}, which Casbin keeps, splits at or swallows.",
-            "Write it bare: no quotes, brackets, spaces, backslashes or `#`; a comment needs its own line.",
-        )
-    if kind == "resource" and _DOTS.search(text):
-        return f"The resource `{text}` has a segment `.` or `..`.", "Name the resource without such segments."
-    if pattern.fullmatch(text):
-        return None
-    if "*" in text:
-        where = "alone or at the end of a resource" if kind == "resource" else "alone, as the whole action"
-        allowed = f"`*` may stand only {where}" if kind != "role" else "a role has no `*`"
-        return (
-            f"The {kind} `{text}` has a `*` where Casbin would ignore what follows it: {allowed}.",
-            "Move or drop the `*`.",
-        )
-    if kind == "resource":
-        return (
-            f"The resource `{text}` has an empty segment.",
-            "Write it as `type/id`, without a leading or double slash.",
-        )
-    if kind == "action":
-        return f"The action `{text}` holds a slash.", "Name the action in one word."
-    return f"The role `{text}` is no name.", "Start with a letter; then letters, digits, `_`, `.` and `-`."
-
-
 def _text(folder: Path, name: str, source: Source) -> str:
     """The text of one file with LF line ends and no byte order mark; empty, with a finding, where there is none."""
     path = folder / name
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            source.add(name, 0, 0, f"{name} is no regular file.", "Make it a file, or a link to one.")
+            return ""
+        if status.st_size > MAX_FILE_BYTES:
             source.add(name, 0, 0, f"The file is larger than {MAX_FILE_BYTES} bytes.", "Split it, or drop rules.")
             return ""
-        raw = path.read_bytes()
+        raw = path.read_bytes().removeprefix(_BOM)
     except FileNotFoundError:
         fix = "Create it in the policy folder"
         if name == TEST_FILE:
             fix += "; `rolecall policy matrix --format test` writes one from what the policy says now"
-        source.add(name, 0, 0, f"There is no {name} in {folder}.", f"{fix}.")
+        source.add(name, 0, 0, f"There is no {name} in the policy folder.", f"{fix}.")
         return ""
-    except OSError as error:
-        source.add(name, 0, 0, f"{path} can't be read: {error.strerror}.", "Make it a file that this user may read.")
+    except (OSError, ValueError) as error:
+        why = error.strerror if isinstance(error, OSError) else "its path is none"
+        source.add(name, 0, 0, f"{name} can't be read: {why}.", "Make it a file that this user may read.")
         return ""
     try:
-        text = raw.decode("utf-8-sig")
+        text = raw.decode()
     except UnicodeDecodeError as error:
         before = raw[: error.start]
         line, column = before.count(b"\n") + 1, error.start - (before.rfind(b"\n") + 1) + 1
@@ -130,7 +93,7 @@ def _read_policy(text: str, source: Source) -> None:
     rules = source.rules
     for number, line in lines_of(text, POLICY_FILE, source):
         match = _ROW.fullmatch(line)
-        if match is None or len(line) > MAX_ACTION or _DOTS.search(match[2]):
+        if match is None or len(line) > MAX_ACTION or not line.isascii() or has_dot_segment(match[2]):
             _read_row(number, line, source)
             continue
         role, resource, action, effect = match.groups()
@@ -162,6 +125,8 @@ def _read_row(number: int, line: str, source: Source) -> None:
                 problems.append((column, message, "Write `allow` or `deny`, in lower case."))
         elif problem := word_problem(kind, value):
             problems.append((column, *problem))
+        elif warning := word_warning(kind, value):
+            source.add(POLICY_FILE, number, column, *warning, Severity.WARNING)
     if len(values) != len(kinds) + 1:
         example = "p, ROLE, resource, action, allow" if values[0] == "p" else "g, ROLE, PARENT"
         message = f"A `{values[0]}` row has {len(kinds)} values, this one {len(values) - 1}."

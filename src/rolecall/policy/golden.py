@@ -3,6 +3,7 @@
 from rolecall.domain import Reason
 from rolecall.policy.compiled import Policy
 from rolecall.policy.source import TEST_FILE, Source
+from rolecall.policy.words import asked_problem
 
 __all__ = ["check_cases"]
 
@@ -15,10 +16,8 @@ def check_cases(source: Source, policy: Policy) -> None:
         if decision.reason is Reason.UNKNOWN_ROLE:
             fix = "Correct the name, or drop the test with the role."
             source.add(TEST_FILE, case.line, 1, f"The policy has no role `{case.role}`.", fix)
-        elif not case.resource or not case.action or "*" in case.resource + case.action:
-            source.add(
-                TEST_FILE, case.line, 1, f"{question} can't be asked.", "Name one resource and one action, no `*`."
-            )
+        elif problem := asked_problem("resource", case.resource) or asked_problem("action", case.action):
+            source.add(TEST_FILE, case.line, 1, f"{question} can't be asked: {problem}", "Correct the row.")
         elif decision.decision is not case.expected:
             rule = decision.rule
             why = f"by line {rule.line}, `{rule}`" if rule else f"because {decision.reason.value}"

@@ -25,7 +25,8 @@ PIECE = 1000
 
 def build_aside(folder: Path, oracle_seconds: float) -> Build:
     """`build` in a child process. Never raises: a child that dies or hangs is a finding."""
-    command = [sys.executable, "-m", "rolecall.policy", str(folder), str(oracle_seconds)]
+    # -P: the folder in which a server was started must not lend its modules to the child.
+    command = [sys.executable, "-P", "-m", "rolecall.policy", str(folder), str(oracle_seconds)]
     try:
         with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as child:  # noqa: S603 - ours
             watchdog = threading.Timer(MAX_SECONDS, child.kill)
@@ -33,11 +34,13 @@ def build_aside(folder: Path, oracle_seconds: float) -> Build:
             watchdog.start()
             try:
                 assert child.stdout is not None  # noqa: S101 - for the type checker: stdout=PIPE
-                return _receive(child.stdout)
+                result = _receive(child.stdout)
+                child.wait()
             finally:
                 child.kill()
                 watchdog.cancel()
-    except (OSError, EOFError, pickle.UnpicklingError) as error:
+            return result
+    except (OSError, ValueError, EOFError, pickle.UnpicklingError) as error:
         message = f"The policy could not be built: the building process ended early or ran out of time ({error})."
         fix = "See what it wrote to the standard error output; then save the file again."
         return Build(None, (Finding(POLICY_FILE, 0, 0, message, fix),), "")
@@ -48,8 +51,8 @@ def send(result: Build, stream: IO[bytes]) -> None:
     pickle.dump((replace(result, policy=None), result.policy is not None), stream)
     if result.policy is not None:
         for name, value in vars(result.policy).items():
-            for piece in _pieces(value):
-                pickle.dump((name, piece), stream)
+            for piece in _pieces((name,), value):
+                pickle.dump(piece, stream)
         pickle.dump(None, stream)
 
 
@@ -59,25 +62,32 @@ def _receive(stream: IO[bytes]) -> Build:
     result, has_policy = pickle.load(stream)  # noqa: S301 - our own child wrote it
     if not has_policy:
         return result
-    state: dict[str, Any] = {}
+    state: dict[Any, Any] = {}
     while (item := pickle.load(stream)) is not None:  # noqa: S301 - as above
-        name, piece = item
-        if name not in state:
-            state[name] = piece
+        path, piece = item
+        place = state
+        for key in path[:-1]:
+            place = place.setdefault(key, {})
+        if path[-1] not in place:
+            place[path[-1]] = piece
         elif isinstance(piece, dict):
-            state[name].update(piece)
+            place[path[-1]].update(piece)
         else:
-            state[name] += piece
+            place[path[-1]] += piece
     policy = object.__new__(Policy)
     vars(policy).update(state)
     return replace(result, policy=policy)
 
 
-def _pieces(value: object) -> Iterator[object]:
-    """`value` itself, or where it is a long dict, list or tuple, short ones that add up to it."""
+def _pieces(path: tuple[str, ...], value: object) -> Iterator[tuple[tuple[str, ...], object]]:
+    """`value` with the keys that lead to it; where it is large, short ones that add up to it."""
+    if isinstance(value, dict) and value and all(isinstance(inner, dict) for inner in value.values()):
+        for key, inner in value.items():
+            yield from _pieces((*path, key), inner)
+        return
     if not isinstance(value, dict | list | tuple) or len(value) <= PIECE:
-        yield value
+        yield path, value
         return
     entries = iter(value.items() if isinstance(value, dict) else value)
     while chunk := list(islice(entries, PIECE)):
-        yield type(value)(chunk)
+        yield path, type(value)(chunk)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from rolecall.domain import Effect
 from rolecall.policy.compiled import OWNERS, Policy
 from rolecall.policy.source import POLICY_FILE, Inheritance, Rule, Severity, Source
 
@@ -46,6 +47,10 @@ def check_roles(source: Source) -> None:
 def check_grants(source: Source, policy: Policy) -> None:
     """Add findings about rules that stand twice or say nothing new, and about a policy that nobody could own."""
     first: dict[tuple[str, str, str], int] = {}
+    alike: dict[tuple[str, str, Effect], dict[str, Rule]] = {}
+    for rule in source.rules:
+        alike.setdefault((rule.resource, rule.action, rule.effect), {})[rule.role] = rule
+    above = {role: policy.ancestors(role) - {role} for role in policy.roles}
     for rule in source.rules:
         key = (rule.role, rule.resource, rule.action)
         line = first.setdefault(key, rule.line)
@@ -53,16 +58,12 @@ def check_grants(source: Source, policy: Policy) -> None:
             fix = "Delete one of the two rows; where their effects differ, deny wins."
             message = f"`{rule.role}` has a rule on `{rule.resource} {rule.action}` already in line {line}."
             source.add(POLICY_FILE, rule.line, 1, message, fix)
-        elif inherited := policy.same_rule_of_ancestor(rule):
-            message = f"`{rule.role}` inherits this from `{inherited.role}` in line {inherited.line}."
-            source.add(
-                POLICY_FILE,
-                rule.line,
-                1,
-                message,
-                "Delete the row: once, at the lowest role, is enough.",
-                Severity.WARNING,
-            )
+            continue
+        holders = alike[rule.resource, rule.action, rule.effect]
+        for role in above[rule.role] & holders.keys():
+            message = f"`{rule.role}` inherits this from `{role}` in line {holders[role].line}."
+            fix = "Delete the row: once, at the lowest role, is enough."
+            source.add(POLICY_FILE, rule.line, 1, message, fix, Severity.WARNING)
     if not policy.owner_roles:
         resource, action = OWNERS
         message = f"No role may `{resource} {action}`, so no organization could have an owner."

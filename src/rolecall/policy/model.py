@@ -1,8 +1,13 @@
 """The one Casbin model that is served, and how another one differs from it."""
 
+import re
+
 from rolecall.policy.source import MODEL_FILE, Source, lines_of
 
 __all__ = ["MODEL", "read_model"]
+
+# Two values are equal up to spacing where these are.
+_TOKEN = re.compile(r'"[^"]*"|\w+|[^\w\s]')
 
 # Section -> key -> value.
 _MODEL = {
@@ -25,7 +30,7 @@ def read_model(text: str, source: Source) -> None:
     for number, line in lines_of(text, MODEL_FILE, source):
         stripped = line.strip()
         if stripped.startswith("[") and stripped.endswith("]"):
-            section = stripped[1:-1].strip()
+            section = stripped[1:-1]
             if section not in _MODEL:
                 source.add(MODEL_FILE, number, 1, f"Section [{section}] is not part of the model.", "Delete it.")
             continue
@@ -35,8 +40,8 @@ def read_model(text: str, source: Source) -> None:
             source.add(MODEL_FILE, number, 1, f"`{key}` is not part of [{section}] of the model.", "Delete the line.")
         elif (section, key) in seen:
             source.add(MODEL_FILE, number, 1, f"`{key}` of [{section}] stands twice.", "Delete one of the two.")
-        elif _without_spaces(value) != _without_spaces(expected):
-            column = line.index("=") + 2 if "=" in line else 1
+        elif _TOKEN.findall(value) != _TOKEN.findall(expected):
+            column = len(line) - len(line.partition("=")[2].lstrip()) + 1
             message = f"[{section}] says `{key} = {value}`, but Rolecall serves only `{key} = {expected}`."
             source.add(MODEL_FILE, number, column, message, f"Write `{key} = {expected}`.")
         seen.add((section, key))
@@ -45,9 +50,3 @@ def read_model(text: str, source: Source) -> None:
             if (name, key) not in seen:
                 fix = f"Add `{key} = {value}` under [{name}]."
                 source.add(MODEL_FILE, 0, 0, f"`{key}` of [{name}] is missing.", fix)
-
-
-def _without_spaces(value: str) -> str:
-    """`value` less the spaces outside string literals."""
-    parts = value.split('"')
-    return '"'.join("".join(part.split()) if i % 2 == 0 else part for i, part in enumerate(parts))

@@ -4,6 +4,7 @@
 Run it from one thread: Casbin's `ast.parse` is not thread-safe.
 """
 
+import logging
 import random
 import time
 from collections.abc import Iterator
@@ -18,6 +19,9 @@ from rolecall.policy.model import MODEL
 from rolecall.policy.source import POLICY_FILE, Source
 
 __all__ = ["check_against_casbin", "enforcer", "questions"]
+
+# An Enforcer logs the whole policy when it is made.
+logging.getLogger("casbin").setLevel(logging.WARNING)
 
 # Above this many rules a single `enforce` takes longer than a start should.
 MAX_RULES = 20_000

@@ -60,7 +60,8 @@ class Server:
 def build_server(settings: Settings) -> Server:
     """Put a server together and bind its port. Raises `ConfigError`, `PolicyError`, `StorageUnavailable`."""
     key = keys.read(settings.key_file)
-    storage = Storage(settings.database, pool_size=settings.threads)
+    # One connection for each call under way, and one for the policy's gate.
+    storage = Storage(settings.database, pool_size=settings.threads + 1)
     storage.check()
     live = LivePolicy(settings.policy, storage)
     pages = Pages(key)

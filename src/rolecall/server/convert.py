@@ -1,6 +1,5 @@
 """Between messages and domain values. What comes in is validated here, field by field."""
 
-import re
 from collections.abc import Sequence
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -21,6 +20,7 @@ from rolecall.domain import (
     SubjectKind,
 )
 from rolecall.errors import BatchSize, InvalidField
+from rolecall.policy import asked_problem
 from rolecall.v1 import authorization_pb2 as pb
 from rolecall.v1 import shared_pb2
 
@@ -41,12 +41,9 @@ __all__ = [
     "timestamp",
 ]
 
-MAX_ACTION = 256
-MAX_RESOURCE = 1024
 MAX_SUBJECT = 330
 MAX_BATCH = 1000
 
-_DOT_SEGMENT = re.compile(r"(?:^|/)\.{1,2}(?:/|$)")
 _FORMS = "`user:ann@acme.io`, `user:ID`, `token:ID`, `role:NAME`, or a bare address"
 
 _DECISIONS = {Effect.ALLOW: pb.DECISION_ALLOW, Effect.DENY: pb.DECISION_DENY}
@@ -68,7 +65,10 @@ def subject(text: str) -> Subject:
     """Who `text` names. Raises `InvalidField`."""
     if not text:
         raise InvalidField(f"subject is not set: say who is asked about, as {_FORMS}.", field="subject")
-    _require_plain("subject", text, MAX_SUBJECT)
+    if len(text) > MAX_SUBJECT:
+        raise InvalidField(f"subject has {len(text)} characters, more than {MAX_SUBJECT}.", field="subject")
+    if "*" in text or not text.isprintable():
+        raise InvalidField(f"subject holds a `*` or an invisible character: write {_FORMS}.", field="subject")
     form, colon, value = text.partition(":")
     if not colon:
         form, value = "user", text
@@ -84,22 +84,12 @@ def subject(text: str) -> Subject:
 
 def action(text: str) -> str:
     """The action in `text`. Raises `InvalidField`."""
-    if not text:
-        raise InvalidField("action is not set: name one in the policy's words, as in `view`.", field="action")
-    _require_plain("action", text, MAX_ACTION)
-    return text
+    return _asked("action", text)
 
 
 def resource(text: str) -> str:
     """The resource in `text`. Raises `InvalidField`."""
-    if not text:
-        raise InvalidField("resource is not set: name one as `type` or `type/id/...`.", field="resource")
-    _require_plain("resource", text, MAX_RESOURCE)
-    if "//" in text or text[0] == "/" or text[-1] == "/":
-        raise InvalidField("resource has an empty segment: write `type/id`, without stray slashes.", field="resource")
-    if "." in text and _DOT_SEGMENT.search(text):
-        raise InvalidField("resource has a segment `.` or `..`: write the path without them.", field="resource")
-    return text
+    return _asked("resource", text)
 
 
 def at_least_revision(value: int) -> int:
@@ -204,13 +194,10 @@ def _presented(text: str) -> Subject:
     return Subject(SubjectKind.PRESENTED, token.id, token.digest) if token else Subject(SubjectKind.PRESENTED, "")
 
 
-def _require_plain(field: str, text: str, limit: int) -> None:
-    if len(text) > limit:
-        raise InvalidField(f"{field} has {len(text)} characters, more than {limit}: shorten it.", field=field)
-    if "*" in text:
-        raise InvalidField(f"{field} holds a `*`: ask about one at a time; only rules have wildcards.", field=field)
-    if not text.isprintable():
-        raise InvalidField(f"{field} holds a control character or invisible space: remove it.", field=field)
+def _asked(field: str, text: str) -> str:
+    if problem := asked_problem(field, text):
+        raise InvalidField(problem, field=field)
+    return text
 
 
 def _batch_result(result: CheckResult) -> pb.BatchCheckResult:
