@@ -29,6 +29,7 @@ __all__ = ["InForce", "LivePolicy", "Refusal"]
 LOOK_SECONDS = 0.05
 # The folder must have kept still for so long: several files saved in a burst are one change.
 SETTLE_SECONDS = 0.1
+SETTLE_AT_MOST_SECONDS = 1.0
 # How long Casbin may judge: at the start, and while an admin waits for an edit to take effect.
 START_ORACLE_SECONDS = 2.0
 RELOAD_ORACLE_SECONDS = 0.3
@@ -117,12 +118,11 @@ class LivePolicy:
                     _log.exception("policy reload failed", folder=str(self._folder))
 
     def _settle(self) -> None:
-        """Wait until the folder has kept still."""
-        while not self._stopped.is_set():
-            before = self._look()
-            time.sleep(SETTLE_SECONDS)
-            if self._look() == before:
-                self._seen = before
+        """Wait until the folder has kept still; not for ever, so that endless saving can't keep a policy out."""
+        deadline = time.monotonic() + SETTLE_AT_MOST_SECONDS
+        while True:
+            self._seen = self._look()
+            if self._stopped.wait(SETTLE_SECONDS) or self._look() == self._seen or time.monotonic() > deadline:
                 return
 
     def _reload(self) -> None:

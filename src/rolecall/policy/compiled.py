@@ -7,7 +7,7 @@ at a resource and action; a role holds the bits of itself and of all that it inh
 from collections.abc import Iterable
 
 from rolecall.domain import Effect, Permission, Reason, Role
-from rolecall.policy.masks import build_table, covering
+from rolecall.policy.masks import build_table, covering, share_masks
 from rolecall.policy.source import Inheritance, Rule
 
 __all__ = ["OWNERS", "Decision", "Policy"]
@@ -82,17 +82,17 @@ class Policy:
             positions.setdefault(rule.resource, []).append(position)
         self._positions = {pattern: tuple(found) for pattern, found in positions.items()}
         starred = by_action.pop("*")
-        interned: dict[int, int] = {}
         merge = len(starred) * len(by_action) <= MAX_STARRED_SHARE * len(self.rules) + MIN_STARRED_ROWS
         if merge:
             by_action = {action: [*own, *starred] for action, own in by_action.items()}
         self._merged = merge
-        self._starred = build_table(starred, interned)
-        self._tables = {action: build_table(own, interned) for action, own in by_action.items()}
+        self._starred = build_table(starred)
+        self._tables = {action: build_table(own) for action, own in by_action.items()}
         self.actions = frozenset(by_action)
         types = {pattern.partition("/")[0] for pattern in positions} - {"*"}
         self.resource_types = frozenset(name for name in types if not name.endswith("*"))
-        self._types = build_table([(name, 1) for name in types], interned)
+        self._types = build_table([(name, 1) for name in types])
+        self.share_masks()
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -121,6 +121,10 @@ class Policy:
         if mask & held[0]:
             return Decision(self, role, action, resource, Reason.GRANTED)
         return Decision(self, role, action, resource, self._default_deny(action, resource))
+
+    def share_masks(self) -> None:
+        """Make equal masks one object, which stays in the processor's cache. Unpickling undoes it."""
+        share_masks([self._starred, *self._tables.values()])
 
     def roles_that_may(self, action: str, resource: str) -> tuple[str, ...]:
         """The roles that are allowed it, in file order."""

@@ -76,6 +76,7 @@ def _receive(stream: IO[bytes]) -> Build:
             place[path[-1]] += piece
     policy = object.__new__(Policy)
     vars(policy).update(state)
+    policy.share_masks()
     return replace(result, policy=policy)
 
 

@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Iterable
 from typing import NamedTuple
 
-__all__ = ["Entry", "Table", "build_table", "covering"]
+__all__ = ["Entry", "Table", "build_table", "covering", "share_masks"]
 
 
 class _Stems(NamedTuple):
@@ -51,8 +51,20 @@ def covering(table: Table, resource: str, path: str) -> int:
     return mask
 
 
-def build_table(rules: Iterable[tuple[str, int]], interned: dict[int, int]) -> Table:
-    """The table of (resource pattern, bit) pairs. `interned` makes equal masks one object, across tables too."""
+def share_masks(tables: Iterable[Table]) -> None:
+    """Make equal masks one object, in all of the tables."""
+    shared: dict[int, int] = {}
+    for table in tables:
+        for path, entry in table.items():
+            if isinstance(entry, int):
+                table[path] = shared.setdefault(entry, entry)
+            else:
+                masks = [shared.setdefault(mask, mask) for mask in entry.masks]
+                table[path] = entry._replace(mask=shared.setdefault(entry.mask, entry.mask), masks=masks)
+
+
+def build_table(rules: Iterable[tuple[str, int]]) -> Table:
+    """The table of (resource pattern, bit) pairs."""
     exact: dict[str, int] = {"": 0}
     starred: dict[str, dict[str, int]] = {}
     for pattern, bit in rules:
@@ -67,12 +79,11 @@ def build_table(rules: Iterable[tuple[str, int]], interned: dict[int, int]) -> T
     for path in sorted(exact.keys() | starred.keys(), key=len):
         above = covering(table, path, path.rpartition("/")[0]) if path else 0
         mask = above | exact.get(path, 0)
-        mask = interned.setdefault(mask, mask)
-        table[path] = _stems(mask, starred[path], interned) if path in starred else mask
+        table[path] = _stems(mask, starred[path]) if path in starred else mask
     return table
 
 
-def _stems(mask: int, own: dict[str, int], interned: dict[int, int]) -> _Stems:
+def _stems(mask: int, own: dict[str, int]) -> _Stems:
     stems = sorted(own)
     masks: list[int] = []
     shorter: list[int] = []
@@ -80,7 +91,6 @@ def _stems(mask: int, own: dict[str, int], interned: dict[int, int]) -> _Stems:
         at = i - 1
         while at >= 0 and not stem.startswith(stems[at]):
             at = shorter[at]
-        whole = own[stem] | (masks[at] if at >= 0 else mask)
-        masks.append(interned.setdefault(whole, whole))
+        masks.append(own[stem] | (masks[at] if at >= 0 else mask))
         shorter.append(at)
     return _Stems(mask, stems, masks, shorter)
