@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from rolecall.errors import ConfigError
 
-__all__ = ["PREFIX", "Settings", "is_loopback", "load", "split_address"]
+__all__ = ["PREFIX", "Settings", "check_listening", "is_loopback", "load", "split_address"]
 
 PREFIX = "ROLECALL_"
 
@@ -24,7 +24,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True, env_ignore_empty=False)
 
-    database: str = "sqlite:///rolecall.db"
+    database: Annotated[str, Field(repr=False)] = "sqlite:///rolecall.db"
     """SQLAlchemy URL: `sqlite:///file` or `postgresql://user:password@host/name`. May hold a password: never shown."""
     listen: str = "127.0.0.1:50051"
     """host:port. Other than loopback needs TLS, or `plaintext_exposes_tokens`."""
@@ -73,14 +73,15 @@ def load(config_file: Path | None = None, **flags: object) -> Settings:
     file = config_file or (Path(os.environ["ROLECALL_CONFIG"]) if "ROLECALL_CONFIG" in os.environ else None)
     values = _read_toml(file) if file else {}
     known = set(Settings.model_fields)
+    variables_known = {key.upper() for key in known} | _OTHER_VARIABLES
     variables = {name.removeprefix(PREFIX): name for name in os.environ if name.startswith(PREFIX)}
     problems = [
         f"{file}: `{key}` is no setting. Known: {', '.join(sorted(known))}." for key in sorted(values.keys() - known)
     ]
     problems += [
-        f"The variable {name} is unknown. Known: {', '.join(sorted(PREFIX + key.upper() for key in known))}."
+        f"The variable {name} is unknown. Known: {', '.join(PREFIX + key for key in sorted(variables_known))}."
         for key, name in sorted(variables.items())
-        if key not in _OTHER_VARIABLES and (key.lower() not in known or key != key.upper())
+        if key not in variables_known
     ]
     given = {name: value for name, value in flags.items() if value is not None}
     from_file = {k: v for k, v in values.items() if k in known and k.upper() not in variables and k not in given}
@@ -90,17 +91,40 @@ def load(config_file: Path | None = None, **flags: object) -> Settings:
         for item in error.errors(include_input=False, include_url=False, include_context=False):
             name = ".".join(str(part) for part in item["loc"])
             problems.append(f"The setting `{name}` ({PREFIX}{name.upper()}) is wrong: {item['msg']}.")
-    else:
-        problems += _contradictions(settings)
     if problems:
         raise ConfigError("\n".join(problems))
     return settings
 
 
+def check_listening(settings: Settings) -> None:
+    """Raise `ConfigError` where a server with these settings would expose its tokens, or can't listen."""
+    if (settings.tls_cert is None) != (settings.tls_key is None):
+        raise ConfigError(
+            "TLS needs both a certificate and its key: set `tls_cert` and `tls_key` (--tls-cert, --tls-key)."
+        )
+    try:
+        host, _ = split_address(settings.listen)
+    except ValueError as error:
+        raise ConfigError(f"The setting `listen` ({PREFIX}LISTEN) is wrong: {error}.") from error
+    if not is_loopback(host) and not settings.tls and not settings.plaintext_exposes_tokens:
+        raise ConfigError(
+            f"{settings.listen} can be reached from other machines, and without TLS whoever sees the traffic can use"
+            " every token in it. Give --tls-cert and --tls-key, listen on 127.0.0.1, or accept the risk with"
+            " --plaintext-exposes-tokens."
+        )
+
+
 def split_address(address: str) -> tuple[str, int]:
     """Host and port of `host:port` or `[ipv6]:port`. Raises `ValueError` with what is wrong."""
     host, colon, port = address.rpartition(":")
-    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
+    if (
+        "/" in address
+        or not colon
+        or host in ("", "[]")
+        or not port.isascii()
+        or not port.isdigit()
+        or int(port) > 65535
+    ):
         raise ValueError(f"`{address}` is not host:port, as in 127.0.0.1:50051")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
@@ -117,26 +141,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _contradictions(settings: Settings) -> list[str]:
-    """What each setting allows by itself, but not with the others."""
-    problems = []
-    if (settings.tls_cert is None) != (settings.tls_key is None):
-        problems.append(
-            "TLS needs both a certificate and its key: set `tls_cert` and `tls_key` (--tls-cert, --tls-key)."
-        )
-    try:
-        host, _ = split_address(settings.listen)
-    except ValueError as error:
-        return [*problems, f"The setting `listen` ({PREFIX}LISTEN) is wrong: {error}."]
-    if not is_loopback(host) and not settings.tls and not settings.plaintext_exposes_tokens:
-        problems.append(
-            f"{settings.listen} can be reached from other machines, and without TLS whoever sees the traffic can use"
-            " every token in it. Give --tls-cert and --tls-key, listen on 127.0.0.1, or accept the risk with"
-            " --plaintext-exposes-tokens."
-        )
-    return problems
 
 
 def _read_toml(file: Path) -> dict[str, object]:

@@ -47,7 +47,6 @@ def main() -> None:
     except RolecallError as error:
         output.say(f"error: {error.message}")
         sys.exit(output.ERROR)
-    except BrokenPipeError:
-        # Whoever read our output has read enough.
-        sys.stderr.close()
+    except OSError as error:
+        output.say(f"error: {error.strerror or error}")
         sys.exit(output.ERROR)

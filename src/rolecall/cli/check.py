@@ -1,13 +1,16 @@
 """`rolecall check`, `permissions` and `subjects`: questions to a server."""
 
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rolecall.cli import output
-from rolecall.client import Client
+from rolecall.cli.output import quiet_grpc
 from rolecall.domain import CheckResult
+
+if TYPE_CHECKING:
+    from rolecall.client import Client
 
 __all__ = ["check", "permissions", "subjects"]
 
@@ -28,12 +31,12 @@ def check(
 
     Asks the server at ROLECALL_ADDRESS with ROLECALL_TOKEN.
     """
-    with Client() as client:
+    with _client() as client:
         result = client.check(subject, action, resource, explain=explain)
     if json:
         output.print_json(_as_json(result))
     else:
-        role = f", as {result.role}" if result.role else ""
+        role = f" (role {result.role})" if result.role else ""
         output.print_value(f"{result.decision.upper()}: {result.reason.value}{role}.")
         if result.explanation:
             output.print_explanation(result.explanation)
@@ -42,18 +45,20 @@ def check(
 
 def permissions(subject: Subject, json: Json = False) -> None:
     """List the rules that SUBJECT holds. A deny among them beats any allow."""
-    with Client() as client:
+    with _client() as client:
         found = list(client.permissions(subject))
     if json:
         output.print_json([asdict(permission) for permission in found])
         return
+    if not found:
+        output.say(f"{subject} holds no rule: no such member, token or role may be here.")
     rows = [(permission.resource, permission.action, permission.effect) for permission in found]
     output.print_table(("resource", "action", "effect"), rows)
 
 
 def subjects(action: Action, resource: Resource, json: Json = False) -> None:
     """List the members who may do ACTION on RESOURCE."""
-    with Client() as client:
+    with _client() as client:
         found = list(client.subjects(action, resource))
     if json:
         output.print_json(
@@ -63,6 +68,13 @@ def subjects(action: Action, resource: Resource, json: Json = False) -> None:
     output.print_table(
         ("address", "name", "role", "user id"), [(m.email, m.display_name, m.role, m.user_id) for m in found]
     )
+
+
+def _client() -> "Client":
+    quiet_grpc()
+    from rolecall.client import Client
+
+    return Client()
 
 
 def _as_json(result: CheckResult) -> dict[str, object]:

@@ -7,7 +7,6 @@ import typer
 
 from rolecall import config
 from rolecall.cli import output
-from rolecall.storage import Storage
 
 __all__ = ["app"]
 
@@ -25,6 +24,8 @@ def upgrade(
     database: Annotated[str | None, typer.Option(help="SQLAlchemy URL of the database.")] = None,
 ) -> None:
     """Bring the schema to what this version needs; nothing where it is there already."""
+    from rolecall.storage import Storage
+
     storage = Storage(config.load(config_file, database=database).database)
     storage.upgrade()
     storage.close()

@@ -5,12 +5,10 @@ from typing import Annotated
 
 import typer
 
-from rolecall import config, keys, organizations
+from rolecall import config, keys
 from rolecall import policy as policies
 from rolecall.cli import output
 from rolecall.errors import ConfigError
-from rolecall.storage import Storage
-from rolecall.storage import organizations as organization_rows
 
 __all__ = ["init"]
 
@@ -27,6 +25,10 @@ def init(
     key_file: Annotated[Path | None, typer.Option(help="Where the server's key is, or will be.")] = None,
 ) -> None:
     """Create the database, the server's key, an organization and its first owner; print the owner's token, once."""
+    from rolecall import organizations
+    from rolecall.storage import Storage
+    from rolecall.storage import organizations as organization_rows
+
     settings = config.load(config_file, database=database, policy=policy, key_file=key_file)
     loaded = policies.load(settings.policy, ORACLE_SECONDS)
     storage = Storage(settings.database)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 
@@ -19,6 +20,7 @@ __all__ = [
     "print_json",
     "print_table",
     "print_value",
+    "quiet_grpc",
     "say",
 ]
 
@@ -65,6 +67,11 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str
         table.add_column(name, overflow="fold")
     for row in rows:
         table.add_row(*row)
-    console = Console(markup=False, emoji=False, highlight=False)
-    # Into a file or pipe goes all of it, whatever width is assumed there.
-    console.print(table, soft_wrap=not console.is_terminal)
+    # A file or pipe has no width: nothing is folded there.
+    width = None if sys.stdout.isatty() else 10_000
+    Console(markup=False, emoji=False, highlight=False, width=width).print(table)
+
+
+def quiet_grpc() -> None:
+    """Keep grpc from writing its own lines beside ours. It looks when it is first imported."""
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")

@@ -10,6 +10,7 @@ from rolecall import config
 from rolecall import policy as policies
 from rolecall.cli import output
 from rolecall.domain import Reason
+from rolecall.errors import InvalidField
 from rolecall.policy import TEST_FILE, Policy, PolicyError
 
 __all__ = ["app"]
@@ -40,7 +41,7 @@ def lint(
     for finding in result.findings:
         output.print_value(f"{folder}/{finding}")
     if result.policy is None:
-        output.say(f"{len(result.errors)} errors: this policy would not go live.")
+        output.say(f"Errors: {len(result.errors)}. This policy would not go live.")
         raise typer.Exit(1)
     output.say(
         f"{folder}: {len(result.policy.roles)} roles, {len(result.policy.rules)} rules, {result.tested} tests,"
@@ -56,10 +57,10 @@ def run_tests(folder: Folder = None) -> None:
     for finding in result.errors:
         output.print_value(f"{folder}/{finding}")
     if result.policy is None:
-        failed = len({finding.line for finding in result.errors if finding.file == TEST_FILE})
-        output.say(f"{failed} of {result.tested} tests fail, {len(result.errors) - failed} other errors.")
+        failed = sum(finding.file == TEST_FILE for finding in result.errors)
+        output.say(f"Tests: {result.tested}, failed: {failed}, other errors: {len(result.errors) - failed}.")
         raise typer.Exit(1)
-    output.say(f"{result.tested} tests pass.")
+    output.say(f"Tests: {result.tested}, all pass.")
 
 
 @app.command()
@@ -94,6 +95,8 @@ def explain(
     folder: Annotated[Path | None, typer.Option("--policy", help="The policy folder.")] = None,
 ) -> None:
     """Say whether ROLE may do ACTION on RESOURCE, and which rule says so. Exits with 0 for allow, 1 for deny."""
+    if problem := policies.asked_problem("resource", resource) or policies.asked_problem("action", action):
+        raise InvalidField(problem)
     decision = _index(_folder(folder)).decide(role, action, resource)
     output.print_value(f"{decision.decision.upper()}: {decision.reason.value}.")
     output.print_explanation(policies.explain(decision))

@@ -53,12 +53,15 @@ def serve(
         log_format=log_format,
     )
     _configure_logs(settings)
-    from rolecall.server import build_server  # noqa: PLC0415 - the other commands shouldn't wait for grpc
+    output.quiet_grpc()
+    from rolecall.server import build_server
 
-    server = build_server(settings)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
+    # Until there is a policy to read again, a hang-up must not end us.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    server = build_server(settings)
     signal.signal(signal.SIGHUP, lambda *_: server.live.wake())
     sys.setswitchinterval(SWITCH_SECONDS)
     server.start()

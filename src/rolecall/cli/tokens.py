@@ -1,14 +1,15 @@
 """`rolecall tokens`: for the operator, who works on the database itself."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rolecall import config
-from rolecall import tokens as service
 from rolecall.cli import output
-from rolecall.storage import Storage
+
+if TYPE_CHECKING:
+    from rolecall.storage import Storage
 
 __all__ = ["app"]
 
@@ -27,6 +28,8 @@ def issue(
     database: Database = None,
 ) -> None:
     """Print a new token for a member, once. Older ones stay valid."""
+    from rolecall import tokens as service
+
     storage = _open(config_file, database)
     minted = service.issue(storage, organization, email)
     storage.close()
@@ -42,13 +45,17 @@ def revoke(
     database: Database = None,
 ) -> None:
     """Kill a token, at once and for ever."""
+    from rolecall import tokens as service
+
     storage = _open(config_file, database)
     service.revoke(storage, organization, token_id)
     storage.close()
     output.say(f"The token {token_id} is dead.")
 
 
-def _open(config_file: Path | None, database: str | None) -> Storage:
+def _open(config_file: Path | None, database: str | None) -> "Storage":
+    from rolecall.storage import Storage
+
     storage = Storage(config.load(config_file, database=database).database)
     storage.check()
     return storage

@@ -17,7 +17,7 @@ from rolecall.client import convert
 from rolecall.client.channel import open_channel
 from rolecall.config import PREFIX
 from rolecall.domain import CheckResult, Member, Permission, Role
-from rolecall.errors import ConfigError
+from rolecall.errors import CallFailed, ConfigError
 from rolecall.v1 import authorization_pb2 as pb
 from rolecall.v1 import policy_pb2
 from rolecall.v1.authorization_pb2_grpc import AuthorizationServiceStub
@@ -56,6 +56,7 @@ class Client:
             raise ConfigError("There is no token to present: set ROLECALL_TOKEN, or give one.")
         if not token.isascii() or not token.isprintable() or " " in token:
             raise ConfigError("The token is none: it may hold a line break or a quote from pasting.")
+        self._address = address
         self._organization = organization or os.environ.get(f"{PREFIX}ORGANIZATION", "")
         self._timeout = timeout
         self._metadata = (("authorization", f"Bearer {token}"),)
@@ -126,7 +127,10 @@ class Client:
             yield from (convert.permission(permission) for permission in page.permissions)
 
     def subjects(self, action: str, resource: str, *, at_least_revision: int = 0) -> Iterator[Member]:
-        """The members who may do `action` on `resource`, fetched page by page, by address. Raises as `check`."""
+        """The members who may do `action` on `resource`, page by page, by address. Raises as `check`.
+
+        Their `organization` is the one that this client names, empty for the token's own.
+        """
         request = pb.ListSubjectsRequest(
             organization=self._organization,
             action=action,
@@ -162,4 +166,6 @@ class Client:
         try:
             return method(request, timeout=self._timeout, metadata=self._metadata)
         except grpc.RpcError as error:
-            raise convert.error(error) from error
+            raise convert.error(error, self._address) from error
+        except ValueError as error:
+            raise CallFailed("The client is closed: make a new one.") from error

@@ -18,10 +18,10 @@ _SERVICE_CONFIG = json.dumps(
             {
                 "name": [{}],
                 "retryPolicy": {
-                    "maxAttempts": 4,
-                    "initialBackoff": "0.05s",
+                    "maxAttempts": 5,
+                    "initialBackoff": "0.1s",
                     "maxBackoff": "1s",
-                    "backoffMultiplier": 3,
+                    "backoffMultiplier": 2,
                     "retryableStatusCodes": ["UNAVAILABLE"],
                 },
             }
@@ -39,7 +39,13 @@ def open_channel(address: str, ca_file: Path | str | None, plaintext: bool | Non
     if plaintext is None:
         exposed = os.environ.get(f"{PREFIX}PLAINTEXT_EXPOSES_TOKENS", "").lower() in ("1", "true", "yes", "on")
         plaintext = not ca_file and (exposed or is_loopback(host))
-    options = [("grpc.service_config", _SERVICE_CONFIG)]
+    options: list[tuple[str, str | int]] = [
+        ("grpc.service_config", _SERVICE_CONFIG),
+        # gRPC's own second between two attempts to connect outlasts all retries of a call during a restart.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1000),
+    ]
     if plaintext:
         return grpc.insecure_channel(address, options)
     try:

@@ -62,7 +62,7 @@ def member(message: shared_pb2.Member, organization: str) -> Member:
     )
 
 
-def error(failure: grpc.RpcError) -> errors.RolecallError:
+def error(failure: grpc.RpcError, address: str) -> errors.RolecallError:
     """The error that the server meant; `CallFailed` where the call never got to it, or ended on the way."""
     # What a channel raises is a call too; its type doesn't say so.
     status = rpc_status.from_call(cast("grpc.Call", failure))
@@ -74,9 +74,14 @@ def error(failure: grpc.RpcError) -> errors.RolecallError:
                 detail.Unpack(message)
     kind = errors.by_reason(info.reason)
     if status is None or kind is None:
-        code, text = failure.code(), failure.details()
-        hint = ": is a server running there?" if code is grpc.StatusCode.UNAVAILABLE else ""
-        return errors.CallFailed(f"{code.name}{hint} {text}", code=code.name)
+        code = failure.code()
+        hint = {
+            grpc.StatusCode.UNAVAILABLE: "is a server running there, and do both sides speak TLS, or neither?",
+            grpc.StatusCode.DEADLINE_EXCEEDED: "it didn't answer in time; give it longer, or look at its log.",
+        }.get(code, "")
+        return errors.CallFailed(
+            f"The call to {address} failed: {hint} {code.name}: {failure.details()}", code=code.name
+        )
     field = violations.field_violations[0].field if violations.field_violations else ""
     meant = kind(status.message, field=field)
     meant.metadata.update(info.metadata)

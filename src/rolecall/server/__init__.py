@@ -12,7 +12,7 @@ from grpc_status import rpc_status
 
 from rolecall import keys
 from rolecall.authorizer import Authorizer
-from rolecall.config import Settings, split_address
+from rolecall.config import Settings, check_listening, split_address
 from rolecall.directory import Directory
 from rolecall.errors import ConfigError
 from rolecall.live_policy import LivePolicy
@@ -59,6 +59,7 @@ class Server:
 
 def build_server(settings: Settings) -> Server:
     """Put a server together and bind its port. Raises `ConfigError`, `PolicyError`, `StorageUnavailable`."""
+    check_listening(settings)
     key = keys.read(settings.key_file)
     # One connection for each call under way, and one for the policy's gate.
     storage = Storage(settings.database, pool_size=settings.threads + 1)

@@ -45,8 +45,9 @@ class Storage:
     def check(self) -> None:
         """Raise `ConfigError` where there is no database, or its schema is older or newer than this version's."""
         if file_is_missing(self._url):
-            where = self._url.database
-            raise ConfigError(f"There is no database {where}: run `rolecall init`, or correct ROLECALL_DATABASE.")
+            raise ConfigError(
+                f"There is no database {self._url.database}: run `rolecall init`, or correct ROLECALL_DATABASE."
+            )
         check_schema(self._engine)
 
     def close(self) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from rolecall.errors import ConfigError
 
-__all__ = ["WAIT_SECONDS", "WRITES", "create_file", "engine_for", "file_is_missing", "url_of"]
+__all__ = ["WAIT_SECONDS", "WRITES", "create_file", "engine_for", "file_is_missing", "name_of", "url_of"]
 
 # Execution option of connections that are going to write.
 WRITES = "rolecall_writes"
@@ -23,7 +23,7 @@ def url_of(text: str) -> URL:
     """The database's URL. Raises `ConfigError`, without the URL, as it may hold a password."""
     try:
         url = make_url(text)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         raise ConfigError(
             "The database URL is none: write `sqlite:///file` or `postgresql://user:password@host/name`."
         ) from None
@@ -60,6 +60,14 @@ def engine_for(url: URL, pool_size: int) -> Engine:
             "options": f"-c lock_timeout={WAIT_SECONDS}s -c statement_timeout=30s",
         },
     )
+
+
+def name_of(url: URL) -> str:
+    """The database in words for people: never its password, wherever in the URL that stands."""
+    if url.get_backend_name() == "sqlite":
+        return f"{url.database}"
+    at = f" at {url.host}" if url.host and "@" not in url.host else ""
+    return f"{url.database}{at}"
 
 
 def create_file(url: URL) -> None:

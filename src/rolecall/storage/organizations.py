@@ -64,6 +64,7 @@ def record_change(tx: Transaction, organization: str, kind: str, key: str) -> No
 def not_found(organization: str) -> OrganizationNotFound:
     """The one answer for an organization that is missing, and for one that is somebody else's."""
     return OrganizationNotFound(
-        f"There is no organization `{organization}` for this credential: leave `organization` empty for its own.",
+        f"There is no organization `{organization}` here: check its name; where none is named, the credential's own is"
+        " meant.",
         organization=organization,
     )

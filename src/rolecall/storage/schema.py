@@ -10,14 +10,14 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import DBAPIError
 
 from rolecall.errors import ConfigError
-from rolecall.storage.engine import WRITES
+from rolecall.storage.engine import WRITES, name_of
 
 __all__ = ["check_schema", "is_empty", "upgrade_schema"]
 
 
 def check_schema(engine: Engine) -> None:
     """Raise `ConfigError` where the database is unreachable, empty, or of another version."""
-    where = engine.url.render_as_string(hide_password=True)
+    where = name_of(engine.url)
     script = ScriptDirectory.from_config(_config())
     found = _revision_of(engine)
     if found == script.get_current_head():
@@ -39,12 +39,19 @@ def upgrade_schema(engine: Engine) -> None:
     found = _revision_of(engine)
     script = ScriptDirectory.from_config(_config())
     if found is not None and found not in {revision.revision for revision in script.walk_revisions()}:
-        where = engine.url.render_as_string(hide_password=True)
+        where = name_of(engine.url)
         raise ConfigError(f"The schema of {where} is newer than this Rolecall: install the newer version.")
     config = _config()
-    with engine.connect().execution_options(**{WRITES: True}) as connection, connection.begin():
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+    try:
+        with engine.connect().execution_options(**{WRITES: True}) as connection, connection.begin():
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    except DBAPIError as error:
+        reason = str(error.orig).strip().splitlines()[0]
+        raise ConfigError(
+            f"The schema of {name_of(engine.url)} can't be upgraded: {reason}."
+            " Give Rolecall a database of its own, or restore this one."
+        ) from error
 
 
 def _revision_of(engine: Engine) -> str | None:
@@ -52,9 +59,11 @@ def _revision_of(engine: Engine) -> str | None:
         with engine.connect() as connection:
             return MigrationContext.configure(connection).get_current_revision()
     except DBAPIError as error:
-        where = engine.url.render_as_string(hide_password=True)
+        where = name_of(engine.url)
         reason = str(error.orig).strip().splitlines()[0]
-        raise ConfigError(f"The database {where} can't be used: {reason}.") from error
+        raise ConfigError(
+            f"The database {where} can't be used: {reason}. Is it running, and is ROLECALL_DATABASE right?"
+        ) from error
 
 
 def _config() -> Config:

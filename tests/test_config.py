@@ -1,0 +1,305 @@
+"""Settings: which source wins, and what is said about those that can't be right."""
+
+from pathlib import Path
+
+import pytest
+
+from rolecall import config
+from rolecall.config import Settings
+from rolecall.errors import ConfigError
+from rolecall.storage import Storage
+
+PASSWORD = "hunter2"
+
+
+def toml(folder: Path, text: str) -> Path:
+    """A settings file that says `text`."""
+    file = folder / "rolecall.toml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def problem(config_file: Path | None = None, **flags: object) -> str:
+    """What `load` says against these settings, or `check_listening` where `load` is content."""
+    with pytest.raises(ConfigError) as caught:
+        config.check_listening(config.load(config_file, **flags))
+    return caught.value.message
+
+
+def test_without_anything_the_defaults_hold() -> None:
+    """A server without settings listens on this machine only, with its files in the current folder."""
+    settings = config.load()
+
+    assert settings == Settings()
+    assert (settings.listen, settings.database) == ("127.0.0.1:50051", "sqlite:///rolecall.db")
+    assert (settings.policy, settings.key_file) == (Path("policies"), Path("rolecall.key"))
+    assert not settings.plaintext_exposes_tokens
+    assert not settings.tls
+
+
+def test_flag_beats_variable_beats_file_beats_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each source gives way to the one before it, setting by setting."""
+    file = toml(tmp_path, 'log_level = "debug"\nthreads = 3\nlisten = "127.0.0.1:1"\n')
+    monkeypatch.setenv("ROLECALL_LOG_LEVEL", "warning")
+    monkeypatch.setenv("ROLECALL_THREADS", "4")
+
+    settings = config.load(file, log_level="error")
+
+    assert settings.log_level == "error"
+    assert settings.threads == 4
+    assert settings.listen == "127.0.0.1:1"
+    assert settings.connection_seconds == Settings().connection_seconds
+
+
+def test_flag_that_was_not_given_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None means that the flag is absent."""
+    monkeypatch.setenv("ROLECALL_THREADS", "4")
+
+    settings = config.load(threads=None)
+
+    assert settings.threads == 4
+
+
+def test_false_flag_beats_true_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--no-reflection` is given, though it is false."""
+    monkeypatch.setenv("ROLECALL_REFLECTION", "true")
+
+    settings = config.load(reflection=False)
+
+    assert not settings.reflection
+
+
+def test_variable_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ROLECALL_CONFIG is as good as --config."""
+    monkeypatch.setenv("ROLECALL_CONFIG", str(toml(tmp_path, "threads = 3\n")))
+
+    settings = config.load()
+
+    assert settings.threads == 3
+
+
+def test_config_flag_beats_its_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With both, the file that the flag names is read, and the other isn't."""
+    monkeypatch.setenv("ROLECALL_CONFIG", str(tmp_path / "missing.toml"))
+
+    settings = config.load(toml(tmp_path, "threads = 3\n"))
+
+    assert settings.threads == 3
+
+
+@pytest.mark.parametrize("variable", ["ADDRESS", "TOKEN", "ORGANIZATION", "CA_FILE"])
+def test_variables_of_the_client_are_no_mistypings(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server starts in a shell that is set up for the client."""
+    monkeypatch.setenv(f"ROLECALL_{variable}", "anything")
+
+    settings = config.load()
+
+    assert settings == Settings()
+
+
+def test_unknown_key_of_the_file_is_named_with_the_known_ones(tmp_path: Path) -> None:
+    """A mistyped key says in which file it is, and what it could have been."""
+    file = toml(tmp_path, 'listn = "127.0.0.1:1"\n')
+
+    message = problem(file)
+
+    assert f"{file}: `listn` is no setting." in message
+    assert "listen" in message.partition("Known:")[2]
+
+
+@pytest.mark.parametrize("variable", ["ROLECALL_LISTN", "ROLECALL_listen", "ROLECALL_Listen", "ROLECALL_"])
+def test_unknown_variable_is_named_with_the_known_ones(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mistyped variable, be it only in case, is not passed over."""
+    monkeypatch.setenv(variable, "127.0.0.1:1")
+
+    message = problem()
+
+    assert f"The variable {variable} is unknown." in message
+    assert "ROLECALL_LISTEN" in message.partition("Known:")[2]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "hint"),
+    [
+        ("threads", "many", "valid integer"),
+        ("threads", "1", "greater than or equal to 2"),
+        ("threads", "257", "less than or equal to 256"),
+        ("connection_seconds", "0", "greater than or equal to 1"),
+        ("reflection", "perhaps", "valid boolean"),
+        ("log_level", "loud", "'debug', 'info', 'warning' or 'error'"),
+        ("log_format", "xml", "'auto', 'text' or 'json'"),
+        ("listen", "localhost", "as in 127.0.0.1:50051"),
+        ("listen", "", "as in 127.0.0.1:50051"),
+        ("listen", "127.0.0.1:65536", "as in 127.0.0.1:50051"),
+        ("listen", "::1:50051", "as in [::1]:50051"),
+    ],
+)
+def test_wrong_value_names_setting_and_what_is_allowed(
+    setting: str, value: str, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A value that can't be says by both names which setting it is, and what it may be."""
+    monkeypatch.setenv(f"ROLECALL_{setting.upper()}", value)
+
+    message = problem()
+
+    assert f"`{setting}` (ROLECALL_{setting.upper()})" in message
+    assert hint in message
+
+
+@pytest.mark.parametrize("row", ["listen = 50051", "threads = 2.5", "policy = [1]", "tls_cert = true"])
+def test_wrong_type_in_the_file_is_named(row: str, tmp_path: Path) -> None:
+    """TOML has types, and they are held against the settings'."""
+    setting = row.partition(" ")[0]
+
+    message = problem(toml(tmp_path, row))
+
+    assert f"The setting `{setting}`" in message
+
+
+def test_every_problem_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One start shows all there is to correct, a line each."""
+    monkeypatch.setenv("ROLECALL_LISTN", "x")
+    file = toml(tmp_path, "colour = 1\nthreads = 1\n")
+
+    message = problem(file, log_level="loud")
+
+    lines = message.splitlines()
+    for name in ("`colour`", "ROLECALL_LISTN", "`threads`", "`log_level`"):
+        assert any(name in line for line in lines), name
+    assert len(lines) == 4
+
+
+def test_file_that_is_missing_is_named(tmp_path: Path) -> None:
+    """A settings file that was asked for has to be there."""
+    file = tmp_path / "missing.toml"
+
+    message = problem(file)
+
+    assert message == f"The settings file {file} can't be read: No such file or directory."
+
+
+@pytest.mark.parametrize("content", [b"threads = = 2", b'policy = "\xff"'])
+def test_file_that_is_no_toml_is_named(content: bytes, tmp_path: Path) -> None:
+    """A file that can't be parsed is an error, whichever way it is broken."""
+    file = tmp_path / "rolecall.toml"
+    file.write_bytes(content)
+
+    message = problem(file)
+
+    assert message.startswith(f"The settings file {file} is no TOML: ")
+
+
+@pytest.mark.parametrize("given", ["tls_cert", "tls_key"])
+def test_one_tls_file_without_the_other_is_refused(given: str, tmp_path: Path) -> None:
+    """Half of TLS is not taken for none."""
+    message = problem(**{given: tmp_path / "file.pem"})
+
+    assert "`tls_cert` and `tls_key` (--tls-cert, --tls-key)" in message
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:50051", "[::]:50051", "192.0.2.7:50051", "rolecall.acme.io:50051"])
+def test_beyond_loopback_without_tls_is_refused(listen: str) -> None:
+    """Tokens in plain text on a network take more than an address: the message names every way out."""
+    message = problem(listen=listen)
+
+    assert message.startswith(f"{listen} can be reached from other machines")
+    for way_out in ("--tls-cert and --tls-key", "127.0.0.1", "--plaintext-exposes-tokens"):
+        assert way_out in message
+
+
+def test_beyond_loopback_with_tls_is_fine(tmp_path: Path) -> None:
+    """With both TLS files a server may listen anywhere."""
+    settings = config.load(listen="0.0.0.0:50051", tls_cert=tmp_path / "cert.pem", tls_key=tmp_path / "key.pem")
+    config.check_listening(settings)
+
+    assert settings.tls
+
+
+def test_beyond_loopback_is_fine_where_the_risk_is_accepted() -> None:
+    """The flag that names the risk is enough."""
+    settings = config.load(listen="0.0.0.0:50051", plaintext_exposes_tokens=True)
+    config.check_listening(settings)
+
+    assert not settings.tls
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:0", "127.1.2.3:50051", "localhost:50051", "[::1]:50051"])
+def test_loopback_needs_no_tls(listen: str) -> None:
+    """What only this machine reaches is fine in plain text."""
+    settings = config.load(listen=listen)
+    config.check_listening(settings)
+
+    assert settings.listen == listen
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("127.0.0.1:50051", ("127.0.0.1", 50051)),
+        ("rolecall.acme.io:65535", ("rolecall.acme.io", 65535)),
+        ("[::1]:0", ("::1", 0)),
+    ],
+)
+def test_address_splits_into_host_and_port(address: str, expected: tuple[str, int]) -> None:
+    """Brackets around an IPv6 host are not part of it."""
+    assert config.split_address(address) == expected
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["", "host", ":50051", "host:", "host:-1", "host:65536", "host:5005l", "host:\u0665", "::1:50051", "[::1]", "::1"],
+)
+def test_address_that_is_none_is_refused(address: str) -> None:
+    """What is not host:port is quoted in the error, with an example."""
+    with pytest.raises(ValueError, match="as in") as caught:
+        config.split_address(address)
+
+    assert f"`{address}`" in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["localhost.acme.io", "128.0.0.1", "::", "0.0.0.0", "", "127.0.0.1.acme.io"])
+def test_hosts_that_others_can_reach_are_no_loopback(host: str) -> None:
+    """A name that only looks local is not local."""
+    assert not config.is_loopback(host)
+
+
+def test_errors_never_show_the_database_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However much else is wrong, the URL stays out of the message."""
+    url = f"postgresql://ann:{PASSWORD}@db/rolecall"
+    monkeypatch.setenv("ROLECALL_DATABASE_URL", url)
+    monkeypatch.setenv("ROLECALL_THREADS", "many")
+    file = toml(tmp_path, f'databse = "{url}"\n')
+
+    message = problem(file, database=url)
+
+    assert "ROLECALL_DATABASE_URL" in message
+    assert "`databse`" in message
+    assert PASSWORD not in message
+
+
+def test_settings_of_the_wrong_type_are_not_shown(tmp_path: Path) -> None:
+    """A table with the password in it is no URL, and is not quoted as one."""
+    message = problem(toml(tmp_path, f'[database]\npassword = "{PASSWORD}"\n'))
+
+    assert "`database` (ROLECALL_DATABASE)" in message
+    assert PASSWORD not in message
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"postgresql://ann:{PASSWORD}@127.0.0.1:1/rolecall",
+        f"postgresql://ann@127.0.0.1:1/rolecall?password={PASSWORD}",
+        f"postgresql://ann:{PASSWORD}/rolecall",
+        f"postgresql://ann:{PASSWORD}@127.0.0.1:port/rolecall",
+        f"mysql://ann:{PASSWORD}@127.0.0.1/rolecall",
+        f"ann:{PASSWORD}@127.0.0.1",
+    ],
+)
+def test_database_that_cannot_be_used_is_told_without_its_password(url: str) -> None:
+    """Neither a database that doesn't answer nor a URL that is none gives the password away."""
+    with pytest.raises(ConfigError) as caught:
+        Storage(url).check()
+
+    assert "database" in caught.value.message
+    assert PASSWORD not in caught.value.message
