@@ -21,12 +21,14 @@ class Address:
 
 def parse(text: str, field: str = "email") -> Address:
     """The address in `text`. Raises `InvalidField` for `field` where it is none that we can send mail to."""
+    if len(text) > MAX_LENGTH:
+        raise InvalidField(f"The address has {len(text)} characters, more than {MAX_LENGTH}.", field=field)
     try:
-        result = validate_email(text, check_deliverability=False, allow_smtputf8=False)
+        result = validate_email(text, check_deliverability=False, allow_smtputf8=False, strict=True)
     except EmailNotValidError as error:
         raise InvalidField(f"The address is not valid: {error}", field=field) from error
-    if len(text) > MAX_LENGTH or result.ascii_email is None:
-        raise InvalidField(f"The address is longer than {MAX_LENGTH} characters.", field=field)
+    # Without SMTPUTF8, every valid address has an ASCII form.
+    assert result.ascii_email is not None  # noqa: S101 - for the type checker
     return Address(result.normalized, result.ascii_email.lower())
 
 

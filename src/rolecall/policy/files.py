@@ -100,7 +100,7 @@ def _read_policy(text: str, source: Source) -> None:
         rules.append(
             Rule(words.setdefault(role, role), resource, words.setdefault(action, action), effects[effect], number)
         )
-    if not rules and not source.errors:
+    if not rules and not any(finding.file == POLICY_FILE for finding in source.errors):
         source.add(
             POLICY_FILE, 0, 0, "The policy has no rule.", "Restore it: an empty policy could be a truncated one."
         )

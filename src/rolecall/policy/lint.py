@@ -60,7 +60,7 @@ def check_grants(source: Source, policy: Policy) -> None:
             source.add(POLICY_FILE, rule.line, 1, message, fix)
             continue
         holders = alike[rule.resource, rule.action, rule.effect]
-        for role in above[rule.role] & holders.keys():
+        for role in sorted(above[rule.role] & holders.keys()):
             message = f"`{rule.role}` inherits this from `{role}` in line {holders[role].line}."
             fix = "Delete the row: once, at the lowest role, is enough."
             source.add(POLICY_FILE, rule.line, 1, message, fix, Severity.WARNING)

@@ -1,10 +1,11 @@
 """The database: transactions that are wholly there or wholly absent, on SQLite and PostgreSQL alike."""
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from sqlalchemy.exc import DBAPIError, IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from rolecall.errors import ConfigError, StorageUnavailable, WriteConflict
@@ -17,6 +18,11 @@ __all__ = ["Storage", "Transaction"]
 
 T = TypeVar("T")
 
+_SQLITE_OUTAGES = tuple(
+    f"SQLITE_{name}"
+    for name in ("CANTOPEN", "CORRUPT", "FULL", "IOERR", "LOCKED", "NOMEM", "NOTADB", "PERM", "PROTOCOL", "READONLY")
+)
+
 TRIES = 4
 FIRST_PAUSE_SECONDS = 0.02
 
@@ -28,6 +34,7 @@ class Storage:
         """Connects to nothing yet. Raises `ConfigError` where `url` is none that we serve."""
         self._url = url_of(url)
         self._engine = engine_for(self._url, pool_size)
+        self._writer = threading.Lock()
         self._postgresql = self._url.get_backend_name() == "postgresql"
 
     def create(self) -> None:
@@ -65,7 +72,15 @@ class Storage:
         Raises `WriteConflict` where others got in between each time, `StorageUnavailable`, and whatever `work` raises:
         then nothing is written.
         """
-        return self._run(work, {WRITES: True}, conflict=WriteConflict)
+        if self._postgresql:
+            return self._run(work, {WRITES: True}, conflict=WriteConflict)
+        # SQLite lets whoever happens to look next in, and starves the others.
+        if not self._writer.acquire(timeout=WAIT_SECONDS):
+            raise WriteConflict("Other writers kept the database busy: try again in a moment.")
+        try:
+            return self._run(work, {WRITES: True}, conflict=WriteConflict)
+        finally:
+            self._writer.release()
 
     def mutate(self, organization: str, work: Callable[[Transaction], T]) -> T:
         """`write` to one organization: its revision is bumped before `work` begins, and lets one writer in at a time.
@@ -89,12 +104,16 @@ class Storage:
             except PoolTimeoutError as error:
                 raise StorageUnavailable("All database connections are in use: try again in a moment.") from error
             except SQLAlchemyError as error:
-                if not _is_conflict(error):
-                    if not _is_outage(error):
-                        raise
-                    raise StorageUnavailable("The database can't be reached: try again in a moment.") from error
                 # A lock that was waited for at length will not be had by waiting as long again.
-                if not tries_left or time.monotonic() > give_up_at:
+                last = not tries_left or time.monotonic() > give_up_at
+                if _is_duplicate(error) and not last:
+                    # Two made the same row at once: the second try finds it and says so in our words.
+                    pass
+                elif _is_outage(error):
+                    raise StorageUnavailable("The database can't be reached: try again in a moment.") from error
+                elif not _is_conflict(error):
+                    raise
+                elif last:
                     raise conflict("Other writers kept the database busy: try again in a moment.") from error
             time.sleep(pause)
             pause *= 2
@@ -105,21 +124,31 @@ def _is_conflict(error: SQLAlchemyError) -> bool:
     """Whether the transaction lost against another one and may win the next time."""
     if not isinstance(error, DBAPIError):
         return False
+    # Serialization failure, deadlock, lock not available.
     if getattr(error.orig, "sqlstate", None) in ("40001", "40P01", "55P03"):
         return True
-    # Two made the same row at once: the second try finds it and says so in our words.
-    if isinstance(error, IntegrityError):
-        return True
     return getattr(error.orig, "sqlite_errorname", "").startswith("SQLITE_BUSY")
+
+
+def _is_duplicate(error: SQLAlchemyError) -> bool:
+    """Whether there is such a row already."""
+    if not isinstance(error, IntegrityError):
+        return False
+    if getattr(error.orig, "sqlstate", None) == "23505":
+        return True
+    return getattr(error.orig, "sqlite_errorname", "") in ("SQLITE_CONSTRAINT_UNIQUE", "SQLITE_CONSTRAINT_PRIMARYKEY")
 
 
 def _is_outage(error: SQLAlchemyError) -> bool:
     """Whether the database itself is the trouble, and not the statement."""
     if not isinstance(error, DBAPIError):
         return False
-    name = getattr(error.orig, "sqlite_errorname", None)
+    name: str | None = getattr(error.orig, "sqlite_errorname", None)
     if name is not None:
-        return not name.startswith(("SQLITE_ERROR", "SQLITE_CONSTRAINT", "SQLITE_MISUSE", "SQLITE_RANGE"))
-    state = getattr(error.orig, "sqlstate", None)
-    # No state: the connection broke or never was. 08 connection, 53 resources, 57 operator, 58 system, 3D/28 log-in.
-    return state is None or state[:2] in ("08", "53", "57", "58", "3D", "28")
+        return name.startswith(_SQLITE_OUTAGES)
+    state: str | None = getattr(error.orig, "sqlstate", None)
+    if state is None:
+        # The connection broke, or never was; a value that the driver refuses has no state either.
+        return isinstance(error, OperationalError | InterfaceError)
+    # Connection, resources, operator, system, unknown database, log-in.
+    return state[:2] in ("08", "53", "57", "58", "3D", "28")

@@ -45,7 +45,7 @@ def add(tx: Transaction, new: NewCredential) -> None:
 
 
 def revoke(tx: Transaction, organization: str, credential_id: str, at: int) -> bool:
-    """Kill a credential. False where the organization has none of this id that still lives."""
+    """Kill a credential. False where the organization has none of this id that isn't revoked yet."""
     result = tx.connection.execute(
         update(credentials)
         .where(

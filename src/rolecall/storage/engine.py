@@ -56,8 +56,8 @@ def engine_for(url: URL, pool_size: int) -> Engine:
         pool_timeout=WAIT_SECONDS,
         pool_pre_ping=True,
         connect_args={
-            "connect_timeout": WAIT_SECONDS,
-            "options": f"-c lock_timeout={WAIT_SECONDS}s -c statement_timeout=30s",
+            "connect_timeout": url.query.get("connect_timeout", WAIT_SECONDS),
+            "options": f"-c lock_timeout={WAIT_SECONDS}s -c statement_timeout=30s {url.query.get('options', '')}",
         },
     )
 
@@ -94,4 +94,5 @@ def _prepare_sqlite(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> N
 
 def _begin_sqlite(connection: Connection) -> None:
     writes = connection.get_execution_options().get(WRITES, False)
+    connection.exec_driver_sql(f"PRAGMA query_only={'OFF' if writes else 'ON'}")
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")

@@ -1,6 +1,7 @@
 """Queries on organizations and on what their revisions changed."""
 
 from sqlalchemy import insert, select, update
+from sqlalchemy.dialects import postgresql, sqlite
 
 from rolecall.domain import Organization
 from rolecall.errors import OrganizationNotFound
@@ -57,8 +58,10 @@ def bump(tx: Transaction, organization: str) -> int:
 
 
 def record_change(tx: Transaction, organization: str, kind: str, key: str) -> None:
-    """Note that this revision changed the `kind` of thing named `key`."""
-    tx.connection.execute(insert(changes).values(organization=organization, revision=tx.revision, kind=kind, key=key))
+    """Note that this revision changed the `kind` of thing named `key`; once is enough."""
+    insert_or_leave = postgresql.insert if tx.connection.dialect.name == "postgresql" else sqlite.insert
+    row = insert_or_leave(changes).values(organization=organization, revision=tx.revision, kind=kind, key=key)
+    tx.connection.execute(row.on_conflict_do_nothing())
 
 
 def not_found(organization: str) -> OrganizationNotFound:

@@ -7,12 +7,15 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from rolecall.errors import ConfigError
 from rolecall.storage.engine import WRITES, name_of
 
 __all__ = ["check_schema", "is_empty", "upgrade_schema"]
+
+# Any number that no other program locks.
+UPGRADE_LOCK = 7_265_501
 
 
 def check_schema(engine: Engine) -> None:
@@ -44,13 +47,16 @@ def upgrade_schema(engine: Engine) -> None:
     config = _config()
     try:
         with engine.connect().execution_options(**{WRITES: True}) as connection, connection.begin():
+            if connection.dialect.name == "postgresql":
+                # One at a time; whoever comes second finds nothing left to do.
+                connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({UPGRADE_LOCK})")
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
     except DBAPIError as error:
         reason = str(error.orig).strip().splitlines()[0]
         raise ConfigError(
             f"The schema of {name_of(engine.url)} can't be upgraded: {reason}."
-            " Give Rolecall a database of its own, or restore this one."
+            " Rolecall needs a database of its own, and nobody else at work in it."
         ) from error
 
 
@@ -58,9 +64,10 @@ def _revision_of(engine: Engine) -> str | None:
     try:
         with engine.connect() as connection:
             return MigrationContext.configure(connection).get_current_revision()
-    except DBAPIError as error:
+    except SQLAlchemyError as error:
         where = name_of(engine.url)
-        reason = str(error.orig).strip().splitlines()[0]
+        # Other errors than the driver's may quote the URL.
+        reason = str(error.orig).strip().splitlines()[0] if isinstance(error, DBAPIError) else "its URL is wrong"
         raise ConfigError(
             f"The database {where} can't be used: {reason}. Is it running, and is ROLECALL_DATABASE right?"
         ) from error

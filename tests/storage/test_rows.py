@@ -1,0 +1,418 @@
+"""What the queries find, write and leave alone, on both databases."""
+
+import itertools
+import os
+from collections.abc import Collection
+from functools import partial
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import delete, func, select
+from sqlalchemy.exc import IntegrityError
+
+from rolecall import credentials
+from rolecall.credentials import Minted
+from rolecall.domain import Caller, CredentialKind, Member, Organization
+from rolecall.errors import OrganizationNotFound
+from rolecall.storage import Storage, Transaction, tables
+from rolecall.storage import credentials as credential_rows
+from rolecall.storage import members as member_rows
+from rolecall.storage import organizations as organization_rows
+from rolecall.storage.credentials import NewCredential
+
+EXAMPLES = 200 if os.environ.get("CI") == "true" else 25
+ROLES = ("OWNER", "EDITOR", "VIEWER")
+# When credentials are made and expire in these tests: times are microseconds, and any will do.
+MADE, EXPIRES = 1_000_000, 2_000_000
+
+_names = (f"org-{number}" for number in itertools.count())
+
+
+@pytest.fixture
+def acme(storage: Storage) -> Storage:
+    """A database with the organizations `acme` and `other`, both without members."""
+    _add_organization(storage, "acme")
+    _add_organization(storage, "other")
+    return storage
+
+
+def _add_organization(storage: Storage, name: str) -> Organization:
+    organization = Organization(name, name.title(), 0, 17)
+    storage.write(lambda tx: organization_rows.add(tx, organization))
+    return organization
+
+
+def _member(user_id: str, role: str = "VIEWER", organization: str = "acme", email: str = "") -> Member:
+    return Member(organization, user_id, email or f"{user_id.title()}@acme.io", user_id.title(), role, 11, 12)
+
+
+def _add(storage: Storage, *members: Member) -> None:
+    """Each in a mutation of its own, under its lower-cased address."""
+    for member in members:
+        storage.mutate(member.organization, partial(member_rows.add, member=member, email_key=member.email.lower()))
+
+
+def _add_token(storage: Storage, user_id: str, organization: str = "acme", expires: int = EXPIRES) -> Minted:
+    minted = credentials.mint(CredentialKind.PERSONAL)
+    new = NewCredential(minted, organization, user_id, "laptop", MADE, expires)
+    storage.mutate(organization, lambda tx: credential_rows.add(tx, new))
+    return minted
+
+
+def _revoke(storage: Storage, credential_id: str, at: int) -> bool:
+    return storage.mutate("acme", lambda tx: credential_rows.revoke(tx, "acme", credential_id, at))
+
+
+def _holder(storage: Storage, credential_id: str, at: int = MADE) -> tuple[Caller, bytes] | None:
+    return storage.read(lambda tx: credential_rows.live_holder(tx, credential_id, at))
+
+
+def _holders(
+    storage: Storage, ids: list[str], at: int = MADE, organization: str = "acme"
+) -> dict[str, tuple[str, bytes]]:
+    return storage.read(lambda tx: credential_rows.live_holders(tx, organization, ids, at))
+
+
+def _page(
+    storage: Storage, organization: str, roles: Collection[str], after: str | None, limit: int
+) -> list[tuple[str, Member]]:
+    return storage.read(lambda tx: member_rows.page_with_roles(tx, organization, roles, after, limit))
+
+
+def _remove(tx: Transaction, organization: str, user_id: str) -> None:
+    tx.connection.execute(
+        delete(tables.members).where(tables.members.c.organization == organization, tables.members.c.user_id == user_id)
+    )
+
+
+def _changes(storage: Storage, organization: str = "acme") -> list[tuple[int, str, str]]:
+    """What was noted, as (revision, kind, key)."""
+    columns = tables.changes.c
+    query = select(columns.revision, columns.kind, columns.key).where(columns.organization == organization)
+    return storage.read(
+        lambda tx: [
+            (row.revision, row.kind, row.key)
+            for row in tx.connection.execute(query.order_by(columns.revision, columns.kind, columns.key))
+        ]
+    )
+
+
+def _revision(storage: Storage, organization: str = "acme") -> int:
+    return storage.read(lambda tx: organization_rows.revision_of(tx, organization))
+
+
+# Organizations
+
+
+def test_organization_comes_back_as_it_was_written(storage: Storage) -> None:
+    """Every field survives, and of another name there is nothing."""
+    organization = Organization("acme", "Äcme & Söhne 🦊", 2**40, 2**50)
+    before = storage.read(organization_rows.exists)
+    storage.write(lambda tx: organization_rows.add(tx, organization))
+
+    assert before is False
+    assert storage.read(organization_rows.exists) is True
+    assert storage.read(lambda tx: organization_rows.get(tx, "acme")) == organization
+    assert storage.read(lambda tx: organization_rows.get(tx, "Acme")) is None
+
+
+def test_revision_of_a_missing_organization_is_not_found(acme: Storage) -> None:
+    """The error names the organization that was asked for."""
+    with pytest.raises(OrganizationNotFound) as caught:
+        _revision(acme, "nowhere")
+
+    assert caught.value.metadata == {"organization": "nowhere"}
+    assert "`nowhere`" in caught.value.message
+
+
+# Members
+
+
+def test_member_is_found_by_address_key(acme: Storage) -> None:
+    """The whole member comes back, with the address as written; other keys and other organizations have nobody."""
+    ann = _member("ann")
+    _add(acme, ann)
+
+    assert acme.read(lambda tx: member_rows.by_email(tx, "acme", "ann@acme.io")) == ann
+    assert acme.read(lambda tx: member_rows.by_email(tx, "acme", "Ann@acme.io")) is None
+    assert acme.read(lambda tx: member_rows.by_email(tx, "other", "ann@acme.io")) is None
+
+
+def test_address_key_is_no_pattern(acme: Storage) -> None:
+    """An address is found letter for letter or not at all."""
+    _add(acme, _member("ann"))
+    keys = ["ann_acme.io", "%", "ann@acme.i_", "ann@acme.io ", " ann@acme.io", "ann@acme.io\n", ""]
+
+    assert acme.read(lambda tx: [member_rows.by_email(tx, "acme", key) for key in keys]) == [None] * len(keys)
+    assert acme.read(lambda tx: member_rows.roles_by_email(tx, "acme", keys)) == {}
+
+
+def test_roles_are_found_by_id_and_by_address(acme: Storage) -> None:
+    """Those who are members are in the answer, others are not, and only of the organization asked about."""
+    _add(acme, _member("ann", "OWNER"), _member("bob", "EDITOR"), _member("cyd", "VIEWER"))
+    _add(acme, _member("ann", "VIEWER", "other"))
+    ids, keys = ["ann", "bob", "nobody"], ["ann@acme.io", "cyd@acme.io", "nobody@acme.io"]
+
+    assert acme.read(lambda tx: member_rows.roles_by_id(tx, "acme", ids)) == {"ann": "OWNER", "bob": "EDITOR"}
+    assert acme.read(lambda tx: member_rows.roles_by_email(tx, "acme", keys)) == {
+        "ann@acme.io": "OWNER",
+        "cyd@acme.io": "VIEWER",
+    }
+    assert acme.read(lambda tx: member_rows.roles_by_id(tx, "other", ids)) == {"ann": "VIEWER"}
+    assert acme.read(lambda tx: member_rows.roles_by_email(tx, "other", keys)) == {"ann@acme.io": "VIEWER"}
+
+
+def test_nobody_asked_about_is_nobody_found(acme: Storage) -> None:
+    """Empty collections are fine and find nothing."""
+    _add(acme, _member("ann"))
+
+    assert acme.read(lambda tx: member_rows.roles_by_id(tx, "acme", [])) == {}
+    assert acme.read(lambda tx: member_rows.roles_by_email(tx, "acme", set())) == {}
+    assert acme.read(lambda tx: member_rows.page_with_roles(tx, "acme", [], None, 10)) == []
+    assert acme.read(lambda tx: credential_rows.live_holders(tx, "acme", [], MADE)) == {}
+
+
+def test_large_batch_is_looked_up_at_once(acme: Storage) -> None:
+    """The largest batch that the API takes is one query's worth."""
+    _add(acme, _member("ann", "OWNER"))
+    ids = [*(f"nobody-{index}" for index in range(999)), "ann"]
+
+    assert acme.read(lambda tx: member_rows.roles_by_id(tx, "acme", ids)) == {"ann": "OWNER"}
+
+
+def test_address_is_one_members_in_an_organization(acme: Storage) -> None:
+    """A second member with the address is refused and leaves nothing, however the address was written."""
+    _add(acme, _member("ann"))
+    with pytest.raises(IntegrityError):
+        _add(acme, _member("anna", email="ANN@Acme.io"))
+
+    assert acme.read(lambda tx: member_rows.roles_by_id(tx, "acme", ["ann", "anna"])) == {"ann": "VIEWER"}
+    assert _changes(acme) == [(1, "member", "ann")]
+    assert _revision(acme) == 1
+
+
+def test_address_may_be_a_member_of_many_organizations(acme: Storage) -> None:
+    """The same person, with the same address and even the same id, may be in another organization too."""
+    _add(acme, _member("ann", "OWNER"), _member("ann", "VIEWER", "other"))
+
+    assert acme.read(lambda tx: member_rows.roles_by_email(tx, "acme", ["ann@acme.io"])) == {"ann@acme.io": "OWNER"}
+    assert acme.read(lambda tx: member_rows.roles_by_email(tx, "other", ["ann@acme.io"])) == {"ann@acme.io": "VIEWER"}
+
+
+def test_id_is_one_members_in_an_organization(acme: Storage) -> None:
+    """A second member with the id is refused and leaves nothing."""
+    _add(acme, _member("ann"))
+    with pytest.raises(IntegrityError):
+        _add(acme, _member("ann", "OWNER", email="else@acme.io"))
+
+    assert acme.read(lambda tx: member_rows.roles_by_id(tx, "acme", ["ann"])) == {"ann": "VIEWER"}
+    assert _revision(acme) == 1
+
+
+def test_roles_held_are_those_of_all_organizations(acme: Storage) -> None:
+    """Each role once, whoever holds it wherever; none while there are no members."""
+    before = acme.read(member_rows.roles_held)
+    _add(acme, _member("ann", "OWNER"), _member("bob", "OWNER"), _member("cyd", "EDITOR", "other"))
+
+    assert before == set()
+    assert acme.read(member_rows.roles_held) == {"OWNER", "EDITOR"}
+
+
+def test_organizations_without_a_role_are_named(acme: Storage) -> None:
+    """An organization counts as without where nobody holds any of the roles, one with no member at all included."""
+    for name in ("empty", "viewers"):
+        _add_organization(acme, name)
+    _add(acme, _member("ann", "OWNER"), _member("bob", "EDITOR", "other"), _member("cyd", "VIEWER", "viewers"))
+
+    def without(*roles: str, limit: int = 10) -> list[str]:
+        return acme.read(lambda tx: member_rows.organizations_without(tx, roles, limit))
+
+    assert without("OWNER") == ["empty", "other", "viewers"]
+    assert without("OWNER", "EDITOR") == ["empty", "viewers"]
+    assert without(*ROLES) == ["empty"]
+    assert without("NOBODY'S") == without() == ["acme", "empty", "other", "viewers"]
+    assert without("OWNER", limit=2) == ["empty", "other"]
+
+
+# Pages
+
+
+@settings(max_examples=EXAMPLES, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    people=st.dictionaries(
+        st.text("abz019.-_+@é", min_size=1, max_size=6), st.sampled_from(ROLES), min_size=0, max_size=12
+    ),
+    roles=st.sets(st.sampled_from(ROLES)),
+    size=st.integers(1, 13),
+)
+def test_pages_joined_are_the_list(storage: Storage, people: dict[str, str], roles: set[str], size: int) -> None:
+    """Whatever the members and the page size: page after page gives each holder once, in the whole list's order."""
+    name = next(_names)
+    _add_organization(storage, name)
+    members = {key: _member(f"id-{index}", people[key], name, key) for index, key in enumerate(people)}
+
+    def add_all(tx: Transaction) -> None:
+        for key, member in members.items():
+            member_rows.add(tx, member, key)
+
+    storage.mutate(name, add_all)
+    whole = _page(storage, name, roles, None, 100)
+    pages: list[list[tuple[str, Member]]] = []
+    after: str | None = None
+    while not pages or (pages[-1] and len(pages) <= len(people)):
+        pages.append(_page(storage, name, roles, after, size))
+        after = pages[-1][-1][0] if pages[-1] else None
+
+    assert dict(whole) == {key: member for key, member in members.items() if member.role in roles}
+    assert list(itertools.chain(*pages)) == whole
+    assert all(len(page) == size for page in pages[:-2])
+
+
+def test_page_goes_on_behind_a_member_who_left(acme: Storage) -> None:
+    """The position is a place in the order, not a row: it may have gone, and the rest is still all there."""
+    _add(acme, *(_member(name) for name in ("ann", "bob", "cyd", "dan")))
+    first = _page(acme, "acme", ROLES, None, 2)
+    acme.mutate("acme", lambda tx: _remove(tx, "acme", "bob"))
+    rest = _page(acme, "acme", ROLES, first[-1][0], 2)
+
+    assert [key for key, _ in first] == ["ann@acme.io", "bob@acme.io"]
+    assert [key for key, _ in rest] == ["cyd@acme.io", "dan@acme.io"]
+
+
+# Credentials
+
+
+def test_live_credential_leads_to_its_holder(acme: Storage) -> None:
+    """Its holder comes with address key and role, and the digest that the text must have."""
+    _add(acme, _member("ann", "EDITOR"), _member("bob", "OWNER"))
+    token = _add_token(acme, "ann")
+    caller = Caller("acme", token.id, CredentialKind.PERSONAL, "ann", "ann@acme.io", "EDITOR")
+
+    assert _holder(acme, token.id) == (caller, token.digest)
+    assert _holder(acme, "none") is None
+    assert _holders(acme, [token.id, "none"]) == {token.id: ("EDITOR", token.digest)}
+
+
+def test_credential_of_another_organization_is_unknown(acme: Storage) -> None:
+    """Asked about within an organization, only its own credentials are found, even where user ids are the same."""
+    _add(acme, _member("ann", "OWNER"), _member("ann", "VIEWER", "other"))
+    mine, theirs = _add_token(acme, "ann"), _add_token(acme, "ann", "other")
+    ids = [mine.id, theirs.id]
+
+    assert _holders(acme, ids) == {mine.id: ("OWNER", mine.digest)}
+    assert _holders(acme, ids, organization="other") == {theirs.id: ("VIEWER", theirs.digest)}
+
+
+def test_credential_dies_at_its_expire_time(acme: Storage) -> None:
+    """It lives up to the microsecond before, and is dead from `expire_time` on."""
+    _add(acme, _member("ann"))
+    token = _add_token(acme, "ann")
+    times = [MADE, EXPIRES - 1, EXPIRES, EXPIRES + 1, 2**62]
+
+    assert [at for at in times if _holder(acme, token.id, at)] == [MADE, EXPIRES - 1]
+    assert [at for at in times if _holders(acme, [token.id], at)] == [MADE, EXPIRES - 1]
+
+
+def test_revoked_credential_is_dead_at_any_time(acme: Storage) -> None:
+    """From the revocation on it is never found, whatever the clock says, and others live on."""
+    _add(acme, _member("ann"))
+    dead, other = _add_token(acme, "ann"), _add_token(acme, "ann")
+    done = _revoke(acme, dead.id, EXPIRES - 5)
+
+    assert done is True
+    for at in (0, MADE, EXPIRES - 6, EXPIRES - 5, EXPIRES - 1):
+        assert _holder(acme, dead.id, at) is None
+        assert _holders(acme, [dead.id, other.id], at) == {other.id: ("VIEWER", other.digest)}
+
+
+def test_only_a_living_credential_of_the_organization_can_be_revoked(acme: Storage) -> None:
+    """Twice, a foreign one, an unknown one: False, nothing is noted, and the first time of revocation stays."""
+    _add(acme, _member("ann"), _member("ann", "VIEWER", "other"))
+    token, foreign = _add_token(acme, "ann"), _add_token(acme, "ann", "other")
+    _revoke(acme, token.id, MADE)
+    before = _changes(acme)
+    again = [_revoke(acme, credential_id, MADE + 1) for credential_id in (token.id, foreign.id, "unknown")]
+    columns = tables.credentials.c
+    times = acme.read(lambda tx: set(tx.connection.execute(select(columns.id, columns.revoke_time)).all()))
+
+    assert again == [False] * 3
+    assert _changes(acme) == before
+    assert times == {(token.id, MADE), (foreign.id, None)}
+
+
+def test_removed_member_takes_credentials_along(acme: Storage) -> None:
+    """They go with the row; a person who comes back under the same id has none, and others keep theirs."""
+    _add(acme, _member("ann"), _member("bob"), _member("ann", "VIEWER", "other"))
+    gone = [_add_token(acme, "ann"), _add_token(acme, "ann")]
+    kept, foreign = _add_token(acme, "bob"), _add_token(acme, "ann", "other")
+    acme.mutate("acme", lambda tx: _remove(tx, "acme", "ann"))
+    _add(acme, _member("ann"))
+    left = acme.read(lambda tx: set(tx.connection.scalars(select(tables.credentials.c.id))))
+
+    assert [_holder(acme, token.id) for token in gone] == [None, None]
+    assert left == {kept.id, foreign.id}
+
+
+def test_credential_needs_a_member(acme: Storage) -> None:
+    """None is stored for somebody who is no member of that very organization."""
+    _add(acme, _member("ann"))
+    for user_id, organization in (("nobody", "acme"), ("ann", "other")):
+        with pytest.raises(IntegrityError):
+            _add_token(acme, user_id, organization)
+
+    assert acme.read(lambda tx: tx.connection.scalar(select(func.count()).select_from(tables.credentials))) == 0
+
+
+def test_stored_credential_is_a_digest(acme: Storage) -> None:
+    """The row has the SHA-256 and the last four characters, and no column has more of the text."""
+    _add(acme, _member("ann"))
+    token = _add_token(acme, "ann")
+    row = acme.read(lambda tx: tx.connection.execute(select(tables.credentials)).one())
+
+    assert row.digest == token.digest
+    assert row.last_four == token.text[-4:]
+    assert (row.kind, row.name, row.create_time, row.expire_time) == ("rcp", "laptop", MADE, EXPIRES)
+    secret = token.text.rpartition("_")[2]
+    assert not any(secret[start : start + 8] in str(value) for value in row for start in range(len(secret) - 7))
+
+
+# Changes
+
+
+def test_each_mutation_notes_what_it_changed(acme: Storage) -> None:
+    """Under the revision that the mutation made, kind and key; a mutation that changes nothing notes nothing."""
+    _add(acme, _member("ann"), _member("bob", "VIEWER", "other"))
+    token = _add_token(acme, "ann")
+    acme.mutate("acme", lambda tx: None)
+    acme.mutate("acme", lambda tx: credential_rows.revoke(tx, "acme", token.id, MADE))
+
+    assert _changes(acme) == [(1, "member", "ann"), (2, "credential", token.id), (4, "credential", token.id)]
+    assert _changes(acme, "other") == [(1, "member", "bob")]
+
+
+def test_one_mutation_may_note_many_changes(acme: Storage) -> None:
+    """All that one transaction changes stands under its one revision."""
+
+    def work(tx: Transaction) -> None:
+        for name in ("ann", "bob"):
+            member_rows.add(tx, _member(name), f"{name}@acme.io")
+        organization_rows.record_change(tx, "acme", "organization", "acme")
+
+    acme.mutate("acme", work)
+
+    assert _changes(acme) == [(1, "member", "ann"), (1, "member", "bob"), (1, "organization", "acme")]
+
+
+def test_failed_mutation_notes_nothing(acme: Storage) -> None:
+    """With the rows the notes of them are rolled back."""
+
+    def work(tx: Transaction) -> None:
+        member_rows.add(tx, _member("ann"), "ann@acme.io")
+        raise OrganizationNotFound("broken off")
+
+    with pytest.raises(OrganizationNotFound):
+        acme.mutate("acme", work)
+
+    assert _changes(acme) == []
+    assert _revision(acme) == 0

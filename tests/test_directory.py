@@ -1,0 +1,315 @@
+"""Who somebody is: every way of naming a subject, within one organization and as the database has it now."""
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import pytest
+from sqlalchemy import event, update
+
+from rolecall import credentials
+from rolecall.credentials import Minted
+from rolecall.directory import Directory, Standings
+from rolecall.domain import Caller, CredentialKind, Member, Organization, Subject, SubjectKind, now
+from rolecall.errors import OrganizationNotFound, StorageUnavailable
+from rolecall.storage import Storage, Transaction, tables
+from rolecall.storage import credentials as credential_rows
+from rolecall.storage import members as member_rows
+from rolecall.storage import organizations as organization_rows
+from rolecall.storage.credentials import NewCredential
+
+HOUR = 3_600_000_000
+LOOKED_UP = [kind for kind in SubjectKind if kind is not SubjectKind.ROLE]
+NOBODY = Subject(SubjectKind.USER_ID, "nobody")
+
+
+@dataclass
+class Town:
+    """A database with `acme` (ann OWNER, bob VIEWER) and `other` (ann VIEWER), and a token for each `acme/ann`."""
+
+    storage: Storage
+    directory: Directory
+    tokens: dict[str, Minted]
+
+
+@pytest.fixture
+def town(storage: Storage) -> Town:
+    """The members and their tokens, all live for an hour."""
+    tokens: dict[str, Minted] = {}
+    for organization, people in (("acme", {"ann": "OWNER", "bob": "VIEWER"}), ("other", {"ann": "VIEWER"})):
+        storage.write(partial(organization_rows.add, organization=Organization(organization, organization, 0, 1)))
+        for user, role in people.items():
+            tokens[f"{organization}/{user}"] = _add_person(storage, organization, user, role)
+    return Town(storage, Directory(storage), tokens)
+
+
+def _add_person(storage: Storage, organization: str, user: str, role: str) -> Minted:
+    def work(tx: Transaction) -> Minted:
+        at = now()
+        address = f"{user}@acme.io"
+        member_rows.add(tx, Member(organization, user, address, user, role, at, at), address)
+        return _add_token(tx, organization, user, at + HOUR)
+
+    return storage.mutate(organization, work)
+
+
+def _add_token(tx: Transaction, organization: str, user: str, expires: int) -> Minted:
+    minted = credentials.mint(CredentialKind.PERSONAL)
+    credential_rows.add(tx, NewCredential(minted, organization, user, "laptop", 1, expires))
+    return minted
+
+
+def _presented(minted: Minted, digest: bytes = b"") -> Subject:
+    return Subject(SubjectKind.PRESENTED, minted.id, digest or minted.digest)
+
+
+def _token(minted: Minted) -> Subject:
+    return Subject(SubjectKind.TOKEN_ID, minted.id)
+
+
+def _with_secret_of(minted: Minted, other: Minted) -> str:
+    """A well-formed text with the id of one token and the secret of another."""
+    body = f"rcp_{minted.id}_{other.text.split('_')[2][:43]}"
+    return body + credentials._checksum(body)
+
+
+def _role(town: Town, subject: Subject, organization: str = "acme") -> str | None:
+    return town.directory.standings(organization, [subject]).roles.get(subject)
+
+
+@contextmanager
+def _counting(storage: Storage) -> Iterator[list[str]]:
+    """Collects the queries that are sent meanwhile."""
+    sent: list[str] = []
+
+    def note(*arguments: object) -> None:
+        if str(arguments[2]).startswith("SELECT"):
+            sent.append(str(arguments[2]))
+
+    event.listen(storage._engine, "before_cursor_execute", note)
+    try:
+        yield sent
+    finally:
+        event.remove(storage._engine, "before_cursor_execute", note)
+
+
+# Subjects
+
+
+def test_each_way_of_naming_a_subject_leads_to_the_role(town: Town) -> None:
+    """By id, by address, by token, by what the token's holder presents, or as the role itself."""
+    token = town.tokens["acme/ann"]
+    subjects = {
+        Subject(SubjectKind.USER_ID, "ann"): "OWNER",
+        Subject(SubjectKind.EMAIL, "bob@acme.io"): "VIEWER",
+        _token(town.tokens["acme/bob"]): "VIEWER",
+        _presented(token): "OWNER",
+        Subject(SubjectKind.ROLE, "AUDITOR"): "AUDITOR",
+    }
+    standings = town.directory.standings("acme", subjects)
+
+    assert {subject.kind for subject in subjects} == set(SubjectKind)
+    assert standings == Standings(2, subjects)
+    assert [_role(town, subject) for subject in subjects] == list(subjects.values())
+
+
+def test_unknown_subject_is_left_out(town: Town) -> None:
+    """Whoever isn't known in the organization has no entry, and doesn't disturb the others."""
+    ann = Subject(SubjectKind.USER_ID, "ann")
+    unknown = [Subject(kind, value) for kind in LOOKED_UP for value in ("nobody", "", "ANN", "OWNER")]
+
+    assert town.directory.standings("acme", [*unknown, ann]).roles == {ann: "OWNER"}
+
+
+def test_kinds_are_not_taken_for_each_other(town: Town) -> None:
+    """An id is no address, an address no id, a token's id no member's, and the other way round."""
+    values = ["ann", "ann@acme.io", town.tokens["acme/ann"].id]
+    right = list(zip([SubjectKind.USER_ID, SubjectKind.EMAIL, SubjectKind.TOKEN_ID], values, strict=True))
+    found = [(kind, value) for kind, value in itertools.product(LOOKED_UP, values) if _role(town, Subject(kind, value))]
+
+    assert sorted(found, key=str) == sorted(right, key=str)
+
+
+def test_presented_token_with_another_secret_is_unknown(town: Town) -> None:
+    """The right id is not enough: with another digest, or with none, nobody is found."""
+    ann, bob = town.tokens["acme/ann"], town.tokens["acme/bob"]
+    wrong = [bob.digest, bytes(32), ann.digest[:31], ann.digest + b"\0", ann.digest[::-1]]
+
+    assert _role(town, _presented(ann)) == "OWNER"
+    assert [_role(town, _presented(ann, digest)) for digest in wrong] == [None] * 5
+    assert _role(town, Subject(SubjectKind.PRESENTED, ann.id)) is None
+
+
+def test_right_and_wrong_secret_may_stand_in_one_batch(town: Town) -> None:
+    """Two presentations of one id are told apart, whatever their order."""
+    ann = town.tokens["acme/ann"]
+    right, wrong = _presented(ann), _presented(ann, bytes(32))
+
+    assert town.directory.standings("acme", [right, wrong]).roles == {right: "OWNER"}
+    assert town.directory.standings("acme", [wrong, right]).roles == {right: "OWNER"}
+
+
+@pytest.mark.parametrize("end", ["expired", "revoked"])
+def test_dead_token_is_unknown(town: Town, end: str) -> None:
+    """Expired a moment ago or revoked: neither its id nor its text leads to anybody, and no caller presents it."""
+    ann = town.tokens["acme/ann"]
+    columns = tables.credentials.c
+    value = {columns.expire_time: now()} if end == "expired" else {columns.revoke_time: now()}
+    before = town.directory.caller(ann.text)
+    town.storage.write(
+        lambda tx: tx.connection.execute(update(tables.credentials).where(columns.id == ann.id).values(value))
+    )
+
+    assert before is not None
+    assert town.directory.caller(ann.text) is None
+    assert _role(town, _token(ann)) is None
+    assert _role(town, _presented(ann)) is None
+    assert town.directory.caller(town.tokens["acme/bob"].text) is not None
+
+
+def test_other_organizations_members_and_tokens_are_unknown(town: Town) -> None:
+    """Within an organization, those of another don't exist; the same id or address means this one's member."""
+    theirs = town.tokens["acme/bob"]
+    strangers = [
+        Subject(SubjectKind.USER_ID, "bob"),
+        Subject(SubjectKind.EMAIL, "bob@acme.io"),
+        _token(theirs),
+        _presented(theirs),
+    ]
+    ann = Subject(SubjectKind.USER_ID, "ann")
+
+    assert town.directory.standings("other", [*strangers, ann]) == Standings(1, {ann: "VIEWER"})
+    assert _role(town, _presented(town.tokens["acme/ann"]), "other") is None
+    assert _role(town, _presented(town.tokens["other/ann"]), "acme") is None
+
+
+def test_missing_organization_is_not_found(town: Town) -> None:
+    """Even a role can't be asked about where there is no organization."""
+    for subjects in ([], [Subject(SubjectKind.ROLE, "OWNER")], [NOBODY]):
+        with pytest.raises(OrganizationNotFound):
+            town.directory.standings("nowhere", subjects)
+
+
+def test_nobody_asked_about_gives_the_revision(town: Town) -> None:
+    """Without subjects the answer is empty, at the organization's revision."""
+    assert town.directory.standings("acme", []) == Standings(2, {})
+
+
+# Freshness
+
+
+def test_change_is_seen_at_once(town: Town) -> None:
+    """The next question after a commit has the new role and the new revision, the caller's as well."""
+    ann = town.tokens["acme/ann"]
+    subjects = [Subject(SubjectKind.USER_ID, "ann"), Subject(SubjectKind.EMAIL, "ann@acme.io"), _token(ann)]
+    before = town.directory.standings("acme", subjects)
+    town.storage.mutate(
+        "acme",
+        lambda tx: tx.connection.execute(
+            update(tables.members).where(tables.members.c.organization == "acme").values(role="EDITOR")
+        ),
+    )
+    caller = town.directory.caller(ann.text)
+
+    assert before == Standings(2, dict.fromkeys(subjects, "OWNER"))
+    assert town.directory.standings("acme", subjects) == Standings(3, dict.fromkeys(subjects, "EDITOR"))
+    assert caller is not None
+    assert caller.role == "EDITOR"
+
+
+def test_standings_are_of_one_snapshot(town: Town) -> None:
+    """What commits between two of the queries is in none of them: the roles fit the revision beside them."""
+    subjects = [Subject(SubjectKind.USER_ID, "ann"), Subject(SubjectKind.EMAIL, "ann@acme.io")]
+    committed: list[int] = []
+
+    def promote(tx: Transaction) -> int:
+        tx.connection.execute(update(tables.members).values(role="EDITOR"))
+        return tx.revision
+
+    def commit_once(*arguments: object) -> None:
+        if str(arguments[2]).startswith("SELECT members.user_id") and not committed:
+            committed.append(0)
+            committed[0] = town.storage.mutate("acme", promote)
+
+    event.listen(town.storage._engine, "before_cursor_execute", commit_once)
+    during = town.directory.standings("acme", subjects)
+
+    assert committed == [3]
+    assert during == Standings(2, dict.fromkeys(subjects, "OWNER"))
+    assert town.directory.standings("acme", subjects) == Standings(3, dict.fromkeys(subjects, "EDITOR"))
+
+
+def test_batch_takes_one_query_for_each_way_of_naming(town: Town) -> None:
+    """A thousand subjects cost as many queries as five: the revision, ids, addresses, tokens."""
+    tokens = [credentials.mint(CredentialKind.PERSONAL) for _ in range(5)]
+    subjects = [
+        *(Subject(SubjectKind.USER_ID, f"nobody-{number}") for number in range(400)),
+        *(Subject(SubjectKind.EMAIL, f"nobody-{number}@acme.io") for number in range(400)),
+        *(Subject(SubjectKind.ROLE, f"ROLE-{number}") for number in range(190)),
+        *(_token(token) for token in tokens),
+        *(_presented(token) for token in tokens),
+    ]
+    with _counting(town.storage) as sent:
+        standings = town.directory.standings("acme", subjects)
+
+    assert len(sent) == 4
+    assert len(standings.roles) == 190
+
+
+# Callers
+
+
+def test_caller_is_the_tokens_holder(town: Town) -> None:
+    """Organization, credential and member, with the role of now."""
+    token = town.tokens["other/ann"]
+
+    assert town.directory.caller(token.text) == Caller(
+        "other", token.id, CredentialKind.PERSONAL, "ann", "ann@acme.io", "VIEWER"
+    )
+
+
+def test_caller_with_another_secret_is_nobody(town: Town) -> None:
+    """A well-formed text with a live token's id is looked up and not found to be it."""
+    forged = _with_secret_of(town.tokens["acme/ann"], town.tokens["acme/bob"])
+    with _counting(town.storage) as sent:
+        caller = town.directory.caller(forged)
+
+    assert caller is None
+    assert len(sent) == 1
+
+
+def test_unknown_credential_costs_one_query(town: Town) -> None:
+    """A well-formed one that nobody was given is looked up once."""
+    with _counting(town.storage) as sent:
+        caller = town.directory.caller(credentials.mint(CredentialKind.PERSONAL).text)
+
+    assert caller is None
+    assert len(sent) == 1
+
+
+def test_malformed_credential_costs_no_query(town: Town) -> None:
+    """One wrong character, one missing, one too many, nothing or nonsense: the database isn't asked."""
+    text = town.tokens["acme/ann"].text
+    other = "A" if text[30] != "A" else "B"
+    malformed = [text[:30] + other + text[31:], text[:-1], text + "0", text + "\n", text.lower() + "x", "", "rcp_", "é"]
+    with _counting(town.storage) as sent:
+        callers = [town.directory.caller(one) for one in malformed]
+        nothing_yet = list(sent)
+        found = town.directory.caller(text)
+
+    assert callers == [None] * len(malformed)
+    assert nothing_yet == []
+    assert found is not None
+    assert len(sent) == 1
+
+
+def test_malformed_credential_is_turned_away_without_a_database(sqlite_url: str) -> None:
+    """Where the database is away, only a well-formed credential notices."""
+    directory = Directory(Storage(sqlite_url.replace("rolecall.db", "nowhere/rolecall.db")))
+    text = credentials.mint(CredentialKind.PERSONAL).text
+
+    assert directory.caller(text[:-1]) is None
+    with pytest.raises(StorageUnavailable):
+        directory.caller(text)
