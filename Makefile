@@ -1,8 +1,6 @@
 # Two commands set up all they need: `make run` and `make test`. Only Python 3.11+ and a package index must be there.
 PYTHON ?= python3
 BIN := .venv/bin
-PROTOS := $(wildcard protos/rolecall/v1/*.proto)
-GENERATED := src/rolecall/v1
 
 .DEFAULT_GOAL := help
 .PHONY: help run test lint format protos check-protos bench lock clean
@@ -28,14 +26,13 @@ format: .venv/dev ## Bring the code into the house style
 	$(BIN)/ruff format
 
 protos: .venv/dev ## Generate src/rolecall/v1 from protos/
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m grpc_tools.protoc -I protos \
-	  --python_out=src --grpc_python_out=src --mypy_out=quiet:src --mypy_grpc_out=quiet:src \
-	  --include_source_info --descriptor_set_out=$(GENERATED)/api.binpb $(PROTOS)
-	printf '"""Generated from protos/ by `make protos`."""\n' > $(GENERATED)/__init__.py
+	@PATH="$(CURDIR)/$(BIN):$$PATH" sh scripts/protos.sh src
 
-check-protos: protos ## Fail where the generated code is not what protos/ says
-	@test -z "$$(git status --porcelain $(GENERATED))" || \
-	  { git status --short $(GENERATED); echo 'Generated code has drifted: run `make protos` and commit it.'; exit 1; }
+check-protos: .venv/dev ## Fail where the generated code is not what protos/ says
+	@rm -rf build/protos && mkdir -p build/protos
+	@PATH="$(CURDIR)/$(BIN):$$PATH" sh scripts/protos.sh build/protos
+	@diff -r -x __pycache__ build/protos/rolecall/v1 src/rolecall/v1 || \
+	  { echo 'The generated code has drifted: run `make protos` and commit it.'; exit 1; }
 
 bench: .venv/dev ## Measure; about two minutes
 	$(BIN)/python benchmarks/policy.py
@@ -47,14 +44,14 @@ lock: ## Resolve the dependencies anew; needs `uv`
 	  pyproject.toml --group dev -c requirements.lock -o requirements-dev.lock
 
 clean: ## Remove the environment, the state of `make run`, and what tools left behind
-	rm -rf .venv .run .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* dist
+	rm -rf .venv .run build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* dist
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo 'Rolecall needs Python 3.11 or later: set PYTHON, as in `make run PYTHON=python3.12`.' >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 
-# requirements*.lock pin every package by version and hash, so that next month's clone gets the same.
+# requirements*.lock pin every package that runs by version and hash, so that next month's clone gets the same.
 .venv/runtime: .venv/bin/python requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .

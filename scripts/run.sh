@@ -11,10 +11,13 @@ export ROLECALL_LISTEN="${ROLECALL_LISTEN:-127.0.0.1:50051}"
 unset ROLECALL_TOKEN ROLECALL_ORGANIZATION ROLECALL_ADDRESS
 
 # The token is moved into place only when it is whole; a start that was cut short between the two issues a new one.
+if [ -s "$state/token" ] && [ -n "$(find "$state/token" -mtime +80)" ]; then
+  rm "$state/token" # it is about to expire, after 90 days
+fi
 if [ ! -s "$state/token" ]; then
   rolecall init --organization acme --owner ann@acme.io --demo >"$state/token.new" 2>"$state/init.log" ||
     rolecall tokens issue --organization acme --email ann@acme.io >"$state/token.new" 2>>"$state/init.log" ||
-    { cat "$state/init.log" >&2; exit 2; }
+    { cat "$state/init.log" >&2; echo 'To start afresh: make clean' >&2; exit 2; }
   mv "$state/token.new" "$state/token"
 fi
 
@@ -36,7 +39,8 @@ Without grpcurl:
 
   ROLECALL_ADDRESS=$ROLECALL_LISTEN ROLECALL_TOKEN=\$(cat '$state/token') '$PWD/.venv/bin/rolecall' check viewernosecrets@acme.io view secrets/billing --explain
 
-Edit $ROLECALL_POLICY/policy.csv while it runs: within a second it answers by it. Ctrl-C stops it.
+Edit $ROLECALL_POLICY/policy.csv while it runs, and policy_test.csv beside it, which must agree: within a second it
+answers by them, or says here what is wrong. Ctrl-C stops it, \`make clean\` removes all of it.
 
 TEXT
 exec rolecall serve

@@ -178,7 +178,7 @@ def _explain(policy: Policy, question: Question, result: CheckResult) -> Explana
     if result.reason is Reason.NOT_A_MEMBER:
         passing = policy.roles_that_may(question.action, question.resource)
         return Explanation(
-            "The subject is no member of the organization: check its spelling, or invite the person.",
+            "The subject is no member of the organization: check its spelling.",
             roles_that_pass=passing,
         )
     if result.reason is Reason.TOKEN_INVALID:

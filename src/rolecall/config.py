@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from rolecall.errors import ConfigError
 
-__all__ = ["PREFIX", "Settings", "check_listening", "is_loopback", "load", "split_address"]
+__all__ = ["PREFIX", "Settings", "check_listening", "is_loopback", "load", "split_address", "unknown_variables"]
 
 PREFIX = "ROLECALL_"
 
@@ -73,16 +73,11 @@ def load(config_file: Path | None = None, **flags: object) -> Settings:
     file = config_file or (Path(os.environ["ROLECALL_CONFIG"]) if "ROLECALL_CONFIG" in os.environ else None)
     values = _read_toml(file) if file else {}
     known = set(Settings.model_fields)
-    variables_known = {key.upper() for key in known} | _OTHER_VARIABLES
-    variables = {name.removeprefix(PREFIX): name for name in os.environ if name.startswith(PREFIX)}
+    variables = {name.removeprefix(PREFIX) for name in os.environ if name.startswith(PREFIX)}
     problems = [
         f"{file}: `{key}` is no setting. Known: {', '.join(sorted(known))}." for key in sorted(values.keys() - known)
     ]
-    problems += [
-        f"The variable {name} is unknown. Known: {', '.join(PREFIX + key for key in sorted(variables_known))}."
-        for key, name in sorted(variables.items())
-        if key not in variables_known
-    ]
+    problems += unknown_variables()
     given = {name: value for name, value in flags.items() if value is not None}
     from_file = {k: v for k, v in values.items() if k in known and k.upper() not in variables and k not in given}
     try:
@@ -94,6 +89,16 @@ def load(config_file: Path | None = None, **flags: object) -> Settings:
     if problems:
         raise ConfigError("\n".join(problems))
     return settings
+
+
+def unknown_variables() -> list[str]:
+    """What is wrong with the ROLECALL_ variables of the environment: a mistyped one would do nothing, silently."""
+    known = {key.upper() for key in Settings.model_fields} | _OTHER_VARIABLES
+    return [
+        f"The variable {name} is unknown. Known: {', '.join(PREFIX + key for key in sorted(known))}."
+        for name in sorted(os.environ)
+        if name.startswith(PREFIX) and name.removeprefix(PREFIX) not in known
+    ]
 
 
 def check_listening(settings: Settings) -> None:

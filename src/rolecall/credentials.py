@@ -13,12 +13,13 @@ from dataclasses import dataclass, field
 
 from rolecall.domain import CredentialKind
 
-__all__ = ["Minted", "Presented", "matches", "mint", "new_id", "parse"]
+__all__ = ["Minted", "Presented", "is_id", "matches", "mint", "new_id", "parse"]
 
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _ID_BYTES, _ID_LENGTH = 16, 22
 _SECRET_BYTES, _SECRET_LENGTH = 32, 43
 _CHECKSUM_LENGTH = 6
+_ID_SHAPE = re.compile(rf"[0-9A-Za-z]{{{_ID_LENGTH}}}")
 _SHAPE = re.compile(
     rf"({'|'.join(CredentialKind)})_([0-9A-Za-z]{{{_ID_LENGTH}}})_[0-9A-Za-z]{{{_SECRET_LENGTH + _CHECKSUM_LENGTH}}}"
 )
@@ -67,6 +68,11 @@ def parse(text: str) -> Presented | None:
     if match is None or text[-_CHECKSUM_LENGTH:] != _checksum(text[:-_CHECKSUM_LENGTH]):
         return None
     return Presented(CredentialKind(match[1]), match[2], hashlib.sha256(text.encode()).digest())
+
+
+def is_id(text: str) -> bool:
+    """Whether `text` could be a credential's id."""
+    return _ID_SHAPE.fullmatch(text) is not None
 
 
 def matches(presented: Presented, stored_digest: bytes) -> bool:

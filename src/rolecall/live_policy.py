@@ -141,7 +141,9 @@ class LivePolicy:
         if gate:
             self._refuse(result.version, gate)
             return
-        self._in_force = InForce(result.policy, now(), _warnings(result))
+        before = self._in_force
+        since = before.since if result.version == before.policy.version else now()
+        self._in_force = InForce(result.policy, since, _warnings(result))
         _log.info("policy in force", policy_version=result.version, rules=len(result.policy.rules))
 
     def _refuse(self, version: str, findings: tuple[Finding, ...]) -> None:

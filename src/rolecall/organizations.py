@@ -51,8 +51,8 @@ def found(storage: Storage, policy: Policy, organization: str, owner: str, *, de
     def work(tx: Transaction) -> Founded:
         if rows.get(tx, organization) is not None:
             raise OrganizationExists(
-                f"There is an organization `{organization}` already: choose another name, or print a new token with"
-                f" `rolecall tokens issue --organization {organization} --email {address.display}`.",
+                f"There is an organization `{organization}` already: choose another name, or print a member's new token"
+                f" with `rolecall tokens issue --organization {organization} --email ADDRESS`.",
                 organization=organization,
             )
         founded = Organization(organization, organization, 1, now())

@@ -3,7 +3,7 @@
 from rolecall import addresses, credentials
 from rolecall.credentials import Minted
 from rolecall.domain import CredentialKind, Member, now
-from rolecall.errors import MemberNotFound, TokenNotFound
+from rolecall.errors import InvalidField, MemberNotFound, TokenNotFound
 from rolecall.storage import Storage, Transaction
 from rolecall.storage import credentials as rows
 from rolecall.storage import members as member_rows
@@ -43,10 +43,18 @@ def issue(storage: Storage, organization: str, email: str) -> Minted:
 
 
 def revoke(storage: Storage, organization: str, token_id: str) -> None:
-    """Kill a token, for the operator at the database. Raises `OrganizationNotFound`, `TokenNotFound`."""
+    """Kill a token, for the operator at the database.
+
+    Raises `InvalidField`, `OrganizationNotFound`, `TokenNotFound`.
+    """
+    if not credentials.is_id(token_id):
+        # Not repeated here: it may be the whole token.
+        raise InvalidField(
+            "That is no token's id: give just the 22 characters between its two underscores.", field="id"
+        )
 
     def work(tx: Transaction) -> None:
         if not rows.revoke(tx, organization, token_id, now()):
-            raise TokenNotFound(f"`{organization}` has no live token `{token_id}`: the id is the token's middle part.")
+            raise TokenNotFound(f"`{organization}` has no token `{token_id}`, or it is dead already.")
 
     storage.mutate(organization, work)

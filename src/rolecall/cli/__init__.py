@@ -6,7 +6,7 @@ import typer
 
 from rolecall import __version__
 from rolecall.cli import check, db, init, output, policy, serve, tokens
-from rolecall.errors import RolecallError
+from rolecall.errors import RolecallError, UnauthenticatedCredential
 
 __all__ = ["app", "main"]
 
@@ -46,6 +46,8 @@ def main() -> None:
         app()
     except RolecallError as error:
         output.say(f"error: {error.message}")
+        if isinstance(error, UnauthenticatedCredential):
+            output.say("Is ROLECALL_TOKEN a live token? The operator can print one with `rolecall tokens issue`.")
         sys.exit(output.ERROR)
     except OSError as error:
         output.say(f"error: {error.strerror or error}")

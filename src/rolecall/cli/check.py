@@ -51,7 +51,7 @@ def permissions(subject: Subject, json: Json = False) -> None:
         output.print_json([asdict(permission) for permission in found])
         return
     if not found:
-        output.say(f"{subject} holds no rule: no such member, token or role may be here.")
+        output.say(f"{subject} holds no rule; perhaps there is no such member, token or role.")
     rows = [(permission.resource, permission.action, permission.effect) for permission in found]
     output.print_table(("resource", "action", "effect"), rows)
 
@@ -65,9 +65,10 @@ def subjects(action: Action, resource: Resource, json: Json = False) -> None:
             [{"user_id": m.user_id, "email": m.email, "display_name": m.display_name, "role": m.role} for m in found]
         )
         return
-    output.print_table(
-        ("address", "name", "role", "user id"), [(m.email, m.display_name, m.role, m.user_id) for m in found]
-    )
+    if not found:
+        output.say(f"Nobody may `{resource} {action}`; `rolecall check --explain` says more.")
+    rows = [(member.email, member.display_name, member.role, member.user_id) for member in found]
+    output.print_table(("address", "name", "role", "user id"), rows)
 
 
 def _client() -> "Client":

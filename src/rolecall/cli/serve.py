@@ -64,6 +64,9 @@ def serve(
     server = build_server(settings)
     signal.signal(signal.SIGHUP, lambda *_: server.live.wake())
     sys.setswitchinterval(SWITCH_SECONDS)
+    if stop.is_set():
+        server.stop()
+        return
     server.start()
     # What is there now stays: collecting garbage among it would stop all calls for nothing.
     gc.freeze()

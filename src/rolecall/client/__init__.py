@@ -15,7 +15,7 @@ import grpc
 
 from rolecall.client import convert
 from rolecall.client.channel import open_channel
-from rolecall.config import PREFIX
+from rolecall.config import PREFIX, unknown_variables
 from rolecall.domain import CheckResult, Member, Permission, Role
 from rolecall.errors import CallFailed, ConfigError
 from rolecall.v1 import authorization_pb2 as pb
@@ -50,12 +50,14 @@ class Client:
         unless `ca_file` says otherwise; any other with TLS, unless `plaintext` (ROLECALL_PLAINTEXT_EXPOSES_TOKENS=true)
         says otherwise. Raises `ConfigError` where there is no token, or the address is none.
         """
+        if problems := unknown_variables():
+            raise ConfigError("\n".join(problems))
         address = address or os.environ.get(f"{PREFIX}ADDRESS", DEFAULT_ADDRESS)
         token = token or os.environ.get(f"{PREFIX}TOKEN", "")
         if not token:
-            raise ConfigError("There is no token to present: set ROLECALL_TOKEN, or give one.")
+            raise ConfigError("There is no token to present: set ROLECALL_TOKEN to one.")
         if not token.isascii() or not token.isprintable() or " " in token:
-            raise ConfigError("The token is none: it may hold a line break or a quote from pasting.")
+            raise ConfigError("The token is malformed: it holds a blank, a line break or another stray character.")
         self._address = address
         self._organization = organization or os.environ.get(f"{PREFIX}ORGANIZATION", "")
         self._timeout = timeout

@@ -35,11 +35,15 @@ _BOM = b"\xef\xbb\xbf"
 def read(folder: Path) -> Source:
     """Read model.conf, policy.csv and policy_test.csv of `folder`. Never raises for what the files hold."""
     source = Source()
+    if not _is_folder(folder):
+        fix = "Name the folder with model.conf, policy.csv and policy_test.csv (ROLECALL_POLICY, --policy)."
+        source.add(str(folder), 0, 0, "There is no such policy folder.", fix)
+        return source
     texts = {name: _text(folder, name, source) for name in (MODEL_FILE, POLICY_FILE, TEST_FILE)}
     digest = hashlib.sha256()
     for name in (MODEL_FILE, POLICY_FILE):
         digest.update(texts[name].encode() + b"\0")
-    source.version = digest.hexdigest()[:16]
+    source.version = digest.hexdigest()[:16] if texts[MODEL_FILE] and texts[POLICY_FILE] else ""
     source.policy_text = texts[POLICY_FILE]
     if texts[MODEL_FILE]:
         read_model(texts[MODEL_FILE], source)
@@ -48,6 +52,13 @@ def read(folder: Path) -> Source:
     if texts[TEST_FILE]:
         _read_cases(texts[TEST_FILE], source)
     return source
+
+
+def _is_folder(folder: Path) -> bool:
+    try:
+        return folder.is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def _text(folder: Path, name: str, source: Source) -> str:
@@ -115,14 +126,18 @@ def _read_row(number: int, line: str, source: Source) -> None:
     kinds = {"p": ("role", "resource", "action", "effect"), "g": ("role", "role")}.get(values[0])
     if kinds is None:
         message = f"The row type `{values[0]}` is unknown, and Casbin would drop the row."
-        source.add(POLICY_FILE, number, columns[0], message, "Begin the row with `p` (a rule) or `g` (inheritance).")
+        fix = "Begin the row with `p` (a rule) or `g` (inheritance)."
+        if values[0].startswith(("p ", "g ")) or ";" in line:
+            fix = "Separate the values by commas: `p, ROLE, resource, action, allow`."
+        source.add(POLICY_FILE, number, columns[0], message, fix)
         return
     problems = []
     for kind, value, column in zip(kinds, values[1:], columns[1:], strict=False):
         if kind == "effect":
             if value not in ("allow", "deny"):
                 message = f"The effect `{value}` is unknown, and Casbin would ignore the row."
-                problems.append((column, message, "Write `allow` or `deny`, in lower case."))
+                fix = "Write `allow` or `deny`, in lower case."
+                problems.append((column, message, "Put the comment on a line of its own." if "#" in value else fix))
         elif problem := word_problem(kind, value):
             problems.append((column, *problem))
         elif warning := word_warning(kind, value):
@@ -131,7 +146,10 @@ def _read_row(number: int, line: str, source: Source) -> None:
         example = "p, ROLE, resource, action, allow" if values[0] == "p" else "g, ROLE, PARENT"
         message = f"A `{values[0]}` row has {len(kinds)} values, this one {len(values) - 1}."
         column = columns[len(kinds) + 1] if len(values) > len(kinds) + 1 else len(line) + 1
-        problems = [(column, message, f"Write `{example}`; a value can't hold a comma.")]
+        fix = f"Write `{example}`; a value can't hold a comma."
+        if values[0] == "p" and len(values) == 4:
+            fix = "Add the effect: `, allow` or `, deny`."
+        problems = [(column, message, fix)]
     for column, message, fix in problems:
         source.add(POLICY_FILE, number, column, message, fix)
     if problems:

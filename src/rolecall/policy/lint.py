@@ -1,6 +1,7 @@
 """What is wrong with a policy as a whole: undefined roles, circles, duplicates, grants that say nothing new."""
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 from rolecall.domain import Effect
 from rolecall.policy.compiled import OWNERS, Policy
@@ -10,6 +11,11 @@ __all__ = ["MAX_CHAIN", "check_grants", "check_roles"]
 
 # Casbin stops looking after this many links of inheritance: one more, and it denies silently.
 MAX_CHAIN = 9
+
+# How alike two words must be, by difflib's ratio, for one to be taken for a mistyped other; and how many pairs are
+# looked at, at about 10 µs each.
+LOOKS_LIKE = 0.8
+MAX_COMPARED = 20_000
 
 
 def check_roles(source: Source) -> None:
@@ -64,11 +70,33 @@ def check_grants(source: Source, policy: Policy) -> None:
             message = f"`{rule.role}` inherits this from `{role}` in line {holders[role].line}."
             fix = "Delete the row: once, at the lowest role, is enough."
             source.add(POLICY_FILE, rule.line, 1, message, fix, Severity.WARNING)
+    _check_spelling(source)
     if not policy.owner_roles:
         resource, action = OWNERS
         message = f"No role may `{resource} {action}`, so no organization could have an owner."
         fix = f"Add the row `p, ROLE, {resource}, {action}, allow`, with your top role for ROLE."
         source.add(POLICY_FILE, 0, 0, message, fix)
+
+
+def _check_spelling(source: Source) -> None:
+    """Warn of a word that stands but once and looks like one that stands often: probably it is mistyped."""
+    places: dict[str, dict[str, list[int]]] = {"role": {}, "resource type": {}, "action": {}}
+    for rule in source.rules:
+        words = (rule.role, rule.resource.partition("/")[0], rule.action)
+        for found, word in zip(places.values(), words, strict=True):
+            found.setdefault(word, []).append(rule.line)
+    for row in source.inheritances:
+        for role in (row.role, row.parent):
+            places["role"].setdefault(role, []).append(row.line)
+    for kind, found in places.items():
+        often = [word for word, lines in found.items() if len(lines) > 1]
+        rare = {word: lines[0] for word, lines in found.items() if len(lines) == 1}
+        if len(often) * len(rare) > MAX_COMPARED:
+            continue
+        for word, line in rare.items():
+            if close := get_close_matches(word, often, n=1, cutoff=LOOKS_LIKE):
+                message = f"The {kind} `{word}` stands only here, and looks like `{close[0]}`."
+                source.add(POLICY_FILE, line, 1, message, "Correct it if it is mistyped.", Severity.WARNING)
 
 
 def _check_case(defined: Iterable[str], source: Source) -> None:

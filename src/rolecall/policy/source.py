@@ -44,7 +44,8 @@ class Finding:
 
     def __str__(self) -> str:
         """The finding on one line, as compilers print them."""
-        return f"{self.file}:{self.line}:{self.column}: {self.severity}: {self.message} Fix: {self.fix}"
+        where = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+        return f"{where}: {self.severity}: {self.message} Fix: {self.fix}"
 
 
 class Rule(NamedTuple):

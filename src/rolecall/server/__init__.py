@@ -145,8 +145,9 @@ def _bind(server: grpc.Server, settings: Settings) -> str:
     except OSError as error:
         raise ConfigError(f"The TLS file {error.filename} can't be read: {error.strerror}.") from error
     except RuntimeError as error:
+        hint = " Or the TLS files are no PEM, or don't fit together." if settings.tls else ""
         raise ConfigError(
-            f"{settings.listen} can't be listened on: another program may be, or the TLS files may not fit."
-            " Choose another address with --listen, or end that program."
+            f"{settings.listen} can't be listened on: perhaps another server does so already. End that one, or choose"
+            f" another address with --listen or ROLECALL_LISTEN.{hint}"
         ) from error
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

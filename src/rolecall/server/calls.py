@@ -3,6 +3,7 @@
 import itertools
 import re
 import secrets
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +14,16 @@ from google.rpc import status_pb2
 
 from rolecall.directory import Directory
 from rolecall.domain import Caller
-from rolecall.errors import Internal, InvalidField, RolecallError, UnauthenticatedCredential
+from rolecall.errors import Internal, InvalidField, RolecallError, StorageUnavailable, UnauthenticatedCredential
 from rolecall.server.status import status_of
 from rolecall.storage.organizations import not_found
 
 __all__ = ["REQUEST_ID", "Call", "Calls", "Method"]
 
 REQUEST_ID = "x-request-id"
+
+# During an outage of the database, one line of the log stands for so many seconds.
+OUTAGE_LOG_SECONDS = 5.0
 
 _MAX_ORGANIZATION = 63
 _BEARER = re.compile(r"bearer ([!-~]+)", re.IGNORECASE)
@@ -66,6 +70,7 @@ class Calls:
         # A counter behind a random prefix: unique enough to search a log for, and cheap to make.
         self._prefix = secrets.token_hex(4)
         self._numbers = itertools.count(1)
+        self._quiet_until = 0.0
 
     def request_id(self, metadata: Metadata) -> str:
         """The id that the client gave the call, where it is printable; else a new one."""
@@ -80,12 +85,21 @@ class Calls:
             call = Call(self._authenticate(metadata), request_id)
             return method.run(_parse(method, raw), call).SerializeToString()
         except RolecallError as error:
+            if isinstance(error, StorageUnavailable):
+                self._log_outage(error, request_id)
             _log.debug("refused", method=method.name, request_id=request_id, reason=error.reason)
             return status_of(error, request_id)
         except Exception:  # noqa: BLE001 - whatever it is, the client must not see its text, nor wait for ever
             _log.exception("failed", method=method.name, request_id=request_id)
             message = f"The server failed: its log says more under the request id {request_id}."
             return status_of(Internal(message), request_id)
+
+    def _log_outage(self, error: StorageUnavailable, request_id: str) -> None:
+        """Tell the operator; not for every call, as every call fails."""
+        if time.monotonic() >= self._quiet_until:
+            self._quiet_until = time.monotonic() + OUTAGE_LOG_SECONDS
+            cause = str(getattr(error.__cause__, "orig", error.__cause__)).strip().partition("\n")[0]
+            _log.error("database unavailable", request_id=request_id, error=error.message, cause=cause)
 
     def _authenticate(self, metadata: Metadata) -> Caller:
         """The caller behind the one credential presented. Raises `UnauthenticatedCredential`."""

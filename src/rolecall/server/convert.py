@@ -1,5 +1,6 @@
 """Between messages and domain values. What comes in is validated here, field by field."""
 
+import re
 from collections.abc import Sequence
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -44,6 +45,7 @@ __all__ = [
 MAX_SUBJECT = 330
 MAX_BATCH = 1000
 
+_ADDRESS_SHAPE = re.compile(r"[^\s@]+@[^\s@]+")
 _FORMS = "`user:ann@acme.io`, `user:ID`, `token:ID`, `role:NAME`, or a bare address"
 
 _DECISIONS = {Effect.ALLOW: pb.DECISION_ALLOW, Effect.DENY: pb.DECISION_DENY}
@@ -66,7 +68,7 @@ def subject(text: str) -> Subject:
     if not text:
         raise InvalidField(f"subject is not set: say who is asked about, as {_FORMS}.", field="subject")
     if len(text) > MAX_SUBJECT:
-        raise InvalidField(f"subject has {len(text)} characters, more than {MAX_SUBJECT}.", field="subject")
+        raise InvalidField(f"subject has {len(text)} characters, more than {MAX_SUBJECT}: shorten it.", field="subject")
     if "*" in text or not text.isprintable():
         raise InvalidField(f"subject holds a `*` or an invisible character: write {_FORMS}.", field="subject")
     form, colon, value = text.partition(":")
@@ -77,6 +79,8 @@ def subject(text: str) -> Subject:
     if form not in ("user", "token", "role") or not value:
         raise InvalidField(f"subject `{text}` has no known form: write {_FORMS}.", field="subject")
     if form == "user" and "@" in value:
+        if not _ADDRESS_SHAPE.fullmatch(value):
+            raise InvalidField(f"subject `{text}` is no address: write {_FORMS}.", field="subject")
         return Subject(SubjectKind.EMAIL, addresses.key_of(value, "subject"))
     kinds = {"user": SubjectKind.USER_ID, "token": SubjectKind.TOKEN_ID, "role": SubjectKind.ROLE}
     return Subject(kinds[form], value)

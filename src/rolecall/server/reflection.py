@@ -10,6 +10,9 @@ from google.protobuf import descriptor_pool
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+# Nothing else imports it, and only what is imported can be described.
+from rolecall.v1 import errors_pb2  # noqa: F401
+
 __all__ = ["add_reflection"]
 
 _METHOD = "ServerReflectionInfo"

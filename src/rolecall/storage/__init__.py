@@ -10,7 +10,15 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from rolecall.errors import ConfigError, StorageUnavailable, WriteConflict
 from rolecall.storage import organizations
-from rolecall.storage.engine import WAIT_SECONDS, WRITES, create_file, engine_for, file_is_missing, url_of
+from rolecall.storage.engine import (
+    WAIT_SECONDS,
+    WRITES,
+    create_file,
+    engine_for,
+    file_identity,
+    file_is_missing,
+    url_of,
+)
 from rolecall.storage.schema import check_schema, is_empty, upgrade_schema
 from rolecall.storage.transaction import Transaction
 
@@ -35,6 +43,7 @@ class Storage:
         self._url = url_of(url)
         self._engine = engine_for(self._url, pool_size)
         self._writer = threading.Lock()
+        self._identity = file_identity(self._url)
         self._postgresql = self._url.get_backend_name() == "postgresql"
 
     def create(self) -> None:
@@ -45,17 +54,19 @@ class Storage:
         self.check()
 
     def upgrade(self) -> None:
-        """Bring the schema, and SQLite's file itself, to what this version needs. Raises `ConfigError`."""
-        create_file(self._url)
+        """Bring the schema of the database to what this version needs. Raises `ConfigError`."""
+        self._require_file()
         upgrade_schema(self._engine)
 
     def check(self) -> None:
         """Raise `ConfigError` where there is no database, or its schema is older or newer than this version's."""
-        if file_is_missing(self._url):
-            raise ConfigError(
-                f"There is no database {self._url.database}: run `rolecall init`, or correct ROLECALL_DATABASE."
-            )
+        self._require_file()
         check_schema(self._engine)
+
+    def _require_file(self) -> None:
+        if file_is_missing(self._url):
+            where = self._url.database
+            raise ConfigError(f"There is no database {where}: run `rolecall init`, or correct ROLECALL_DATABASE.")
 
     def close(self) -> None:
         """Let go of all connections."""
@@ -95,6 +106,7 @@ class Storage:
         options: dict[str, Any],
         conflict: type[StorageUnavailable | WriteConflict],
     ) -> T:
+        self._mind_replaced_file()
         give_up_at = time.monotonic() + WAIT_SECONDS
         pause = FIRST_PAUSE_SECONDS
         for tries_left in reversed(range(TRIES)):
@@ -118,6 +130,17 @@ class Storage:
             time.sleep(pause)
             pause *= 2
         raise AssertionError("the last try returns or raises")
+
+    def _mind_replaced_file(self) -> None:
+        """Let go of an SQLite file that is no longer the one at its path: what it says holds no more."""
+        if self._postgresql:
+            return
+        identity = file_identity(self._url)
+        if identity is None:
+            raise StorageUnavailable("The database can't be reached: try again in a moment.")
+        if identity != self._identity:
+            self._engine.dispose()
+            self._identity = identity
 
 
 def _is_conflict(error: SQLAlchemyError) -> bool:

@@ -10,7 +10,16 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from rolecall.errors import ConfigError
 
-__all__ = ["WAIT_SECONDS", "WRITES", "create_file", "engine_for", "file_is_missing", "name_of", "url_of"]
+__all__ = [
+    "WAIT_SECONDS",
+    "WRITES",
+    "create_file",
+    "engine_for",
+    "file_identity",
+    "file_is_missing",
+    "name_of",
+    "url_of",
+]
 
 # Execution option of connections that are going to write.
 WRITES = "rolecall_writes"
@@ -25,7 +34,7 @@ def url_of(text: str) -> URL:
         url = make_url(text)
     except (ArgumentError, ValueError):
         raise ConfigError(
-            "The database URL is none: write `sqlite:///file` or `postgresql://user:password@host/name`."
+            "The database URL is malformed: write `sqlite:///file` or `postgresql://user:password@host/name`."
         ) from None
     if url.get_backend_name() not in ("sqlite", "postgresql"):
         raise ConfigError(f"The database `{url.get_backend_name()}` is not supported: use sqlite or postgresql.")
@@ -83,6 +92,17 @@ def create_file(url: URL) -> None:
 def file_is_missing(url: URL) -> bool:
     """Whether SQLite would make a new, empty file."""
     return url.get_backend_name() == "sqlite" and not Path(url.database or "").exists()
+
+
+def file_identity(url: URL) -> tuple[int, int] | None:
+    """Which file is at SQLite's path; None where there is none, or the database is another."""
+    if url.get_backend_name() != "sqlite" or not url.database:
+        return None
+    try:
+        found = Path(url.database).stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:

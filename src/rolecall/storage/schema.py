@@ -29,7 +29,7 @@ def check_schema(engine: Engine) -> None:
         raise ConfigError(f"The database {where} is empty: run `rolecall init`, or `rolecall db upgrade`.")
     if found in {revision.revision for revision in script.walk_revisions()}:
         raise ConfigError(f"The schema of {where} is older than this Rolecall: run `rolecall db upgrade`.")
-    raise ConfigError(f"The schema of {where} is newer than this Rolecall: install the newer version.")
+    raise ConfigError(f"The schema of {where} is newer than this Rolecall: install a newer Rolecall.")
 
 
 def is_empty(engine: Engine) -> bool:
@@ -43,7 +43,7 @@ def upgrade_schema(engine: Engine) -> None:
     script = ScriptDirectory.from_config(_config())
     if found is not None and found not in {revision.revision for revision in script.walk_revisions()}:
         where = name_of(engine.url)
-        raise ConfigError(f"The schema of {where} is newer than this Rolecall: install the newer version.")
+        raise ConfigError(f"The schema of {where} is newer than this Rolecall: install a newer Rolecall.")
     config = _config()
     try:
         with engine.connect().execution_options(**{WRITES: True}) as connection, connection.begin():
@@ -69,7 +69,8 @@ def _revision_of(engine: Engine) -> str | None:
         # Other errors than the driver's may quote the URL.
         reason = str(error.orig).strip().splitlines()[0] if isinstance(error, DBAPIError) else "its URL is wrong"
         raise ConfigError(
-            f"The database {where} can't be used: {reason}. Is it running, and is ROLECALL_DATABASE right?"
+            f"The database {where} can't be used: {reason}."
+            " Is it running, does nobody else hold it, and is ROLECALL_DATABASE right?"
         ) from error
 
 
