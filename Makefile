@@ -39,7 +39,7 @@ bench: .venv/dev ## Measure; about two minutes
 
 lock: ## Resolve the dependencies anew; needs `uv`
 	uv pip compile -q --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --upgrade \
-	  pyproject.toml -o requirements.lock
+	  pyproject.toml --group build -o requirements.lock
 	uv pip compile -q --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --upgrade \
 	  pyproject.toml --group dev -c requirements.lock -o requirements-dev.lock
 
@@ -51,10 +51,10 @@ clean: ## Remove the environment, the state of `make run`, and what tools left b
 	  { echo 'Rolecall needs Python 3.11 or later: set PYTHON, as in `make run PYTHON=python3.12`.' >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 
-# requirements*.lock pin every package that runs by version and hash, so that next month's clone gets the same.
+# requirements*.lock pin every package by version and hash, so that next month's clone gets the same.
 .venv/runtime: .venv/bin/python requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 .venv/dev: .venv/runtime requirements-dev.lock

@@ -29,11 +29,11 @@ The token of ann@acme.io, who owns the organization acme, is in $state/token:
 
 May she see secrets? Paste this into another terminal (an allow):
 
-  grpcurl -plaintext -H "authorization: Bearer \$(cat '$state/token')" -d '{"subject": "ann@acme.io", "action": "view", "resource": "secrets/billing"}' $ROLECALL_LISTEN rolecall.v1.AuthorizationService/Check
+  ROLECALL_TOKEN=\$(cat '$state/token') grpcurl -plaintext -expand-headers -H 'authorization: Bearer \${ROLECALL_TOKEN}' -d '{"subject": "ann@acme.io", "action": "view", "resource": "secrets/billing"}' $ROLECALL_LISTEN rolecall.v1.AuthorizationService/Check
 
 And viewernosecrets@acme.io? (a deny, explained):
 
-  grpcurl -plaintext -H "authorization: Bearer \$(cat '$state/token')" -d '{"subject": "viewernosecrets@acme.io", "action": "view", "resource": "secrets/billing", "explain": true}' $ROLECALL_LISTEN rolecall.v1.AuthorizationService/Check
+  ROLECALL_TOKEN=\$(cat '$state/token') grpcurl -plaintext -expand-headers -H 'authorization: Bearer \${ROLECALL_TOKEN}' -d '{"subject": "viewernosecrets@acme.io", "action": "view", "resource": "secrets/billing", "explain": true}' $ROLECALL_LISTEN rolecall.v1.AuthorizationService/Check
 
 Without grpcurl:
 

@@ -228,7 +228,7 @@ def test_second_init_names_the_command_that_helps(workspace: Workspace) -> None:
     """Whoever lost the first token can paste the command from the message, and has a new one."""
     said = error_of(workspace.run("init", "--organization", "acme", "--owner", "ann@acme.io"))
 
-    command = shlex.split(said.split("`")[-2])
+    command = shlex.split(said.split("`")[-2].replace("ADDRESS", "ann@acme.io"))
     finished = workspace.run(*command[1:])
 
     assert command[0] == "rolecall"
@@ -323,7 +323,8 @@ def test_issued_token_opens_the_door_until_it_is_revoked(sqlite_site: Site, empt
     [
         (("issue", "--organization", "acme", "--email", "bob@acme.io"), "bob@acme.io is no member of `acme`"),
         (("issue", "--organization", "beta", "--email", "ann@acme.io"), "There is no organization `beta`"),
-        (("revoke", "--organization", "acme", "--id", "nobodys"), "`acme` has no live token `nobodys`"),
+        (("revoke", "--organization", "acme", "--id", "0" * 22), f"`acme` has no token `{'0' * 22}`"),
+        (("revoke", "--organization", "acme", "--id", "rcp_pasted_whole"), "just the 22 characters"),
     ],
 )
 def test_tokens_of_nobody_are_refused(workspace: Workspace, arguments: tuple[str, ...], said: str) -> None:
@@ -344,22 +345,37 @@ def test_token_is_revoked_once(workspace: Workspace, token: str) -> None:
     second = workspace.run(*arguments)
 
     assert first.returncode == 0
-    assert "no live token" in error_of(second)
+    assert "dead already" in error_of(second)
 
 
 # db
 
 
-def test_second_upgrade_changes_nothing(empty: Workspace) -> None:
-    """`db upgrade` makes a database for its user only, and leaves one that is up to date alone."""
-    first = empty.run("db", "upgrade", umask=0)
-    made = empty.dump()
-    second = empty.run("db", "upgrade")
+def test_upgrade_changes_nothing_that_is_up_to_date(workspace: Workspace) -> None:
+    """`db upgrade` leaves a database that is up to date alone."""
+    before = workspace.dump()
 
-    assert (first.returncode, second.returncode) == (0, 0)
-    assert empty.mode("rolecall.db") == 0o600
-    assert any("CREATE TABLE organizations" in row for row in made)
-    assert empty.dump() == made
+    finished = workspace.run("db", "upgrade")
+
+    assert finished.returncode == 0
+    assert workspace.dump() == before
+
+
+def test_upgrade_of_a_mistyped_database_makes_none(empty: Workspace) -> None:
+    """`db upgrade` looks after databases, and makes none."""
+    message = error_of(empty.run("db", "upgrade"))
+
+    assert "There is no database" in message
+    assert not (empty.folder / "rolecall.db").exists()
+
+
+def test_mistyped_variable_of_the_asking_commands_is_refused(asking: Workspace) -> None:
+    """A question to the wrong server would look like an answer."""
+    asking.variables["ROLECALL_ADRESS"] = "127.0.0.1:1"
+
+    message = error_of(asking.run("check", "ann@acme.io", "view", "secrets"))
+
+    assert "ROLECALL_ADRESS is unknown" in message
 
 
 # serve: what it refuses
@@ -419,7 +435,7 @@ def _setting(name: str, value: str) -> Callable[[Workspace], None]:
         pytest.param(_lose_database, r"There is no database rolecall\.db: run `rolecall init`", id="no database"),
         pytest.param(_empty_database, r"rolecall\.db is empty: run `rolecall init`", id="empty database"),
         pytest.param(_foreign_database, r"rolecall\.db can't be used: file is not a database", id="foreign file"),
-        pytest.param(_newer_schema, "newer than this Rolecall: install the newer version", id="newer schema"),
+        pytest.param(_newer_schema, "newer than this Rolecall: install a newer Rolecall", id="newer schema"),
         pytest.param(_closed_port, r"at 127\.0\.0\.1 can't be used: .*Connection refused", id="PostgreSQL is down"),
         pytest.param(_lose_key, r"no key file rolecall\.key: run `rolecall init`", id="no key"),
         pytest.param(_open_key, r"\(mode 0640\): run `chmod 600 rolecall\.key`", id="open key"),
@@ -569,6 +585,21 @@ def test_serve_reads_an_unchanged_policy_again_on_sighup(workspace: Workspace, s
     assert code == 0
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((host, int(port)), timeout=5)
+
+
+def test_flood_of_hangups_does_no_harm(workspace: Workspace, token: str, serve: Serve) -> None:
+    """SIGHUP may come as often as somebody likes: the server answers, and stops as ever."""
+    serving = serve(workspace)
+    address = serving.address
+    deadline = time.monotonic() + 2
+    while time.monotonic() < deadline:
+        serving.process.send_signal(signal.SIGHUP)
+    with Client(address, token) as client:
+        answer = client.check("ann@acme.io", "view", "secrets")
+    serving.process.terminate()
+
+    assert answer
+    assert serving.process.wait(timeout=20) == 0
 
 
 @pytest.fixture(scope="module")

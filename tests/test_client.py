@@ -454,7 +454,7 @@ def test_token_from_a_bad_paste_never_reaches_the_wire(token: str, listener: soc
         Client(address, token)
 
     listener.settimeout(0.05)
-    assert "line break or a quote" in caught.value.message
+    assert "malformed" in caught.value.message
     assert "abc" not in caught.value.message
     with pytest.raises(TimeoutError):
         listener.accept()
@@ -510,3 +510,15 @@ def test_ca_file_that_is_missing_is_named() -> None:
     """A mistyped CA file is told, rather than done without."""
     with pytest.raises(ConfigError, match=r"The CA file /nowhere/ca\.pem can't be read"):
         Client("127.0.0.1:50051", "token", ca_file="/nowhere/ca.pem")
+
+
+def test_plain_text_never_goes_through_a_proxy(sqlite_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy of the environment would see the token: loopback is spoken to directly."""
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        for name in ("http_proxy", "https_proxy", "grpc_proxy"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        with Client(sqlite_site.address, sqlite_site.tokens["OWNER"], timeout=5) as client:
+            assert client.check("ann@acme.io", "view", "secrets")
+        proxy.settimeout(0.1)
+        with pytest.raises(TimeoutError):
+            proxy.accept()

@@ -176,3 +176,12 @@ def test_repr_shows_no_secret() -> None:
     for shown in (repr(key), str(key), f"{key}"):
         assert "0123456789abcdef" not in shown
         assert key.secret.hex() not in shown
+
+
+def test_key_that_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+    """A FIFO isn't waited for, nor a device read without end."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo, 0o600)
+    for path in (fifo, Path("/dev/zero")):
+        with pytest.raises(ConfigError, match="holds 0 bytes"):
+            keys.read(path)

@@ -124,7 +124,7 @@ def test_printed_lines_run_and_stay_the_same(
     first = start()
     printed = first.output
     token = (clone / ".run" / "token").read_text().strip()
-    grpcurl_lines = first.lines("grpcurl ")
+    grpcurl_lines = first.lines("ROLECALL_TOKEN=")
     rolecall_lines = first.lines("ROLECALL_ADDRESS=")
 
     assert first.lines("rcp_") == [token]

@@ -4,17 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from rolecall.directory import Directory, Standings
-from rolecall.domain import Caller, CheckResult, Explanation, Member, Page, Permission, Question, Reason, Subject
+from rolecall.domain import Caller, CheckResult, Explanation, Member, Page, Permission, Question, Reason, Role, Subject
 from rolecall.domain import SubjectKind as Kind
 from rolecall.errors import PermissionMissing, RevisionNotReached
 from rolecall.live_policy import LivePolicy
 from rolecall.pages import Pages
-from rolecall.policy import Policy, explain
+from rolecall.policy import Policy, explain, few
 from rolecall.storage import Storage, Transaction
 from rolecall.storage import members as member_rows
 from rolecall.storage import organizations as organization_rows
 
-__all__ = ["Authorizer", "BatchAnswer", "PermissionsAnswer", "SubjectsAnswer"]
+__all__ = ["Authorizer", "BatchAnswer", "PermissionsAnswer", "RolesAnswer", "SubjectsAnswer"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,15 @@ class SubjectsAnswer:
     next_page_token: str
 
 
+@dataclass(frozen=True, slots=True)
+class RolesAnswer:
+    """A page of the policy's roles."""
+
+    roles: tuple[Role, ...]
+    policy_version: str
+    next_page_token: str
+
+
 class Authorizer:
     """Decides with the policy in force and the members of the moment."""
 
@@ -58,24 +67,16 @@ class Authorizer:
 
     def require(self, caller: Caller, action: str, resource: str) -> None:
         """Raise `PermissionMissing` unless the caller itself may do `action` on `resource`."""
-        decision = self._live.in_force.policy.decide(caller.role, action, resource)
-        if decision.reason is not Reason.GRANTED:
-            roles = decision.policy.roles_that_may(action, resource)
-            raise PermissionMissing(
-                f"The credential's holder has the role {caller.role}, which may not `{resource} {action}`:"
-                f" ask somebody with one of the roles that may ({', '.join(roles) or 'none'}).",
-                action=action,
-                resource=resource,
-            )
+        _require(self._live.in_force.policy, caller, action, resource)
 
     def check(
         self, caller: Caller, question: Question, *, at_least_revision: int = 0, explained: bool = False
     ) -> CheckResult:
         """The answer to one question. Raises `PermissionMissing`, `RevisionNotReached`, `StorageUnavailable`."""
-        self._require_asking(caller, [question.subject])
-        if explained:
-            self.require(caller, "explain", "authorization")
         policy = self._live.in_force.policy
+        _require_asking(policy, caller, [question.subject])
+        if explained:
+            _require(policy, caller, "explain", "authorization")
         standings = self._standings(caller, [question.subject], at_least_revision)
         result = _decide(policy, standings, question)
         return replace(result, explanation=_explain(policy, question, result)) if explained else result
@@ -83,8 +84,8 @@ class Authorizer:
     def batch_check(self, caller: Caller, questions: Sequence[Question], *, at_least_revision: int = 0) -> BatchAnswer:
         """The answers to many questions, from one snapshot of members and policy. Raises as `check`."""
         subjects = {question.subject for question in questions}
-        self._require_asking(caller, subjects)
         policy = self._live.in_force.policy
+        _require_asking(policy, caller, subjects)
         standings = self._standings(caller, subjects, at_least_revision)
         results = tuple(_decide(policy, standings, question) for question in questions)
         return BatchAnswer(results, standings.revision, policy.version)
@@ -94,8 +95,8 @@ class Authorizer:
     ) -> PermissionsAnswer:
         """What `subject` may do. Raises `PermissionMissing`, `InvalidField`, `PageToken`, and as `check`."""
         size = self._pages.size(page)
-        self._require_asking(caller, [subject])
         policy = self._live.in_force.policy
+        _require_asking(policy, caller, [subject])
         standings = self._standings(caller, [subject], at_least_revision)
         role = standings.roles.get(subject, "")
         scope = ("ListPermissions", caller.organization, subject.kind.name, subject.value, role, policy.version)
@@ -111,9 +112,9 @@ class Authorizer:
     ) -> SubjectsAnswer:
         """The members who may do `action` on `resource`, by address. Raises as `list_permissions`."""
         size = self._pages.size(page)
-        self.require(caller, "check", "authorization")
-        self.require(caller, "view", "members")
         policy = self._live.in_force.policy
+        _require(policy, caller, "check", "authorization")
+        _require(policy, caller, "view", "members")
         scope = ("ListSubjects", caller.organization, action, resource, policy.version)
         position = self._pages.position(scope, page)
         roles = policy.roles_that_may(action, resource)
@@ -128,10 +129,17 @@ class Authorizer:
         token = self._pages.token(scope, [found[size - 1][0]]) if len(found) > size else ""
         return SubjectsAnswer(tuple(member for _, member in found[:size]), revision, policy.version, token)
 
-    def _require_asking(self, caller: Caller, subjects: "Sequence[Subject] | set[Subject]") -> None:
-        """Anybody may ask about themselves; about others only who may `authorization check`."""
-        if not all(_is_self(caller, subject) for subject in subjects):
-            self.require(caller, "check", "authorization")
+    def list_roles(self, caller: Caller, page: Page) -> RolesAnswer:
+        """The roles of the policy, in file order. Raises `PermissionMissing`, `InvalidField`, `PageToken`."""
+        size = self._pages.size(page)
+        policy = self._live.in_force.policy
+        _require(policy, caller, "view", "policy")
+        scope = ("ListRoles", caller.organization, policy.version)
+        position = self._pages.position(scope, page)
+        start = int(position[0]) if position else 0
+        roles = policy.describe_roles()
+        token = self._pages.token(scope, [str(start + size)]) if start + size < len(roles) else ""
+        return RolesAnswer(tuple(roles[start : start + size]), policy.version, token)
 
     def _standings(
         self, caller: Caller, subjects: "Sequence[Subject] | set[Subject]", at_least_revision: int
@@ -139,6 +147,23 @@ class Authorizer:
         standings = self._directory.standings(caller.organization, subjects)
         _require_revision(standings.revision, at_least_revision)
         return standings
+
+
+def _require(policy: Policy, caller: Caller, action: str, resource: str) -> None:
+    if policy.decide(caller.role, action, resource).reason is Reason.GRANTED:
+        return
+    raise PermissionMissing(
+        f"The credential's holder has the role {caller.role}, which may not `{resource} {action}`:"
+        f" ask somebody with one of the roles that may ({few(policy.roles_that_may(action, resource))}).",
+        action=action,
+        resource=resource,
+    )
+
+
+def _require_asking(policy: Policy, caller: Caller, subjects: "Sequence[Subject] | set[Subject]") -> None:
+    """Anybody may ask about themselves; about others only who may `authorization check`."""
+    if not all(_is_self(caller, subject) for subject in subjects):
+        _require(policy, caller, "check", "authorization")
 
 
 def _is_self(caller: Caller, subject: Subject) -> bool:

@@ -3,7 +3,7 @@
 A message is one sentence that says what is wrong, followed by what to do next. It never holds a secret.
 """
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 __all__ = [
     "BatchSize",
@@ -67,6 +67,15 @@ class OrganizationNotFound(RolecallError):
     """No such organization, or somebody else's: the two look the same."""
 
     status, reason = "NOT_FOUND", "ORGANIZATION_NOT_FOUND"
+
+    @classmethod
+    def named(cls, organization: str) -> Self:
+        """The one answer to a request that names `organization`."""
+        return cls(
+            f"There is no organization `{organization}` here: check its name; where none is named, the credential's own"
+            " is meant.",
+            organization=organization,
+        )
 
 
 class MemberNotFound(RolecallError):

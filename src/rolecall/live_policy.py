@@ -33,14 +33,14 @@ SETTLE_AT_MOST_SECONDS = 1.0
 # How long Casbin may judge: at the start, and while an admin waits for an edit to take effect.
 START_ORACLE_SECONDS = 2.0
 RELOAD_ORACLE_SECONDS = 0.3
-# When to try again what failed for a database that didn't answer.
-RETRY_SECONDS = 1.0
+# When to try again what the database kept out: it didn't answer, or the members there didn't fit.
+RETRY_SECONDS = 2.0
 
 _FILES = (MODEL_FILE, POLICY_FILE, TEST_FILE)
 _log = structlog.get_logger("rolecall.policy")
 
-# Size, time and inode of each file; None for one that can't be looked at.
-_Look = tuple[tuple[int, int, int] | None, ...]
+# What changes when a file does, be it just its mode; None for one that can't be looked at.
+_Look = tuple[tuple[int, int, int, int, int] | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +76,7 @@ class LivePolicy:
         if gate := self._gate(result.policy):
             raise PolicyError(folder, gate)
         self._in_force = InForce(result.policy, now(), _warnings(result))
+        self._candidate: Build | None = None
         self._wake = threading.Event()
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="policy-watch", daemon=True)
@@ -90,32 +91,35 @@ class LivePolicy:
         self._thread.start()
 
     def stop(self) -> None:
-        """Watch no more; returns when no reload runs any longer."""
+        """Watch no more. A reload that is under way has a second to end; then its thread is left behind."""
         self._stopped.set()
         self._wake.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(timeout=1.0)
 
     def wake(self) -> None:
         """Read the folder again soon, changed or not. May be called from a signal handler."""
         self._wake.set()
 
     def _watch(self) -> None:
+        """Look at the folder again and again; try again, too, what the database or its members kept out."""
         retry_at = float("inf")
         while not self._stopped.is_set():
             woken = self._wake.wait(LOOK_SECONDS)
             self._wake.clear()
             if self._stopped.is_set():
                 return
-            if woken or self._look() != self._seen or time.monotonic() >= retry_at:
-                self._settle()
-                retry_at = float("inf")
-                try:
-                    self._reload()
-                except StorageUnavailable:
-                    retry_at = time.monotonic() + RETRY_SECONDS
-                except Exception:  # noqa: BLE001 - the watch outlives any defect: the last good policy stays
-                    _log.exception("policy reload failed", folder=str(self._folder))
+            try:
+                if woken or self._look() != self._seen:
+                    self._settle()
+                    self._candidate = self._build()
+                elif time.monotonic() < retry_at:
+                    continue
+                if self._candidate:
+                    self._admit(self._candidate)
+            except Exception:  # noqa: BLE001 - the watch outlives any defect: the last good policy stays
+                _log.exception("policy reload failed", folder=str(self._folder))
+            retry_at = time.monotonic() + RETRY_SECONDS if self._candidate else float("inf")
 
     def _settle(self) -> None:
         """Wait until the folder has kept still; not for ever, so that endless saving can't keep a policy out."""
@@ -125,26 +129,31 @@ class LivePolicy:
             if self._stopped.wait(SETTLE_SECONDS) or self._look() == self._seen or time.monotonic() > deadline:
                 return
 
-    def _reload(self) -> None:
-        """Let the folder's present state in, or note why not. Raises `StorageUnavailable` after noting it."""
+    def _build(self) -> Build | None:
+        """What the folder holds, if it may be served as far as the files go; else note why not."""
         result = build_aside(self._folder, RELOAD_ORACLE_SECONDS)
         if result.policy is None:
             self._refuse(result.version, result.errors)
-            return
+            return None
+        return result
+
+    def _admit(self, result: Build) -> None:
+        """Let the policy in, or note why not; it stays the candidate then."""
+        assert result.policy is not None  # noqa: S101 - for the type checker: `_build` answers no other
         try:
             gate = self._gate(result.policy)
         except StorageUnavailable:
-            self._refuse(
-                result.version, (_finding("The roles in use can't be looked up.", "Wait: it is tried again."),)
-            )
-            raise
+            gate = (_finding("The roles in use can't be looked up.", "Wait: it is tried again."),)
         if gate:
             self._refuse(result.version, gate)
             return
+        self._candidate = None
         before = self._in_force
         since = before.since if result.version == before.policy.version else now()
         self._in_force = InForce(result.policy, since, _warnings(result))
-        _log.info("policy in force", policy_version=result.version, rules=len(result.policy.rules))
+        _log.info(
+            "policy in force", policy_version=result.version, rules=len(result.policy.rules), compared=result.compared
+        )
 
     def _refuse(self, version: str, findings: tuple[Finding, ...]) -> None:
         before = self._in_force
@@ -173,24 +182,26 @@ class LivePolicy:
             )
             for role in sorted(held - set(policy.roles))
         ]
-        findings += [
-            _finding(
-                f"The organization `{organization}` would have no member who may `owners update`.",
-                "Leave that permission with a role that somebody holds there.",
+        if ownerless:
+            # Which organizations there are is the operator's business, not that of everybody who may see the policy.
+            _log.error("policy leaves organizations without an owner", organizations=ownerless)
+            findings.append(
+                _finding(
+                    "An organization would have no member who may `owners update`; the server's log names it.",
+                    "Leave that permission with a role that somebody holds there.",
+                )
             )
-            for organization in ownerless
-        ]
         return tuple(findings)
 
     def _look(self) -> _Look:
-        looks: list[tuple[int, int, int] | None] = []
+        looks: list[tuple[int, int, int, int, int] | None] = []
         for name in _FILES:
             try:
                 stat = (self._folder / name).stat()
             except OSError:
                 looks.append(None)
             else:
-                looks.append((stat.st_size, stat.st_mtime_ns, stat.st_ino))
+                looks.append((stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev))
         return tuple(looks)
 
 

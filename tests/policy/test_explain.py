@@ -6,7 +6,7 @@ import pytest
 from policy_folders import CASES, OWNER_ROW, SHIPPED, write_folder
 
 from rolecall.domain import Explanation, Reason
-from rolecall.policy import POLICY_FILE, Policy, build, explain
+from rolecall.policy import POLICY_FILE, Policy, build, explain, load
 
 
 @pytest.fixture(scope="module")
@@ -186,3 +186,11 @@ def test_mistyped_role_is_told_who_may(shipped: Policy) -> None:
     assert "(perhaps `OWNER`)" in explanation.summary
     assert explanation.summary.endswith(" Roles that may: OWNER.")
     assert explanation.roles_that_pass == ("OWNER",)
+
+
+def test_denied_decision_is_false() -> None:
+    """`if policy.decide(...)` lets nobody in whom the policy doesn't."""
+    policy = load(Path(__file__).parents[2] / "policies", 0.0)
+
+    assert policy.decide("VIEWER", "view", "secrets")
+    assert not policy.decide("VIEWER", "delete", "projects")

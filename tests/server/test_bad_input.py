@@ -25,6 +25,8 @@ FIELDS = [
     ("user:a\x00@acme.io", "view", "secrets", "subject"),
     ("user:a\n@acme.io", "view", "secrets", "subject"),
     ("user:" + "a" * 330, "view", "secrets", "subject"),
+    ("ann@", "view", "secrets", "subject"),
+    (" ann@acme.io", "view", "secrets", "subject"),
     ("user:\u212aate@acme.io", "view", "secrets", "subject"),
     ("ann@acme.io", "", "secrets", "action"),
     ("ann@acme.io", "*", "secrets", "action"),
@@ -43,6 +45,9 @@ FIELDS = [
     ("ann@acme.io", "view", "secrets/../owners", "resource"),
     ("ann@acme.io", "view", "secrets/.", "resource"),
     ("ann@acme.io", "view", "..", "resource"),
+    ("ann@acme.io", "view", "secrets/prod ", "resource"),
+    ("ann@acme.io", "view", "secrets/ prod", "resource"),
+    ("ann@acme.io", "view ", "secrets", "action"),
 ]
 
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent import futures
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,9 +14,10 @@ import pytest
 from conftest import MakeSite, Site
 from grpc_errors import told
 
-from rolecall import Client, server
+from rolecall import Client, credentials, server
 from rolecall.cli.serve import SWITCH_SECONDS
-from rolecall.errors import ConfigError, RolecallError
+from rolecall.domain import CredentialKind
+from rolecall.errors import ConfigError, PermissionMissing, RolecallError
 from rolecall.server import build_server
 from rolecall.server.authorization import AuthorizationService
 from rolecall.server.calls import Call
@@ -26,12 +28,33 @@ CHECK = "/rolecall.v1.AuthorizationService/Check"
 REQUEST = pb.CheckRequest(subject="ann@acme.io", action="view", resource="members").SerializeToString()
 
 
-def test_streams_without_a_message_do_not_stop_the_server_for_good(make_site: MakeSite, sqlite_url: str) -> None:
-    """A call that sends its headers and no message holds a thread; its connection's age frees it."""
+def test_strangers_hold_no_thread_of_the_callers(make_site: MakeSite, sqlite_url: str) -> None:
+    """Calls that send their headers and no message, without a credential or with a forged one, stop nobody else."""
+    site = make_site(sqlite_url, threads=2, connection_seconds=600)
+    stop = threading.Event()
+    health, reflect = "/grpc.health.v1.Health", "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+    forged = (("authorization", f"Bearer {credentials.mint(CredentialKind.PERSONAL).text}"),)
+    calls = []
+    for method in (CHECK, f"{health}/Check", f"{health}/Watch", reflect):
+        stub = site.channel().stream_stream(method, request_serializer=bytes, response_deserializer=bytes)
+        calls += [stub(_silence(stop), timeout=30, metadata=forged if i % 2 else None) for i in range(10)]
+    try:
+        with Client(site.address, site.tokens["OWNER"], timeout=5) as client:
+            for _ in range(5):
+                assert client.check("ann@acme.io", "view", "members")
+    finally:
+        stop.set()
+        for call in calls:
+            call.cancel()
+
+
+def test_a_caller_without_a_message_is_cut_off(make_site: MakeSite, sqlite_url: str) -> None:
+    """A call with a credential and no message holds a thread until its connection's age ends it."""
     site = make_site(sqlite_url, threads=2, connection_seconds=1)
     stop = threading.Event()
     stub = site.channel().stream_unary(CHECK, request_serializer=bytes, response_deserializer=bytes)
-    half_open = [stub.future(_silence(stop), timeout=30) for _ in range(4)]
+    bearer = (("authorization", f"Bearer {site.tokens['VIEWER']}"),)
+    half_open = [stub.future(_silence(stop), timeout=30, metadata=bearer) for _ in range(4)]
     try:
         with Client(site.address, site.tokens["OWNER"], timeout=20) as client:
             assert client.check("ann@acme.io", "view", "members")
@@ -39,6 +62,27 @@ def test_streams_without_a_message_do_not_stop_the_server_for_good(make_site: Ma
         stop.set()
         for call in half_open:
             call.cancel()
+
+
+def test_a_call_that_ends_without_a_message_is_malformed(sqlite_site: Site) -> None:
+    """A half-closed stream with nothing in it is an error of the client's."""
+    stub = sqlite_site.channel().stream_unary(CHECK, request_serializer=bytes, response_deserializer=bytes)
+    with pytest.raises(grpc.RpcError) as caught:
+        stub(iter(()), timeout=10, metadata=(("authorization", f"Bearer {sqlite_site.tokens['OWNER']}"),))
+
+    assert told(caught.value).code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_a_refusal_fits_into_the_trailers(make_site: MakeSite, sqlite_url: str, policy_folder: Path) -> None:
+    """However many roles may what the caller may not, the client gets the refusal itself."""
+    with (policy_folder / "policy.csv").open("a") as file:
+        file.writelines(f"g, A-ROLE-WITH-QUITE-A-LONG-NAME-{i}, ADMIN\n" for i in range(400))
+    site = make_site(sqlite_url)
+
+    with Client(site.address, site.tokens["VIEWER"]) as client, pytest.raises(PermissionMissing) as caught:
+        client.check("ann@acme.io", "view", "members")
+
+    assert "and 393 more" in caught.value.message
 
 
 def test_an_exceptions_text_stays_here(
@@ -174,25 +218,6 @@ def test_stop_ends_with_calls_under_way(make_site: MakeSite, sqlite_url: str) ->
 
     assert wrong == []
     assert took < 10
-
-
-def test_many_idle_reflection_streams_leave_threads_for_calls(make_site: MakeSite, sqlite_url: str) -> None:
-    """Each open stream holds a thread, so only some may be open; the rest are told to come back."""
-    site = make_site(sqlite_url, threads=4)
-    stop = threading.Event()
-    stub = site.channel().stream_stream(
-        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-        request_serializer=bytes,
-        response_deserializer=bytes,
-    )
-    streams = [stub(_silence(stop), timeout=30) for _ in range(10)]
-    try:
-        with Client(site.address, site.tokens["OWNER"], timeout=10) as client:
-            assert client.check("ann@acme.io", "view", "members")
-    finally:
-        stop.set()
-        for stream in streams:
-            stream.cancel()
 
 
 def test_a_socket_that_speaks_no_grpc_does_no_harm(sqlite_site: Site) -> None:

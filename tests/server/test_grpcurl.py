@@ -51,6 +51,7 @@ def test_describe_is_the_manual(sqlite_site: Site) -> None:
         (f"{SERVICE}.Check", "Decides one question."),
         ("rolecall.v1.CheckRequest", "Says who is asked about. Required."),
         ("rolecall.v1.Reason", "A deny rule matches; it beats any allow rule."),
+        ("rolecall.v1.ErrorReason", "UNAVAILABLE: the database can't be reached."),
     ):
         described = grpcurl(sqlite_site.address, "describe", symbol)
 

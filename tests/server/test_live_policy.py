@@ -177,12 +177,13 @@ def test_a_role_that_members_hold_can_not_go(sqlite_site: Site, owner: Client) -
     assert any("`VIEWERNOSECRETS`" in said for said in refusal(owner))
     with sqlite_file(sqlite_site.settings.database) as database:
         database.execute("UPDATE members SET role = 'VIEWER' WHERE role = 'VIEWERNOSECRETS'")
-    sqlite_site.server.live.wake()
     eventually(lambda: not owner.policy().HasField("refusal"))
     assert "GUEST" in {role.name for role in owner.roles()}
 
 
-def test_no_policy_leaves_an_organization_without_an_owner(sqlite_site: Site, owner: Client) -> None:
+def test_no_policy_leaves_an_organization_without_an_owner(
+    sqlite_site: Site, owner: Client, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Where `owners update` would be with a role that nobody holds, the policy is refused."""
     folder = sqlite_site.policy_folder
     text = (folder / "policy.csv").read_text()
@@ -194,7 +195,9 @@ def test_no_policy_leaves_an_organization_without_an_owner(sqlite_site: Site, ow
 
     eventually(lambda: owner.policy().HasField("refusal"))
 
-    assert any("`acme` would have no member who may `owners update`" in said for said in refusal(owner))
+    assert any("would have no member who may `owners update`" in said for said in refusal(owner))
+    assert "acme" not in str(refusal(owner)), "who else is served is nobody's business"
+    assert "acme" in capfd.readouterr().out
     assert owner.check("ann@acme.io", "update", "owners")
 
 
@@ -230,13 +233,31 @@ def test_what_failed_for_the_database_is_tried_again(
     eventually(lambda: viewer_may(owner))
 
 
-def test_wake_reads_the_folder_again(sqlite_site: Site, owner: Client) -> None:
+def test_wake_reads_the_folder_again(sqlite_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """SIGHUP's handler asks for a look even where nothing seems to have changed."""
-    before = owner.policy().policy.load_time.ToNanoseconds()
+    built: list[Path] = []
+
+    def counted(folder: Path, seconds: float) -> Build:
+        built.append(folder)
+        return build_aside(folder, seconds)
+
+    monkeypatch.setattr(live_policy, "build_aside", counted)
+    since = sqlite_site.server.live.in_force.since
 
     sqlite_site.server.live.wake()
+    eventually(lambda: len(built) == 1)
 
-    eventually(lambda: owner.policy().policy.load_time.ToNanoseconds() > before)
+    assert sqlite_site.server.live.in_force.since == since, "the same policy has been in force all the time"
+
+
+def test_a_change_of_mode_alone_is_seen(sqlite_site: Site, owner: Client) -> None:
+    """A file that couldn't be read is read when its mode is mended, as nothing else of it changes."""
+    file = sqlite_site.policy_folder / "policy.csv"
+    before = live_policy.LivePolicy._look(sqlite_site.server.live)
+
+    file.chmod(0o640)
+
+    assert live_policy.LivePolicy._look(sqlite_site.server.live) != before
 
 
 @contextmanager

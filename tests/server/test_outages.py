@@ -20,7 +20,7 @@ def ask(site: Site) -> bool:
         return bool(client.check("ann@acme.io", "view", "members"))
 
 
-def test_a_locked_sqlite_file_is_unavailable(sqlite_site: Site) -> None:
+def test_a_locked_sqlite_file_is_unavailable(sqlite_site: Site, capfd: pytest.CaptureFixture[str]) -> None:
     """Another program holds the file; when it lets go, answers go on."""
     with sqlite_file(sqlite_site.settings.database) as other:
         # A locked WAL keeps readers out only when another program leaves WAL mode behind.
@@ -34,6 +34,7 @@ def test_a_locked_sqlite_file_is_unavailable(sqlite_site: Site) -> None:
 
     assert "try again" in caught.value.message
     assert "sqlite" not in caught.value.message.lower()
+    assert "database unavailable" in capfd.readouterr().out, "the operator is told"
     assert ask(sqlite_site)
 
 

@@ -15,8 +15,9 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, inspect, text
 
-from rolecall.errors import ConfigError
-from rolecall.storage import Storage, engine, schema, tables
+from rolecall.domain import Organization
+from rolecall.errors import ConfigError, StorageUnavailable
+from rolecall.storage import Storage, engine, organizations, schema, tables
 from rolecall.storage.engine import WRITES
 
 PASSWORD = "hunter2"
@@ -134,14 +135,13 @@ def test_upgrade_twice_is_harmless(storage: Storage) -> None:
     assert (_shape(storage._engine), _version(storage)) == before
 
 
-def test_upgrade_makes_the_tables_in_an_empty_database(database_url: str) -> None:
-    """`upgrade` alone sets up a database that has nothing yet."""
-    storage = Storage(database_url)
-    storage.upgrade()
+def test_upgrade_makes_no_database_of_its_own(tmp_path: Path) -> None:
+    """A mistyped path is refused, where a new, empty database would look like success."""
+    storage = Storage(f"sqlite:///{tmp_path}/mistyped.db")
+    with pytest.raises(ConfigError, match="There is no database"):
+        storage.upgrade()
 
-    storage.check()
-    assert set(_shape(storage._engine)) == set(tables.metadata.tables)
-    storage.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_sqlite_file_is_this_users_alone(sqlite_url: str, tmp_path: Path) -> None:
@@ -216,7 +216,7 @@ def test_newer_schema_is_refused(storage: Storage, tmp_path: Path, monkeypatch: 
         storage.upgrade()
     before = _shape(storage._engine)
     for refusing in (storage.check, storage.create, storage.upgrade):
-        with pytest.raises(ConfigError, match=r"is newer than this Rolecall: install the newer version\.$"):
+        with pytest.raises(ConfigError, match=r"is newer than this Rolecall: install a newer Rolecall\.$"):
             refusing()
 
     assert _version(storage) == "9999"
@@ -245,13 +245,31 @@ def test_file_that_is_no_database_is_refused(sqlite_url: str, tmp_path: Path) ->
 
 
 def test_file_in_a_missing_folder_cannot_be_made(tmp_path: Path) -> None:
-    """`create` and `upgrade` say why no file can be made, and make no folder."""
+    """`create` says why no file can be made, and makes no folder."""
     storage = Storage(f"sqlite:///{tmp_path}/nowhere/rolecall.db")
-    for refusing in (storage.create, storage.upgrade):
-        with pytest.raises(ConfigError, match=r"can't be made: No such file or directory\.$"):
-            refusing()
+    with pytest.raises(ConfigError, match=r"can't be made: No such file or directory\.$"):
+        storage.create()
 
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_replaced_file_is_read_anew(sqlite_url: str, tmp_path: Path) -> None:
+    """A database restored under a running server is the one that counts; while there is none, nothing is answered."""
+    storage = Storage(sqlite_url)
+    storage.create()
+    storage.write(lambda tx: organizations.add(tx, Organization("old", "Old", 1, 1)))
+    for file in tmp_path.glob("rolecall.db*"):
+        file.unlink()
+
+    with pytest.raises(StorageUnavailable):
+        storage.read(organizations.exists)
+    assert list(tmp_path.glob("rolecall.db*")) == []
+
+    other = Storage(sqlite_url)
+    other.create()
+    assert storage.read(organizations.exists) is False
+    other.close()
+    storage.close()
 
 
 def test_locked_file_cannot_be_upgraded(
@@ -301,10 +319,10 @@ def test_existing_data_survives_create(storage: Storage) -> None:
 @pytest.mark.parametrize(
     ("url", "says"),
     [
-        ("rolecall.db", "is none"),
-        ("", "is none"),
+        ("rolecall.db", "is malformed"),
+        ("", "is malformed"),
         ("mysql://root:hunter2@db/rolecall", "`mysql` is not supported"),
-        ("postgresql://rolecall:hunter2@db:port/rolecall", "is none"),
+        ("postgresql://rolecall:hunter2@db:port/rolecall", "is malformed"),
         ("sqlite://", "needs a file"),
         ("sqlite:///", "needs a file"),
         ("sqlite:///:memory:", "needs a file"),

@@ -1,6 +1,7 @@
 """The command `rolecall`: one module for each group of commands."""
 
 import sys
+import traceback
 
 import typer
 
@@ -45,10 +46,13 @@ def main() -> None:
     try:
         app()
     except RolecallError as error:
-        output.say(f"error: {error.message}")
+        hint = ""
         if isinstance(error, UnauthenticatedCredential):
-            output.say("Is ROLECALL_TOKEN a live token? The operator can print one with `rolecall tokens issue`.")
+            hint = " Is ROLECALL_TOKEN live? The operator can print a new one with `rolecall tokens issue`."
+        output.say(f"error: {error.message}{hint}")
         sys.exit(output.ERROR)
-    except OSError as error:
-        output.say(f"error: {error.strerror or error}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception:  # noqa: BLE001 - a defect must not end with Python's 1, which says deny
+        traceback.print_exc()
         sys.exit(output.ERROR)

@@ -2,11 +2,12 @@
 
 import gc
 import logging
+import os
 import signal
 import sys
-import threading
 from pathlib import Path
-from typing import Annotated
+from queue import SimpleQueue
+from typing import Annotated, Any
 
 import structlog
 import typer
@@ -56,26 +57,28 @@ def serve(
     output.quiet_grpc()
     from rolecall.server import build_server
 
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    # Until there is a policy to read again, a hang-up must not end us.
+    # While there is no policy to read again, a hang-up must not end us; an interrupt may, as nothing is served yet.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     server = build_server(settings)
-    signal.signal(signal.SIGHUP, lambda *_: server.live.wake())
+    # The handler is one call into C, so that no flood of signals can nest in it: put(signal, block=frame).
+    signals: SimpleQueue[Any] = SimpleQueue()
+    put: Any = signals.put
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, put)
     sys.setswitchinterval(SWITCH_SECONDS)
-    if stop.is_set():
-        server.stop()
-        return
     server.start()
     # What is there now stays: collecting garbage among it would stop all calls for nothing.
     gc.freeze()
     how = "TLS" if settings.tls else "plain text"
     version = server.live.in_force.policy.version
     output.say(f"Rolecall {__version__} answers on {server.address} ({how}), policy {version} from {settings.policy}.")
-    stop.wait()
+    while signals.get() == signal.SIGHUP:
+        server.live.wake()
     output.say("Stopping.")
     server.stop()
+    sys.stderr.flush()
+    # A thread that a hanging database holds would keep the process for ever.
+    os._exit(0)
 
 
 def _configure_logs(settings: Settings) -> None:

@@ -65,7 +65,11 @@ def member(message: shared_pb2.Member, organization: str) -> Member:
 def error(failure: grpc.RpcError, address: str) -> errors.RolecallError:
     """The error that the server meant; `CallFailed` where the call never got to it, or ended on the way."""
     # What a channel raises is a call too; its type doesn't say so.
-    status = rpc_status.from_call(cast("grpc.Call", failure))
+    try:
+        status = rpc_status.from_call(cast("grpc.Call", failure))
+    except ValueError:
+        # The details contradict the status: something on the way replaced it.
+        status = None
     info = error_details_pb2.ErrorInfo()
     violations = error_details_pb2.BadRequest()
     for detail in status.details if status else ():

@@ -5,7 +5,7 @@ from pathlib import Path
 from rolecall.errors import PolicyInvalid
 from rolecall.policy.build import Build, build, index
 from rolecall.policy.compiled import OWNERS, Decision, Policy
-from rolecall.policy.explain import explain
+from rolecall.policy.explain import explain, few
 from rolecall.policy.handover import build_aside
 from rolecall.policy.source import MODEL_FILE, POLICY_FILE, TEST_FILE, Finding, Rule, Severity
 from rolecall.policy.words import asked_problem
@@ -26,6 +26,7 @@ __all__ = [
     "build",
     "build_aside",
     "explain",
+    "few",
     "index",
     "load",
 ]

@@ -32,6 +32,10 @@ class Decision:
         self.resource = resource
         self.reason = reason
 
+    def __bool__(self) -> bool:
+        """Whether it is allowed: `if policy.decide(...)` must not pass because an object is truthy."""
+        return self.reason is Reason.GRANTED
+
     @property
     def decision(self) -> Effect:
         """ALLOW or DENY."""

@@ -1,12 +1,17 @@
 """Say in words why a decision came out as it did, and what would have to be different."""
 
+from collections.abc import Sequence
 from difflib import get_close_matches
 
 from rolecall.domain import Effect, Explanation, Reason
 from rolecall.policy.compiled import Decision
 from rolecall.policy.source import POLICY_FILE, Rule
 
-__all__ = ["explain"]
+__all__ = ["explain", "few"]
+
+MAX_NAMED = 10
+# Among more names, looking for one that is alike would take long.
+MAX_LIKENED = 2000
 
 
 def explain(decision: Decision) -> Explanation:
@@ -20,19 +25,25 @@ def explain(decision: Decision) -> Explanation:
         summary = f"{role} may {wanted}{through}: {POLICY_FILE}:{rule.line} allows it."
         return Explanation(summary, str(rule), POLICY_FILE, rule.line, chain)
     passing = policy.roles_that_may(decision.action, decision.resource)
-    who = f" Roles that may: {', '.join(passing)}." if passing else " No role may."
+    who = f" Roles that may: {few(passing)}." if passing else " No role may."
     if rule is not None:
         summary = f"{role} may not {wanted}: {POLICY_FILE}:{rule.line} denies it, and deny beats allow.{who}"
         return Explanation(summary, str(rule), POLICY_FILE, rule.line, decision.role_chain, roles_that_pass=passing)
     near = _nearest_rule(decision)
-    summary = f"{role} may not {wanted}: {_why(decision)}.{who}"
-    miss, line = (str(near), near.line) if near else (_nearest_name(decision), 0)
+    name = _nearest_name(decision)
+    summary = f"{role} may not {wanted}: {_why(decision, name)}.{who}"
+    miss, line = (str(near), near.line) if near else (name, 0)
     return Explanation(summary, nearest_miss=miss, nearest_miss_line=line, roles_that_pass=passing)
 
 
-def _why(decision: Decision) -> str:
+def few(roles: Sequence[str]) -> str:
+    """The names in a text that stays short: the first ten, and how many more."""
+    more = f" and {len(roles) - MAX_NAMED} more" if len(roles) > MAX_NAMED else ""
+    return ", ".join(roles[:MAX_NAMED]) + more or "none"
+
+
+def _why(decision: Decision, name: str) -> str:
     """The reason of a default deny, with the nearest name where one may be mistyped."""
-    name = _nearest_name(decision)
     hint = f" (perhaps `{name}`)" if name else ""
     kind = decision.resource.partition("/")[0]
     match decision.reason:
@@ -58,6 +69,8 @@ def _nearest_name(decision: Decision) -> str:
             word, names = decision.action, sorted(policy.actions)
         case _:
             return ""
+    if len(names) > MAX_LIKENED:
+        return ""
     spelled = {name.lower(): name for name in names}
     close = get_close_matches(word.lower(), spelled, n=1, cutoff=0.6)
     return spelled[close[0]] if close else ""

@@ -17,7 +17,7 @@ def check_cases(source: Source, policy: Policy) -> None:
             fix = "Correct the name, or drop the test with the role."
             source.add(TEST_FILE, case.line, 1, f"The policy has no role `{case.role}`.", fix)
         elif problem := asked_problem("resource", case.resource) or asked_problem("action", case.action):
-            source.add(TEST_FILE, case.line, 1, f"{question} can't be asked: {problem}", "Correct the row.")
+            source.add(TEST_FILE, case.line, 1, f"This can't be asked: {problem} ({question})", "Correct the row.")
         elif decision.decision is not case.expected:
             rule = decision.rule
             why = f"by line {rule.line}, `{rule}`" if rule else f"because {decision.reason.value}"

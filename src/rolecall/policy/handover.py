@@ -40,7 +40,7 @@ def build_aside(folder: Path, oracle_seconds: float) -> Build:
                 child.kill()
                 watchdog.cancel()
             return result
-    except (OSError, ValueError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:  # noqa: BLE001 - whatever came instead of a policy is no policy
         message = f"The policy could not be built: the building process ended early or ran out of time ({error})."
         fix = "See what it wrote to the standard error output; then save the file again."
         return Build(None, (Finding(POLICY_FILE, 0, 0, message, fix),), "")

@@ -1,5 +1,7 @@
 """What a policy folder says, as plain values, and everything found wrong with it."""
 
+import re
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -22,6 +24,13 @@ __all__ = [
 MODEL_FILE = "model.conf"
 POLICY_FILE = "policy.csv"
 TEST_FILE = "policy_test.csv"
+
+# A broken file could have a million, and a line of any length.
+MAX_FINDINGS = 1000
+MAX_MESSAGE = 400
+
+# What some editors show as the end of a line, and Python's and Casbin's readers may or may not take for one.
+_HIDDEN_LINE_END = re.compile("[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 
 class Severity(StrEnum):
@@ -93,12 +102,18 @@ class Source:
     findings: list[Finding] = field(default_factory=list)
     version: str = ""
     policy_text: str = ""
+    _counts: Counter[Severity] = field(default_factory=Counter)
 
     def add(
         self, file: str, line: int, column: int, message: str, fix: str, severity: Severity = Severity.ERROR
     ) -> None:
-        """Record a finding."""
-        self.findings.append(Finding(file, line, column, message, fix, severity))
+        """Record a finding; those beyond the first thousand of a severity are only counted, in a last one."""
+        self._counts[severity] += 1
+        if self._counts[severity] > MAX_FINDINGS:
+            return
+        if self._counts[severity] == MAX_FINDINGS:
+            message, fix = "There are more findings than are told.", "Correct those above first."
+        self.findings.append(Finding(file, line, column, _short(message), _short(fix), severity))
 
     @property
     def errors(self) -> list[Finding]:
@@ -110,7 +125,13 @@ def lines_of(text: str, file: str, source: Source) -> list[tuple[int, str]]:
     """The lines that say something, numbered; those with unprintable characters become findings."""
     rows = []
     for number, line in enumerate(text.split("\n"), 1):
-        if not line or line[0] == "#":
+        if not line:
+            continue
+        if hidden := _HIDDEN_LINE_END.search(line):
+            message = f"Character U+{ord(hidden.group()):04X} looks like the end of a line, and is none for Casbin."
+            source.add(file, number, hidden.start() + 1, message, "End lines with LF or CRLF.")
+            continue
+        if line[0] == "#":
             continue
         if not line.isprintable():
             column = next(i for i, character in enumerate(line) if not character.isprintable())
@@ -122,3 +143,7 @@ def lines_of(text: str, file: str, source: Source) -> list[tuple[int, str]]:
         if stripped and stripped[0] != "#":
             rows.append((number, line))
     return rows
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MAX_MESSAGE else f"{text[:MAX_MESSAGE]}..."

@@ -76,6 +76,8 @@ def asked_problem(kind: str, text: str) -> str | None:
         return f"{kind} holds a `*`: ask about one at a time; only rules have wildcards."
     if not text.isprintable():
         return f"{kind} holds a control character or invisible space: remove it."
+    if text[0] == " " or text[-1] == " " or " /" in text or "/ " in text:
+        return f"{kind} has a blank at an end: leave it out, as a back end may."
     if kind == "resource":
         if "//" in text or text[0] == "/" or text[-1] == "/":
             return "resource has an empty segment: write `type/id`, without stray slashes."

@@ -1,5 +1,6 @@
 """The gRPC server: the only place where the parts are put together."""
 
+from collections.abc import Iterator
 from concurrent import futures
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -7,7 +8,7 @@ from typing import Any, TypeAlias
 import grpc
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.message_factory import GetMessageClass
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health
 from grpc_status import rpc_status
 
 from rolecall import keys
@@ -20,6 +21,7 @@ from rolecall.pages import Pages
 from rolecall.server.authorization import AuthorizationService
 from rolecall.server.calls import REQUEST_ID, Calls, Method
 from rolecall.server.policy import PolicyService
+from rolecall.server.probes import add_health
 from rolecall.server.reflection import add_reflection
 from rolecall.storage import Storage
 from rolecall.v1 import authorization_pb2, policy_pb2
@@ -27,7 +29,8 @@ from rolecall.v1 import authorization_pb2, policy_pb2
 __all__ = ["Server", "build_server"]
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
-MAX_WAITING_CALLS = 2000
+MAX_WAITING_CALLS = 10_000
+MAX_STREAMS = 1000
 CONNECTION_GRACE_MS = 5000
 STOP_SECONDS = 5.0
 
@@ -52,7 +55,7 @@ class Server:
     def stop(self, grace: float = STOP_SECONDS) -> None:
         """Take no new calls, give those under way `grace` seconds, and let go of everything."""
         self._health.enter_graceful_shutdown()
-        self._grpc.stop(grace).wait()
+        self._grpc.stop(grace).wait(grace + 1)
         self.live.stop()
         self.storage.close()
 
@@ -71,7 +74,7 @@ def build_server(settings: Settings) -> Server:
     calls = Calls(directory)
     services = {
         authorization_pb2.DESCRIPTOR: AuthorizationService(authorizer),
-        policy_pb2.DESCRIPTOR: PolicyService(authorizer, live, pages),
+        policy_pb2.DESCRIPTOR: PolicyService(authorizer, live),
     }
 
     server = grpc.server(
@@ -81,7 +84,8 @@ def build_server(settings: Settings) -> Server:
             # Two servers on one port would share its calls silently.
             ("grpc.so_reuseport", 0),
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-            # A stream that never sends its message holds a thread until its connection ends.
+            ("grpc.max_concurrent_streams", MAX_STREAMS),
+            # A call that never sends its message holds a thread until its connection ends.
             ("grpc.max_connection_age_ms", settings.connection_seconds * 1000),
             ("grpc.max_connection_age_grace_ms", CONNECTION_GRACE_MS),
         ],
@@ -91,14 +95,10 @@ def build_server(settings: Settings) -> Server:
         for name, handlers in _handlers(file, servicer, calls).items():
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
             names.append(name)
-    # Without it, every client that watches would hold a thread.
-    checker = health.HealthServicer(experimental_non_blocking=True)
-    health_pb2_grpc.add_HealthServicer_to_server(checker, server)
     names.append(health.SERVICE_NAME)
-    for name in ["", *names]:
-        checker.set(name, health_pb2.HealthCheckResponse.SERVING)
+    checker = add_health(server, names)
     if settings.reflection:
-        add_reflection(server, names, streams=max(1, settings.threads // 4))
+        add_reflection(server, names)
     return Server(_bind(server, settings), live, storage, server, checker)
 
 
@@ -114,23 +114,27 @@ def _handlers(file: FileDescriptor, servicer: Any, calls: Calls) -> dict[str, di
 
 
 def _unary(method: Method, calls: Calls) -> Handler:
-    """The public lane: messages pass through as bytes, so that what can fail does so inside `Calls.answer`."""
+    """The public lane: messages pass through as bytes, so that what can fail does so inside `Calls.answer`.
 
-    def behaviour(raw: bytes, context: grpc.ServicerContext) -> bytes:
+    The handler is of the streaming kind, which looks the same to clients: grpc would have a thread wait for the message
+    of a unary one, a stranger's too, before it asks us.
+    """
+
+    def behaviour(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         if not context.is_active():
             # Its client gave up while it waited for a thread.
             return b""
         metadata = context.invocation_metadata()
         request_id = calls.request_id(metadata)
         context.set_trailing_metadata(((REQUEST_ID, request_id),))
-        answer = calls.answer(method, raw, metadata, request_id)
+        answer = calls.answer(method, messages, metadata, request_id)
         if not isinstance(answer, bytes):
             status = rpc_status.to_status(answer)
             context.set_trailing_metadata((*status.trailing_metadata, (REQUEST_ID, request_id)))
             context.abort(status.code, status.details)
         return answer
 
-    return grpc.unary_unary_rpc_method_handler(behaviour)
+    return grpc.stream_unary_rpc_method_handler(behaviour)
 
 
 def _bind(server: grpc.Server, settings: Settings) -> str:

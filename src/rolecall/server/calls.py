@@ -4,19 +4,26 @@ import itertools
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 import structlog
 from google.protobuf.message import DecodeError, Message
 from google.rpc import status_pb2
 
 from rolecall.directory import Directory
 from rolecall.domain import Caller
-from rolecall.errors import Internal, InvalidField, RolecallError, StorageUnavailable, UnauthenticatedCredential
+from rolecall.errors import (
+    Internal,
+    InvalidField,
+    OrganizationNotFound,
+    RolecallError,
+    StorageUnavailable,
+    UnauthenticatedCredential,
+)
 from rolecall.server.status import status_of
-from rolecall.storage.organizations import not_found
 
 __all__ = ["REQUEST_ID", "Call", "Calls", "Method"]
 
@@ -49,7 +56,7 @@ class Call:
             if len(organization) > _MAX_ORGANIZATION:
                 message = f"organization has {len(organization)} characters, more than {_MAX_ORGANIZATION}: name yours."
                 raise InvalidField(message, field="organization")
-            raise not_found(organization)
+            raise OrganizationNotFound.named(organization)
         return self.caller
 
 
@@ -79,11 +86,19 @@ class Calls:
                 return value
         return f"{self._prefix}-{next(self._numbers)}"
 
-    def answer(self, method: Method, raw: bytes, metadata: Metadata, request_id: str) -> bytes | status_pb2.Status:
-        """The serialized answer to the message `raw`, or the status that says why there is none. Never raises."""
+    def answer(
+        self, method: Method, messages: Iterator[bytes], metadata: Metadata, request_id: str
+    ) -> bytes | status_pb2.Status:
+        """The serialized answer to the first of `messages`, or the status that says why there is none. Never raises.
+
+        Nobody's message is waited for before its sender is known.
+        """
         try:
             call = Call(self._authenticate(metadata), request_id)
-            return method.run(_parse(method, raw), call).SerializeToString()
+            return method.run(_parse(method, next(messages, None)), call).SerializeToString()
+        except grpc.RpcError:
+            # The client went away before its message came.
+            return status_pb2.Status(code=grpc.StatusCode.CANCELLED.value[0])
         except RolecallError as error:
             if isinstance(error, StorageUnavailable):
                 self._log_outage(error, request_id)
@@ -113,9 +128,11 @@ class Calls:
         return caller
 
 
-def _parse(method: Method, raw: bytes) -> Message:
+def _parse(method: Method, raw: bytes | None) -> Message:
+    name = method.request_type.DESCRIPTOR.full_name
+    if raw is None:
+        raise InvalidField(f"There is no message: send one {name}.", field="")
     try:
         return method.request_type.FromString(raw)
     except DecodeError as error:
-        name = method.request_type.DESCRIPTOR.full_name
         raise InvalidField(f"The message is no {name}: send one in protobuf's binary form.", field="") from error

@@ -1,9 +1,8 @@
 """PolicyService."""
 
 from rolecall.authorizer import Authorizer
-from rolecall.domain import Page
+from rolecall.domain import Page, Role
 from rolecall.live_policy import LivePolicy
-from rolecall.pages import Pages
 from rolecall.policy import Finding, Severity
 from rolecall.server import convert
 from rolecall.server.calls import Call
@@ -18,10 +17,9 @@ MAX_PERMISSIONS = 1000
 class PolicyService:
     """Shows the policy that is in force."""
 
-    def __init__(self, authorizer: Authorizer, live: LivePolicy, pages: Pages) -> None:
+    def __init__(self, authorizer: Authorizer, live: LivePolicy) -> None:
         self._authorizer = authorizer
         self._live = live
-        self._pages = pages
 
     def GetPolicy(self, request: pb.GetPolicyRequest, call: Call) -> pb.GetPolicyResponse:
         """Describe the policy in force, and why the folder's present state isn't."""
@@ -46,32 +44,26 @@ class PolicyService:
 
     def ListRoles(self, request: pb.ListRolesRequest, call: Call) -> pb.ListRolesResponse:
         """List the roles with what their own rows say."""
-        page = Page(request.page_size, request.page_token)
-        size = self._pages.size(page)
         caller = call.caller_in(request.organization)
-        self._authorizer.require(caller, "view", "policy")
-        policy = self._live.in_force.policy
-        scope = ("ListRoles", caller.organization, policy.version)
-        position = self._pages.position(scope, page)
-        start = int(position[0]) if position else 0
-        roles = policy.describe_roles()
-        left = MAX_PERMISSIONS
+        answer = self._authorizer.list_roles(caller, Page(request.page_size, request.page_token))
         messages = []
-        for role in roles[start : start + size]:
-            shown = role.permissions[:left]
-            left -= len(shown)
-            messages.append(
-                pb.Role(
-                    name=role.name,
-                    parents=role.parents,
-                    permissions=[convert.permission(permission) for permission in shown],
-                    permission_count=len(role.permissions),
-                    updates_owners=role.updates_owners,
-                )
-            )
-        more = start + size < len(roles)
-        token = self._pages.token(scope, [str(start + size)]) if more else ""
-        return pb.ListRolesResponse(roles=messages, policy_version=policy.version, next_page_token=token)
+        left = MAX_PERMISSIONS
+        for role in answer.roles:
+            messages.append(_role(role, left))
+            left -= len(messages[-1].permissions)
+        return pb.ListRolesResponse(
+            roles=messages, policy_version=answer.policy_version, next_page_token=answer.next_page_token
+        )
+
+
+def _role(role: Role, at_most: int) -> pb.Role:
+    return pb.Role(
+        name=role.name,
+        parents=role.parents,
+        permissions=[convert.permission(permission) for permission in role.permissions[:at_most]],
+        permission_count=len(role.permissions),
+        updates_owners=role.updates_owners,
+    )
 
 
 def _finding(finding: Finding) -> pb.PolicyFinding:

@@ -1,6 +1,5 @@
 """grpc.reflection, v1 and v1alpha, with the comments of the protos: `grpcurl describe` is the manual."""
 
-import threading
 from collections.abc import Iterable, Iterator
 from importlib import resources
 from typing import Any
@@ -10,8 +9,8 @@ from google.protobuf import descriptor_pool
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-# Nothing else imports it, and only what is imported can be described.
-from rolecall.v1 import errors_pb2  # noqa: F401
+from rolecall.server.strangers import on_threads_of_their_own
+from rolecall.v1 import errors_pb2  # noqa: F401 - nothing else imports it, and only what is imported can be described
 
 __all__ = ["add_reflection"]
 
@@ -61,30 +60,18 @@ class _DocumentedPool:
         return _DocumentedFile(documented, [self._with_comments(dependency) for dependency in file.dependencies])
 
 
-class _Reflection(reflection.ReflectionServicer):
-    """Serves at most so many streams at once: each holds a thread of the pool while it is open."""
-
-    def __init__(self, services: Iterable[str], streams: int) -> None:
-        super().__init__(services, _DocumentedPool())
-        self._places = threading.Semaphore(streams)
+def add_reflection(server: grpc.Server, services: Iterable[str]) -> None:
+    """Describe `services` to whoever asks. The two versions differ in their name only."""
+    servicer = reflection.ReflectionServicer([*services, _V1_ALPHA], _DocumentedPool())
 
     def answer(
-        self, requests: Iterator[reflection_pb2.ServerReflectionRequest], context: grpc.ServicerContext
+        requests: Iterator[reflection_pb2.ServerReflectionRequest], context: grpc.ServicerContext
     ) -> Iterator[reflection_pb2.ServerReflectionResponse]:
-        """Answer the requests of one stream, where there is a place for it."""
-        if not self._places.acquire(blocking=False):
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "Too many reflection streams are open: try again later.")
-        try:
-            yield from self.ServerReflectionInfo(requests, context)
-        finally:
-            self._places.release()
+        yield from servicer.ServerReflectionInfo(requests, context)
 
-
-def add_reflection(server: grpc.Server, services: Iterable[str], streams: int) -> None:
-    """Describe `services` to whoever asks. The two versions differ in their name only."""
-    servicer = _Reflection([*services, _V1_ALPHA], streams)
+    on_threads_of_their_own("reflection", answer)
     handler = grpc.stream_stream_rpc_method_handler(
-        servicer.answer,
+        answer,
         request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
         response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
     )

@@ -65,6 +65,11 @@ def engine_for(url: URL, pool_size: int) -> Engine:
         pool_timeout=WAIT_SECONDS,
         pool_pre_ping=True,
         connect_args={
+            # A network that swallows packets is noticed within seconds, not with TCP's own patience.
+            "keepalives_idle": 5,
+            "keepalives_interval": 2,
+            "keepalives_count": 3,
+            "tcp_user_timeout": 10_000,
             "connect_timeout": url.query.get("connect_timeout", WAIT_SECONDS),
             "options": f"-c lock_timeout={WAIT_SECONDS}s -c statement_timeout=30s {url.query.get('options', '')}",
         },

@@ -8,7 +8,7 @@ from rolecall.errors import OrganizationNotFound
 from rolecall.storage.tables import changes, organizations
 from rolecall.storage.transaction import Transaction
 
-__all__ = ["add", "bump", "exists", "get", "not_found", "record_change", "revision_of"]
+__all__ = ["add", "bump", "exists", "get", "record_change", "revision_of"]
 
 
 def add(tx: Transaction, organization: Organization) -> None:
@@ -40,7 +40,7 @@ def revision_of(tx: Transaction, organization: str) -> int:
         select(organizations.c.revision).where(organizations.c.id == organization)
     )
     if revision is None:
-        raise not_found(organization)
+        raise OrganizationNotFound.named(organization)
     return revision
 
 
@@ -53,7 +53,7 @@ def bump(tx: Transaction, organization: str) -> int:
         .returning(organizations.c.revision)
     )
     if revision is None:
-        raise not_found(organization)
+        raise OrganizationNotFound.named(organization)
     return revision
 
 
@@ -62,12 +62,3 @@ def record_change(tx: Transaction, organization: str, kind: str, key: str) -> No
     insert_or_leave = postgresql.insert if tx.connection.dialect.name == "postgresql" else sqlite.insert
     row = insert_or_leave(changes).values(organization=organization, revision=tx.revision, kind=kind, key=key)
     tx.connection.execute(row.on_conflict_do_nothing())
-
-
-def not_found(organization: str) -> OrganizationNotFound:
-    """The one answer for an organization that is missing, and for one that is somebody else's."""
-    return OrganizationNotFound(
-        f"There is no organization `{organization}` here: check its name; where none is named, the credential's own is"
-        " meant.",
-        organization=organization,
-    )
