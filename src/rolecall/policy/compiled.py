@@ -185,7 +185,7 @@ class Policy:
     def _default_deny(self, action: str, resource: str) -> Reason:
         """Why nothing matched, as precisely as the policy's words allow."""
         kind = resource.partition("/")[0]
-        if not covering(self._types, kind, kind):
+        if kind not in self.resource_types and not covering(self._types, kind, kind):
             return Reason.UNKNOWN_RESOURCE
         return Reason.NOT_GRANTED if action in self.actions else Reason.UNKNOWN_ACTION
 
