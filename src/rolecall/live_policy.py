@@ -70,6 +70,7 @@ class LivePolicy:
         self._folder = folder
         self._storage = storage
         self._seen = self._look()
+        self._ownerless: list[str] = []
         result = build_aside(folder, START_ORACLE_SECONDS)
         if result.policy is None:
             raise PolicyError(folder, result.errors)
@@ -184,13 +185,15 @@ class LivePolicy:
         ]
         if ownerless:
             # Which organizations there are is the operator's business, not that of everybody who may see the policy.
-            _log.error("policy leaves organizations without an owner", organizations=ownerless)
+            if ownerless != self._ownerless:
+                _log.error("policy leaves organizations without an owner", organizations=ownerless)
             findings.append(
                 _finding(
                     "An organization would have no member who may `owners update`; the server's log names it.",
                     "Leave that permission with a role that somebody holds there.",
                 )
             )
+        self._ownerless = ownerless
         return tuple(findings)
 
     def _look(self) -> _Look:

@@ -28,7 +28,7 @@ def owner(sqlite_site: Site) -> Client:
     return sqlite_site.channels.enter_context(Client(sqlite_site.address, sqlite_site.tokens["OWNER"]))
 
 
-def eventually(condition: Callable[[], bool], seconds: float = 10.0) -> float:
+def eventually(condition: Callable[[], bool], seconds: float = 30.0) -> float:
     """How long it took until `condition` held."""
     started = time.monotonic()
     while not condition():

@@ -113,7 +113,7 @@ class Calls:
         """Tell the operator; not for every call, as every call fails."""
         if time.monotonic() >= self._quiet_until:
             self._quiet_until = time.monotonic() + OUTAGE_LOG_SECONDS
-            cause = str(getattr(error.__cause__, "orig", error.__cause__)).strip().partition("\n")[0]
+            cause = str(getattr(error.__cause__, "orig", None) or error.__cause__ or "").strip().partition("\n")[0]
             _log.error("database unavailable", request_id=request_id, error=error.message, cause=cause)
 
     def _authenticate(self, metadata: Metadata) -> Caller:
