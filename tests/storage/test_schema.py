@@ -326,6 +326,7 @@ def test_existing_data_survives_create(storage: Storage) -> None:
         ("sqlite://", "needs a file"),
         ("sqlite:///", "needs a file"),
         ("sqlite:///:memory:", "needs a file"),
+        ("sqlite:///file:rolecall.db?uri=true", "needs a file"),
     ],
 )
 def test_url_that_is_not_served_is_refused(url: str, says: str) -> None:

@@ -31,6 +31,9 @@ _SQLITE_OUTAGES = tuple(
     for name in ("CANTOPEN", "CORRUPT", "FULL", "IOERR", "LOCKED", "NOMEM", "NOTADB", "PERM", "PROTOCOL", "READONLY")
 )
 
+_UNREACHABLE = "The database can't be reached: try again in a moment."
+_BUSY = "Other writers kept the database busy: try again in a moment."
+
 TRIES = 4
 FIRST_PAUSE_SECONDS = 0.02
 
@@ -87,7 +90,7 @@ class Storage:
             return self._run(work, {WRITES: True}, conflict=WriteConflict)
         # SQLite lets whoever happens to look next in, and starves the others.
         if not self._writer.acquire(timeout=WAIT_SECONDS):
-            raise WriteConflict("Other writers kept the database busy: try again in a moment.")
+            raise WriteConflict(_BUSY)
         try:
             return self._run(work, {WRITES: True}, conflict=WriteConflict)
         finally:
@@ -122,11 +125,11 @@ class Storage:
                     # Two made the same row at once: the second try finds it and says so in our words.
                     pass
                 elif _is_outage(error):
-                    raise StorageUnavailable("The database can't be reached: try again in a moment.") from error
+                    raise StorageUnavailable(_UNREACHABLE) from error
                 elif not _is_conflict(error):
                     raise
                 elif last:
-                    raise conflict("Other writers kept the database busy: try again in a moment.") from error
+                    raise conflict(_BUSY) from error
             time.sleep(pause)
             pause *= 2
         raise AssertionError("the last try returns or raises")
@@ -137,7 +140,7 @@ class Storage:
             return
         identity = file_identity(self._url)
         if identity is None:
-            raise StorageUnavailable("The database can't be reached: try again in a moment.")
+            raise StorageUnavailable(_UNREACHABLE)
         if identity != self._identity:
             self._engine.dispose()
             self._identity = identity

@@ -38,8 +38,11 @@ def url_of(text: str) -> URL:
         ) from None
     if url.get_backend_name() not in ("sqlite", "postgresql"):
         raise ConfigError(f"The database `{url.get_backend_name()}` is not supported: use sqlite or postgresql.")
-    if url.get_backend_name() == "sqlite" and url.database in (None, "", ":memory:"):
-        raise ConfigError("An SQLite database needs a file: write `sqlite:///rolecall.db`.")
+    if url.get_backend_name() == "sqlite" and (
+        url.database in (None, "", ":memory:") or str(url.database).startswith("file:")
+    ):
+        # `file:...` names a file by SQLite's own rules, past our looking after its mode and whether it is there.
+        raise ConfigError("An SQLite database needs a file by its plain path: write `sqlite:///rolecall.db`.")
     return url.set(drivername="sqlite" if url.get_backend_name() == "sqlite" else "postgresql+psycopg")
 
 

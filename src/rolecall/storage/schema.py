@@ -27,9 +27,8 @@ def check_schema(engine: Engine) -> None:
         return
     if found is None:
         raise ConfigError(f"The database {where} is empty: run `rolecall init`, or `rolecall db upgrade`.")
-    if found in {revision.revision for revision in script.walk_revisions()}:
-        raise ConfigError(f"The schema of {where} is older than this Rolecall: run `rolecall db upgrade`.")
-    raise ConfigError(f"The schema of {where} is newer than this Rolecall: install a newer Rolecall.")
+    _require_known(engine, script, found)
+    raise ConfigError(f"The schema of {where} is older than this Rolecall: run `rolecall db upgrade`.")
 
 
 def is_empty(engine: Engine) -> bool:
@@ -41,9 +40,8 @@ def upgrade_schema(engine: Engine) -> None:
     """Bring the schema to this version's; nothing where it is there already. Raises `ConfigError`."""
     found = _revision_of(engine)
     script = ScriptDirectory.from_config(_config())
-    if found is not None and found not in {revision.revision for revision in script.walk_revisions()}:
-        where = name_of(engine.url)
-        raise ConfigError(f"The schema of {where} is newer than this Rolecall: install a newer Rolecall.")
+    if found is not None:
+        _require_known(engine, script, found)
     config = _config()
     try:
         with engine.connect().execution_options(**{WRITES: True}) as connection, connection.begin():
@@ -58,6 +56,13 @@ def upgrade_schema(engine: Engine) -> None:
             f"The schema of {name_of(engine.url)} can't be upgraded: {reason}."
             " Rolecall needs a database of its own, and nobody else at work in it."
         ) from error
+
+
+def _require_known(engine: Engine, script: ScriptDirectory, found: str) -> None:
+    """Raise `ConfigError` where the schema is of a version that this one has never heard of."""
+    if found not in {revision.revision for revision in script.walk_revisions()}:
+        where = name_of(engine.url)
+        raise ConfigError(f"The schema of {where} is newer than this Rolecall: install a newer Rolecall.")
 
 
 def _revision_of(engine: Engine) -> str | None:
