@@ -3,6 +3,7 @@
 import os
 import shutil
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -13,8 +14,9 @@ import pytest
 from hypothesis import settings as hypothesis_settings
 from postgres import PostgresServer, find_postgres
 
-from rolecall import credentials, keys, live_policy, organizations, tokens
+from rolecall import credentials, keys, live_policy, operator, organizations
 from rolecall import policy as policies
+from rolecall.audit import AuditLog
 from rolecall.config import Settings
 from rolecall.domain import Member, now
 from rolecall.server import Server, build_server
@@ -86,6 +88,13 @@ def storage(database_url: str) -> Iterator[Storage]:
 
 
 @pytest.fixture
+def log(tmp_path: Path) -> AuditLog:
+    """An audit log, signed with the key in `rolecall.key`."""
+    key_file = tmp_path / "rolecall.key"
+    return AuditLog(keys.read(key_file) if key_file.exists() else keys.create(key_file))
+
+
+@pytest.fixture
 def policy_folder(tmp_path: Path) -> Path:
     """A copy of the shipped policy, to be edited."""
     folder = tmp_path / "policies"
@@ -109,6 +118,11 @@ class Site:
     def address(self) -> str:
         """Where it listens."""
         return self.server.address
+
+    @property
+    def log(self) -> AuditLog:
+        """The audit log, for who changes something past the server."""
+        return AuditLog(keys.read(self.settings.key_file))
 
     def channel(self) -> grpc.Channel:
         """A connection of its own."""
@@ -153,9 +167,10 @@ def make_site(policy_folder: Path, tmp_path: Path) -> Iterator[MakeSite]:
         key_file = tmp_path / "rolecall.key"
         if not key_file.exists():
             keys.create(key_file)
-        founded = organizations.found(storage, policy, "acme", "ann@acme.io", demo=True)
+        log = AuditLog(keys.read(key_file))
+        founded = organizations.found(storage, log, policy, "acme", "ann@acme.io", demo=True)
         members = {member.role: member for member in (founded.owner, *founded.others)}
-        minted = {role: tokens.issue(storage, "acme", member.email).text for role, member in members.items()}
+        minted = {role: operator.issue(storage, log, "acme", member.email).text for role, member in members.items()}
         values = {"database": database_url, "policy": folder, "key_file": key_file, "listen": "127.0.0.1:0", **settings}
         configured = Settings(**values)  # type: ignore[arg-type]
         server = build_server(configured)
@@ -179,6 +194,14 @@ def site(make_site: MakeSite, database_url: str) -> Site:
 def sqlite_site(make_site: MakeSite, sqlite_url: str) -> Site:
     """A running server over SQLite, for what doesn't differ between databases."""
     return make_site(sqlite_url)
+
+
+def keep_asking(ask: Callable[[], object], seconds: float = 5) -> None:
+    """Ask again and again, for so long: what a server remembers for a moment is to make it raise before that."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        ask()
+        time.sleep(0.02)
 
 
 def sqlite_file(url: str) -> sqlite3.Connection:

@@ -21,11 +21,11 @@ from pathlib import Path
 
 import pytest
 import typer
-from conftest import ROOT, Site
+from conftest import ROOT, Site, keep_asking
 from typer.testing import CliRunner
 
 import rolecall
-from rolecall import credentials
+from rolecall import credentials, keys
 from rolecall.cli import app
 from rolecall.client import Client
 from rolecall.errors import CallFailed, UnauthenticatedCredential
@@ -303,19 +303,73 @@ def test_init_makes_nothing_for_a_broken_policy(empty: Workspace) -> None:
 
 
 def test_issued_token_opens_the_door_until_it_is_revoked(sqlite_site: Site, empty: Workspace) -> None:
-    """The operator hands a member a new token, and kills it, while the server runs: both hold at once."""
+    """The operator hands a member a new token, and kills it, while the server runs: it learns so within a second."""
     empty.variables["ROLECALL_DATABASE"] = sqlite_site.settings.database
+    empty.variables["ROLECALL_KEY_FILE"] = str(sqlite_site.settings.key_file)
 
     issued = only_line(empty.run("tokens", "issue", "--organization", "acme", "--email", "VIEWER@acme.io"))
     with Client(sqlite_site.address, issued) as client:
         before = client.check("viewer@acme.io", "view", "secrets")
         revoked = empty.run("tokens", "revoke", "--organization", "acme", "--id", issued.split("_")[1])
         with pytest.raises(UnauthenticatedCredential):
-            client.check("viewer@acme.io", "view", "secrets")
+            keep_asking(lambda: client.check("viewer@acme.io", "view", "secrets"))
 
     assert before
     assert revoked.returncode == 0
     assert revoked.stdout == ""
+
+
+def test_operators_commands_are_in_the_audit_log(workspace: Workspace, token: str) -> None:
+    """Who issues and revokes at the database leaves an entry for each, as the operator, without the secret."""
+    issued = only_line(workspace.run("tokens", "issue", "--organization", "acme", "--email", "viewer@acme.io"))
+    workspace.run("tokens", "revoke", "--organization", "acme", "--id", token.split("_")[1])
+
+    with closing(workspace.database()) as connection:
+        query = "SELECT action, actor, object, reason FROM audit_entries ORDER BY sequence"
+        entries = connection.execute(query).fetchall()
+    assert entries == [
+        ("CreateOrganization", "operator", "organization:acme", ""),
+        ("IssueToken", "operator", f"token:{issued.split('_')[1]}", ""),
+        ("RevokeToken", "operator", f"token:{token.split('_')[1]}", ""),
+    ]
+    assert issued.split("_")[2] not in "".join(workspace.dump())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("tokens", "issue", "--organization", "acme", "--email", "ann@acme.io"),
+        ("tokens", "revoke", "--organization", "acme", "--id", "0" * 22),
+        ("organizations", "create", "--organization", "beta", "--owner", "bob@beta.io"),
+        ("init", "--organization", "beta", "--owner", "bob@beta.io"),
+        ("audit", "erase", "--organization", "acme", "--person", "ann@acme.io"),
+        ("audit", "prune", "--organization", "acme", "--before", "2020-01-01"),
+        ("serve",),
+    ],
+    ids=lambda arguments: " ".join(arguments[:2]),
+)
+def test_another_key_is_refused(workspace: Workspace, arguments: tuple[str, ...]) -> None:
+    """Where the audit log was signed with another key, nothing goes on with it: the message names both."""
+    before = workspace.dump()
+    _another_key(workspace)
+
+    message = error_of(workspace.run(*arguments))
+
+    assert re.search(r"signed with the key \S+, and this server's is \S+: restore the key file", message), message
+    assert workspace.dump() == before
+
+
+@pytest.mark.parametrize("command", ["issue", "revoke"])
+def test_operators_commands_need_the_key(workspace: Workspace, command: str) -> None:
+    """Without the key nothing could be written to the audit log, and so nothing is."""
+    before = workspace.dump()
+    _lose_key(workspace)
+    about = ("--email", "ann@acme.io") if command == "issue" else ("--id", "0" * 22)
+
+    message = error_of(workspace.run("tokens", command, "--organization", "acme", *about))
+
+    assert "There is no key file rolecall.key" in message
+    assert workspace.dump() == before
 
 
 @pytest.mark.parametrize(
@@ -361,12 +415,42 @@ def test_upgrade_changes_nothing_that_is_up_to_date(workspace: Workspace) -> Non
     assert workspace.dump() == before
 
 
-def test_upgrade_of_a_mistyped_database_makes_none(empty: Workspace) -> None:
+def test_upgrade_of_a_mistyped_database_makes_none(workspace: Workspace) -> None:
     """`db upgrade` looks after databases, and makes none."""
-    message = error_of(empty.run("db", "upgrade"))
+    message = error_of(workspace.run("db", "upgrade", "--database", "sqlite:///rolecal.db"))
 
     assert "There is no database" in message
-    assert not (empty.folder / "rolecall.db").exists()
+    assert "rolecal.db" not in workspace.names()
+
+
+def test_upgrade_makes_no_key(workspace: Workspace) -> None:
+    """Audit logs begun with a new key would be void once the old one is back."""
+    before = workspace.dump()
+    _lose_key(workspace)
+
+    message = error_of(workspace.run("db", "upgrade"))
+
+    assert "There is no key file rolecall.key" in message
+    assert "rolecall.key" not in workspace.names()
+    assert workspace.dump() == before
+
+
+def test_upgrade_begins_missing_audit_logs(workspace: Workspace) -> None:
+    """An organization from before there were audit logs gets one, and only then can anybody work on it."""
+    with closing(workspace.database()) as connection, connection:
+        for table in ("audit_values", "audit_entries", "audit_heads"):
+            connection.execute(f"DELETE FROM {table}")
+    issue = ("tokens", "issue", "--organization", "acme", "--email", "ann@acme.io")
+
+    refused = error_of(workspace.run(*issue))
+    upgraded = workspace.run("db", "upgrade")
+    again = workspace.run("db", "upgrade")
+
+    assert "Organizations without an audit log: 1. Run `rolecall db upgrade`" in refused
+    assert upgraded.returncode == 0
+    assert "The audit log of acme begins now." in upgraded.stderr
+    assert "begins now" not in again.stderr
+    assert credentials.parse(only_line(workspace.run(*issue))) is not None
 
 
 def test_mistyped_variable_of_the_asking_commands_is_refused(asking: Workspace) -> None:
@@ -404,6 +488,11 @@ def _lose_key(workspace: Workspace) -> None:
 
 def _open_key(workspace: Workspace) -> None:
     (workspace.folder / "rolecall.key").chmod(0o640)
+
+
+def _another_key(workspace: Workspace) -> None:
+    (workspace.folder / "rolecall.key").unlink()
+    keys.create(workspace.folder / "rolecall.key")
 
 
 def _break_policy(workspace: Workspace) -> None:
@@ -886,14 +975,28 @@ def test_every_command_is_known_here() -> None:
         "check",
         "permissions",
         "subjects",
+        "whoami",
         "policy",
         "policy lint",
         "policy test",
         "policy matrix",
         "policy explain",
         "tokens",
+        "tokens create",
+        "tokens list",
+        "tokens rotate",
+        "tokens delete",
         "tokens issue",
         "tokens revoke",
+        "organizations",
+        "organizations create",
+        "organizations list",
+        "audit",
+        "audit list",
+        "audit export",
+        "audit verify",
+        "audit erase",
+        "audit prune",
         "db",
         "db upgrade",
     }

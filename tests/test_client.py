@@ -9,7 +9,7 @@ from contextlib import closing, suppress
 import pytest
 from conftest import MakeSite, Site, add_member
 
-from rolecall import tokens
+from rolecall import operator
 from rolecall.client import Client
 from rolecall.domain import Effect, Permission, Reason
 from rolecall.errors import (
@@ -127,7 +127,7 @@ def test_check_token_asks_about_its_holder(client: Client, sqlite_site: Site) ->
 def test_check_token_of_a_dead_or_malformed_token_is_false(client: Client, sqlite_site: Site) -> None:
     """A token that was revoked, or never was one, is a deny and no error."""
     revoked = sqlite_site.tokens["VIEWER"]
-    tokens.revoke(sqlite_site.storage, "acme", revoked.split("_")[1])
+    operator.revoke(sqlite_site.storage, sqlite_site.log, "acme", revoked.split("_")[1])
 
     results = [client.check_token(token, "view", "members") for token in (revoked, "nonsense", "with\nline break")]
 

@@ -33,6 +33,7 @@ def test_without_anything_the_defaults_hold() -> None:
     assert settings == Settings()
     assert (settings.listen, settings.database) == ("127.0.0.1:50051", "sqlite:///rolecall.db")
     assert (settings.policy, settings.key_file) == (Path("policies"), Path("rolecall.key"))
+    assert settings.decision_log == "off"
     assert not settings.plaintext_exposes_tokens
     assert not settings.tls
 
@@ -128,6 +129,9 @@ def test_unknown_variable_is_named_with_the_known_ones(variable: str, monkeypatc
         ("reflection", "perhaps", "valid boolean"),
         ("log_level", "loud", "'debug', 'info', 'warning' or 'error'"),
         ("log_format", "xml", "'auto', 'text' or 'json'"),
+        ("decision_log", "true", "'off', 'denies' or 'all'"),
+        ("decision_log_megabytes", "0", "greater than or equal to 1"),
+        ("decision_log_files", "1", "greater than or equal to 2"),
         ("listen", "localhost", "as in 127.0.0.1:50051"),
         ("listen", "", "as in 127.0.0.1:50051"),
         ("listen", "127.0.0.1:65536", "as in 127.0.0.1:50051"),

@@ -21,7 +21,7 @@ from rolecall.storage.credentials import NewCredential
 
 EXAMPLES = 1000 if os.environ.get("CI") == "true" else 100
 BASE62 = string.digits + string.ascii_uppercase + string.ascii_lowercase
-SHAPE = re.compile(r"(rcp)_([0-9A-Za-z]{22})_([0-9A-Za-z]{43})([0-9A-Za-z]{6})")
+SHAPE = re.compile(r"(rcp|rco|rcs)_([0-9A-Za-z]{22})_([0-9A-Za-z]{43})([0-9A-Za-z]{6})")
 
 
 def _with_checksum(body: str) -> str:
@@ -35,7 +35,10 @@ def _with_checksum(body: str) -> str:
 
 def _bodies() -> st.SearchStrategy[str]:
     return st.builds(
-        "rcp_{}_{}".format, st.text(BASE62, min_size=22, max_size=22), st.text(BASE62, min_size=43, max_size=43)
+        "{}_{}_{}".format,
+        st.sampled_from(CredentialKind),
+        st.text(BASE62, min_size=22, max_size=22),
+        st.text(BASE62, min_size=43, max_size=43),
     )
 
 
@@ -48,6 +51,26 @@ def _parts(minted: Minted) -> list[str]:
     """Every eight characters in a row of the secret with its checksum: long enough to stand nowhere by chance."""
     secret = minted.text.split("_")[2]
     return [secret[start : start + 8] for start in range(len(secret) - 7)]
+
+
+def _store(storage: Storage, minted: Minted) -> None:
+    """Keep `minted` as the token of `ann` in a new organization, from 1 to 2 microseconds after 1970."""
+
+    def work(tx: Transaction) -> None:
+        organizations.add(tx, Organization("acme", "Acme", 0, 1))
+        members.add(tx, Member("acme", "ann", "ann@acme.io", "Ann", "OWNER", 1, 1), "ann@acme.io")
+        rows.add(tx, _new(minted))
+
+    storage.write(work)
+
+
+def _new(minted: Minted) -> NewCredential:
+    return NewCredential(minted, "acme", "ann", None, "laptop", None, "operator", 1, 2)
+
+
+def _is_held(storage: Storage, credential_id: str, digest: bytes) -> bool:
+    """Whether somebody who presents an id and a text with this digest is let in."""
+    return storage.read(lambda tx: rows.live_holder(tx, credential_id, digest, 1)) is not None
 
 
 # New ones
@@ -66,12 +89,24 @@ def test_minted_credential_has_the_shape(kind: CredentialKind) -> None:
 
 @pytest.mark.parametrize("kind", CredentialKind)
 def test_minted_credential_is_understood(kind: CredentialKind) -> None:
-    """What was minted parses to the same kind, id and digest, and matches what is stored of it."""
+    """What was minted parses to the same kind, id and digest, which is the one that is stored of it."""
     minted = credentials.mint(kind)
     presented = credentials.parse(minted.text)
 
     assert presented == Presented(kind, minted.id, hashlib.sha256(minted.text.encode()).digest())
-    assert credentials.matches(presented, minted.digest)
+    assert presented.digest == minted.digest
+
+
+def test_new_secret_keeps_the_id() -> None:
+    """A credential that is minted again has its kind and id, and another text with another digest."""
+    first = credentials.mint(CredentialKind.ORGANIZATION)
+    second = credentials.mint(CredentialKind.ORGANIZATION, first.id)
+    match = SHAPE.fullmatch(second.text)
+
+    assert match is not None
+    assert match[2] == second.id == first.id
+    assert second.digest != first.digest
+    assert credentials.parse(second.text) == Presented(CredentialKind.ORGANIZATION, first.id, second.digest)
 
 
 def test_checksum_is_the_crc32_of_the_rest() -> None:
@@ -116,8 +151,10 @@ def test_any_text_of_the_shape_and_checksum_is_understood(body: str) -> None:
     """A credential is taken for its shape and checksum alone: whether it is live, the database tells."""
     text = _with_checksum(body)
 
+    kind, identifier, _ = body.split("_")
+
     assert credentials.parse(text) == Presented(
-        CredentialKind.PERSONAL, body.split("_")[1], hashlib.sha256(text.encode()).digest()
+        CredentialKind(kind), identifier, hashlib.sha256(text.encode()).digest()
     )
 
 
@@ -211,16 +248,20 @@ def test_wrong_shape_is_refused(spoil: Callable[[str], str]) -> None:
     assert credentials.parse(spoil(text)) is None
 
 
-def test_right_id_with_another_secret_does_not_match() -> None:
-    """Only the whole text has the stored digest."""
+def test_right_id_with_another_secret_does_not_match(storage: Storage) -> None:
+    """Only the whole text has the stored digest; nothing else is taken for it, nor a part of it or more than it."""
     stored = credentials.mint(CredentialKind.PERSONAL)
     other = credentials.mint(CredentialKind.PERSONAL)
+    presented = credentials.parse(stored.text)
     forged = credentials.parse(_with_checksum(f"rcp_{stored.id}_{other.text.split('_')[2][:43]}"))
+    _store(storage, stored)
 
+    assert presented is not None
     assert forged is not None
     assert forged.id == stored.id
-    assert not credentials.matches(forged, stored.digest)
-    assert not credentials.matches(forged, b"")
+    assert _is_held(storage, stored.id, presented.digest)
+    for digest in (forged.digest, b"", stored.digest[:31], stored.digest + b"\0", stored.digest[::-1], bytes(32)):
+        assert not _is_held(storage, stored.id, digest)
 
 
 # What is kept of them
@@ -229,16 +270,9 @@ def test_right_id_with_another_secret_does_not_match() -> None:
 def test_only_the_digest_is_stored(sqlite_url: str, tmp_path: Path) -> None:
     """The database's files, the write-ahead log among them, hold the digest, and no part of the secret."""
     minted = credentials.mint(CredentialKind.PERSONAL)
-    member = Member("acme", "ann", "ann@acme.io", "Ann", "OWNER", 1, 1)
     storage = Storage(sqlite_url)
     storage.create()
-
-    def work(tx: Transaction) -> None:
-        organizations.add(tx, Organization("acme", "Acme", 0, 1))
-        members.add(tx, member, "ann@acme.io")
-        rows.add(tx, NewCredential(minted, "acme", "ann", "laptop", 1, 2))
-
-    storage.write(work)
+    _store(storage, minted)
     files = {path.name: path.read_bytes() for path in tmp_path.glob("rolecall.db*")}
     storage.close()
     files["after closing"] = (tmp_path / "rolecall.db").read_bytes()
@@ -254,7 +288,7 @@ def test_secret_is_in_no_repr() -> None:
     """What ends up in a log by accident tells id and kind, and neither text, secret nor digest."""
     minted = credentials.mint(CredentialKind.PERSONAL)
     presented = credentials.parse(minted.text)
-    new = NewCredential(minted, "acme", "ann", "laptop", 1, 2)
+    new = _new(minted)
 
     for shown in (repr(minted), str(minted), repr(presented), str(presented), repr(new), f"{new}"):
         assert minted.id in shown

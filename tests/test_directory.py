@@ -1,7 +1,8 @@
 """Who somebody is: every way of naming a subject, within one organization and as the database has it now."""
 
 import itertools
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -9,10 +10,20 @@ from functools import partial
 import pytest
 from sqlalchemy import event, update
 
-from rolecall import credentials
+from rolecall import credentials, directory
 from rolecall.credentials import Minted
-from rolecall.directory import Directory, Standings
-from rolecall.domain import Caller, CredentialKind, Member, Organization, Subject, SubjectKind, now
+from rolecall.directory import FRESH_SECONDS, Directory, Standing, Standings
+from rolecall.domain import (
+    Caller,
+    CredentialKind,
+    Effect,
+    Member,
+    Organization,
+    Permission,
+    Subject,
+    SubjectKind,
+    now,
+)
 from rolecall.errors import OrganizationNotFound, StorageUnavailable
 from rolecall.storage import Storage, Transaction, tables
 from rolecall.storage import credentials as credential_rows
@@ -32,6 +43,12 @@ class Town:
     storage: Storage
     directory: Directory
     tokens: dict[str, Minted]
+
+
+@pytest.fixture
+def long_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Callers are remembered for so long that nothing is forgotten here just because time passes."""
+    monkeypatch.setattr(directory, "FRESH_SECONDS", 600.0)
 
 
 @pytest.fixture
@@ -57,7 +74,8 @@ def _add_person(storage: Storage, organization: str, user: str, role: str) -> Mi
 
 def _add_token(tx: Transaction, organization: str, user: str, expires: int) -> Minted:
     minted = credentials.mint(CredentialKind.PERSONAL)
-    credential_rows.add(tx, NewCredential(minted, organization, user, "laptop", 1, expires))
+    new = NewCredential(minted, organization, user, None, "laptop", None, "operator", 1, expires)
+    credential_rows.add(tx, new)
     return minted
 
 
@@ -76,7 +94,24 @@ def _with_secret_of(minted: Minted, other: Minted) -> str:
 
 
 def _role(town: Town, subject: Subject, organization: str = "acme") -> str | None:
-    return town.directory.standings(organization, [subject]).roles.get(subject)
+    standing = town.directory.standings(organization, [subject]).found.get(subject)
+    return standing.role if standing else None
+
+
+def _all(subjects: Iterable[Subject], role: str) -> dict[Subject, Standing]:
+    """Every one of them with this role, and not cut down."""
+    return dict.fromkeys(subjects, Standing(role))
+
+
+def _revoke(storage: Storage, minted: Minted) -> None:
+    assert storage.mutate("acme", lambda tx: credential_rows.revoke(tx, "acme", minted.id, now()))
+
+
+def _change_role(tx: Transaction, user: str, role: str) -> None:
+    """As a mutation does it: the change is noted."""
+    same = (tables.members.c.organization == "acme") & (tables.members.c.user_id == user)
+    tx.connection.execute(update(tables.members).where(same).values(role=role))
+    organization_rows.record_change(tx, "acme", "member", user)
 
 
 @contextmanager
@@ -111,7 +146,7 @@ def test_each_way_of_naming_a_subject_leads_to_the_role(town: Town) -> None:
     standings = town.directory.standings("acme", subjects)
 
     assert {subject.kind for subject in subjects} == set(SubjectKind)
-    assert standings == Standings(2, subjects)
+    assert standings == Standings(2, {subject: Standing(role) for subject, role in subjects.items()})
     assert [_role(town, subject) for subject in subjects] == list(subjects.values())
 
 
@@ -120,7 +155,7 @@ def test_unknown_subject_is_left_out(town: Town) -> None:
     ann = Subject(SubjectKind.USER_ID, "ann")
     unknown = [Subject(kind, value) for kind in LOOKED_UP for value in ("nobody", "", "ANN", "OWNER")]
 
-    assert town.directory.standings("acme", [*unknown, ann]).roles == {ann: "OWNER"}
+    assert town.directory.standings("acme", [*unknown, ann]).found == _all([ann], "OWNER")
 
 
 def test_kinds_are_not_taken_for_each_other(town: Town) -> None:
@@ -147,26 +182,63 @@ def test_right_and_wrong_secret_may_stand_in_one_batch(town: Town) -> None:
     ann = town.tokens["acme/ann"]
     right, wrong = _presented(ann), _presented(ann, bytes(32))
 
-    assert town.directory.standings("acme", [right, wrong]).roles == {right: "OWNER"}
-    assert town.directory.standings("acme", [wrong, right]).roles == {right: "OWNER"}
+    assert town.directory.standings("acme", [right, wrong]).found == _all([right], "OWNER")
+    assert town.directory.standings("acme", [wrong, right]).found == _all([right], "OWNER")
 
 
 @pytest.mark.parametrize("end", ["expired", "revoked"])
-def test_dead_token_is_unknown(town: Town, end: str) -> None:
-    """Expired a moment ago or revoked: neither its id nor its text leads to anybody, and no caller presents it."""
-    ann = town.tokens["acme/ann"]
-    columns = tables.credentials.c
-    value = {columns.expire_time: now()} if end == "expired" else {columns.revoke_time: now()}
+def test_dead_token_is_unknown(long_memory: None, town: Town, end: str) -> None:
+    """Expired this moment or revoked: neither its id nor its text leads to anybody, and no caller presents it.
+
+    That its caller was remembered doesn't matter.
+    """
+    expires = now() + (500_000 if end == "expired" else HOUR)
+    ann = town.storage.mutate("acme", lambda tx: _add_token(tx, "acme", "ann", expires))
     before = town.directory.caller(ann.text)
-    town.storage.write(
-        lambda tx: tx.connection.execute(update(tables.credentials).where(columns.id == ann.id).values(value))
-    )
+    if end == "revoked":
+        _revoke(town.storage, ann)
+    else:
+        time.sleep(max(0, expires - now()) / 1_000_000)
 
     assert before is not None
     assert town.directory.caller(ann.text) is None
     assert _role(town, _token(ann)) is None
     assert _role(town, _presented(ann)) is None
+    assert town.directory.caller(town.tokens["acme/ann"].text) is not None
     assert town.directory.caller(town.tokens["acme/bob"].text) is not None
+
+
+def test_restriction_comes_with_the_standing(town: Town) -> None:
+    """Who is named by a restricted token stands with its holder's role, cut down; the holder alone isn't."""
+    minted = credentials.mint(CredentialKind.PERSONAL)
+    restriction = (Permission("authorization", "check", Effect.ALLOW),)
+    new = NewCredential(minted, "acme", "ann", None, "service", restriction, "user:ann", 1, now() + HOUR)
+    town.storage.mutate("acme", lambda tx: credential_rows.add(tx, new))
+    ann, by_id, by_text = Subject(SubjectKind.USER_ID, "ann"), _token(minted), _presented(minted)
+    caller = town.directory.caller(minted.text)
+
+    assert town.directory.standings("acme", [ann, by_id, by_text]).found == {
+        ann: Standing("OWNER"),
+        by_id: Standing("OWNER", restriction),
+        by_text: Standing("OWNER", restriction),
+    }
+    assert caller is not None
+    assert (caller.role, caller.restriction) == ("OWNER", restriction)
+
+
+def test_organizations_token_stands_with_its_own_role(town: Town) -> None:
+    """There is no person behind it: as a subject and as the caller it has the role that it was made with."""
+    minted = credentials.mint(CredentialKind.ORGANIZATION)
+    expires = now() + HOUR
+    new = NewCredential(minted, "acme", None, "EDITOR", "service", None, "user:ann", 1, expires)
+    town.storage.mutate("acme", lambda tx: credential_rows.add(tx, new))
+    subjects = [_token(minted), _presented(minted)]
+
+    assert town.directory.standings("acme", subjects).found == _all(subjects, "EDITOR")
+    assert town.directory.standings("other", subjects).found == {}
+    assert town.directory.caller(minted.text) == Caller(
+        "acme", minted.id, CredentialKind.ORGANIZATION, "", "", "EDITOR", None, expires, minted.digest
+    )
 
 
 def test_other_organizations_members_and_tokens_are_unknown(town: Town) -> None:
@@ -180,7 +252,7 @@ def test_other_organizations_members_and_tokens_are_unknown(town: Town) -> None:
     ]
     ann = Subject(SubjectKind.USER_ID, "ann")
 
-    assert town.directory.standings("other", [*strangers, ann]) == Standings(1, {ann: "VIEWER"})
+    assert town.directory.standings("other", [*strangers, ann]) == Standings(1, _all([ann], "VIEWER"))
     assert _role(town, _presented(town.tokens["acme/ann"]), "other") is None
     assert _role(town, _presented(town.tokens["other/ann"]), "acme") is None
 
@@ -200,23 +272,76 @@ def test_nobody_asked_about_gives_the_revision(town: Town) -> None:
 # Freshness
 
 
-def test_change_is_seen_at_once(town: Town) -> None:
-    """The next question after a commit has the new role and the new revision, the caller's as well."""
+def test_change_is_seen_at_once(long_memory: None, town: Town) -> None:
+    """The next question after a commit has the new role and the new revision, the remembered caller as well."""
     ann = town.tokens["acme/ann"]
     subjects = [Subject(SubjectKind.USER_ID, "ann"), Subject(SubjectKind.EMAIL, "ann@acme.io"), _token(ann)]
-    before = town.directory.standings("acme", subjects)
-    town.storage.mutate(
-        "acme",
-        lambda tx: tx.connection.execute(
-            update(tables.members).where(tables.members.c.organization == "acme").values(role="EDITOR")
-        ),
-    )
+    before, caller_before = town.directory.standings("acme", subjects), town.directory.caller(ann.text)
+    town.storage.mutate("acme", lambda tx: _change_role(tx, "ann", "EDITOR"))
     caller = town.directory.caller(ann.text)
 
-    assert before == Standings(2, dict.fromkeys(subjects, "OWNER"))
-    assert town.directory.standings("acme", subjects) == Standings(3, dict.fromkeys(subjects, "EDITOR"))
+    assert before == Standings(2, _all(subjects, "OWNER"))
+    assert town.directory.standings("acme", subjects) == Standings(3, _all(subjects, "EDITOR"))
+    assert caller_before is not None
+    assert caller_before.role == "OWNER"
     assert caller is not None
     assert caller.role == "EDITOR"
+
+
+def test_anothers_change_to_a_subject_is_seen_at_once(long_memory: None, town: Town, database_url: str) -> None:
+    """Subjects aren't remembered: what another process commits counts in the next question."""
+    ann = town.tokens["acme/ann"]
+    subjects = [Subject(SubjectKind.USER_ID, "ann"), _token(ann), _presented(ann)]
+    before = town.directory.standings("acme", subjects)
+    other = Storage(database_url)
+    other.mutate("acme", lambda tx: _change_role(tx, "ann", "EDITOR"))
+    lowered = town.directory.standings("acme", subjects)
+    _revoke(other, ann)
+    other.close()
+
+    assert before == Standings(2, _all(subjects, "OWNER"))
+    assert lowered == Standings(3, _all(subjects, "EDITOR"))
+    assert town.directory.standings("acme", subjects) == Standings(4, _all(subjects[:1], "EDITOR"))
+
+
+@pytest.mark.parametrize("change", ["lowered", "revoked"])
+def test_anothers_change_to_a_caller_is_seen_within_a_second(town: Town, database_url: str, change: str) -> None:
+    """What another process commits counts as soon as the caller is remembered no more, asked as often as it may be."""
+    ann = town.tokens["acme/ann"]
+    other = Storage(database_url)
+    before = town.directory.caller(ann.text)
+    if change == "revoked":
+        _revoke(other, ann)
+    else:
+        other.mutate("acme", lambda tx: _change_role(tx, "ann", "VIEWER"))
+    other.close()
+    began = time.monotonic()
+    while (after := town.directory.caller(ann.text)) == before and time.monotonic() < began + 10:
+        time.sleep(0.01)
+
+    assert before is not None
+    assert before.role == "OWNER"
+    assert (after.role if after else None) == (None if change == "revoked" else "VIEWER")
+    # The rest is for a slow machine.
+    assert time.monotonic() < began + FRESH_SECONDS + 1
+
+
+def test_remembered_caller_costs_no_query(long_memory: None, town: Town) -> None:
+    """Live or not, a credential that was looked up is answered from memory, until a change of it or its holder."""
+    ann, forged = town.tokens["acme/ann"].text, _with_secret_of(town.tokens["acme/ann"], town.tokens["acme/bob"])
+    first = [town.directory.caller(text) for text in (ann, forged)]
+    with _counting(town.storage) as sent:
+        again = [town.directory.caller(text) for text in (ann, forged)]
+        silent = list(sent)
+        town.storage.mutate("acme", lambda tx: _change_role(tx, "ann", "EDITOR"))
+        sent.clear()
+        town.directory.caller(ann)
+
+    assert first[0] is not None
+    assert first[1] is None
+    assert again == first
+    assert silent == []
+    assert len(sent) == 1
 
 
 def test_standings_are_of_one_snapshot(town: Town) -> None:
@@ -237,12 +362,12 @@ def test_standings_are_of_one_snapshot(town: Town) -> None:
     during = town.directory.standings("acme", subjects)
 
     assert committed == [3]
-    assert during == Standings(2, dict.fromkeys(subjects, "OWNER"))
-    assert town.directory.standings("acme", subjects) == Standings(3, dict.fromkeys(subjects, "EDITOR"))
+    assert during == Standings(2, _all(subjects, "OWNER"))
+    assert town.directory.standings("acme", subjects) == Standings(3, _all(subjects, "EDITOR"))
 
 
 def test_batch_takes_one_query_for_each_way_of_naming(town: Town) -> None:
-    """A thousand subjects cost as many queries as five: the revision, ids, addresses, tokens."""
+    """A thousand subjects cost as many queries as six: the revision, ids, addresses, tokens and their old secrets."""
     tokens = [credentials.mint(CredentialKind.PERSONAL) for _ in range(5)]
     subjects = [
         *(Subject(SubjectKind.USER_ID, f"nobody-{number}") for number in range(400)),
@@ -254,38 +379,69 @@ def test_batch_takes_one_query_for_each_way_of_naming(town: Town) -> None:
     with _counting(town.storage) as sent:
         standings = town.directory.standings("acme", subjects)
 
-    assert len(sent) == 4
-    assert len(standings.roles) == 190
+    assert len(sent) == 5
+    assert len(standings.found) == 190
 
 
 # Callers
 
 
 def test_caller_is_the_tokens_holder(town: Town) -> None:
-    """Organization, credential and member, with the role of now."""
-    token = town.tokens["other/ann"]
+    """Organization, credential and member, with the role of now, and until when it is one."""
+    expires = now() + HOUR
+    token = town.storage.mutate("other", lambda tx: _add_token(tx, "other", "ann", expires))
 
     assert town.directory.caller(token.text) == Caller(
-        "other", token.id, CredentialKind.PERSONAL, "ann", "ann@acme.io", "VIEWER"
+        "other", token.id, CredentialKind.PERSONAL, "ann", "ann@acme.io", "VIEWER", None, expires, token.digest
     )
 
 
 def test_caller_with_another_secret_is_nobody(town: Town) -> None:
-    """A well-formed text with a live token's id is looked up and not found to be it."""
+    """A well-formed text with a live token's id is looked up, and is neither its secret nor an old one of it."""
     forged = _with_secret_of(town.tokens["acme/ann"], town.tokens["acme/bob"])
     with _counting(town.storage) as sent:
         caller = town.directory.caller(forged)
 
     assert caller is None
-    assert len(sent) == 1
+    assert len(sent) == 2
+    assert town.directory.caller(town.tokens["acme/ann"].text) is not None
+
+
+def test_old_secret_works_until_its_overlap_ends(long_memory: None, town: Town) -> None:
+    """After a rotation the new secret is the credential; the old one is too, up to its end and not remembered past it.
+
+    Whose it is, is told when somebody presents it after that.
+    """
+    retired: list[Caller] = []
+    minding = Directory(town.storage, on_retired=retired.append)
+    old = town.tokens["acme/ann"]
+    before = minding.caller(old.text)
+    new = credentials.mint(CredentialKind.PERSONAL, old.id)
+    until = now() + 500_000
+    town.storage.mutate("acme", lambda tx: credential_rows.rotate(tx, "acme", new, until))
+    during = [minding.caller(text) for text in (old.text, new.text)]
+    standing_during = [_role(town, _presented(old)), _role(town, _presented(new))]
+    time.sleep(max(0, until - now()) / 1_000_000)
+    unseen = Directory(town.storage, on_retired=retired.append)
+
+    assert before is not None
+    assert [caller and caller.user_id for caller in during] == ["ann", "ann"]
+    assert standing_during == ["OWNER", "OWNER"]
+    assert minding.caller(old.text) is None
+    assert retired == []
+    assert unseen.caller(old.text) is None
+    assert [caller.credential_id for caller in retired] == [old.id]
+    assert minding.caller(new.text) is not None
+    assert [_role(town, _presented(old)), _role(town, _presented(new))] == [None, "OWNER"]
 
 
 def test_unknown_credential_costs_one_query(town: Town) -> None:
-    """A well-formed one that nobody was given is looked up once."""
+    """A well-formed one that nobody was given is looked up once, however often it is presented."""
+    text = credentials.mint(CredentialKind.PERSONAL).text
     with _counting(town.storage) as sent:
-        caller = town.directory.caller(credentials.mint(CredentialKind.PERSONAL).text)
+        callers = [town.directory.caller(text) for _ in range(3)]
 
-    assert caller is None
+    assert callers == [None] * 3
     assert len(sent) == 1
 
 
@@ -294,6 +450,7 @@ def test_malformed_credential_costs_no_query(town: Town) -> None:
     text = town.tokens["acme/ann"].text
     other = "A" if text[30] != "A" else "B"
     malformed = [text[:30] + other + text[31:], text[:-1], text + "0", text + "\n", text.lower() + "x", "", "rcp_", "é"]
+    malformed += ["\ud800", text[:-1] + "\ud800"]
     with _counting(town.storage) as sent:
         callers = [town.directory.caller(one) for one in malformed]
         nothing_yet = list(sent)

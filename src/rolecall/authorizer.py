@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rolecall.directory import Directory, Standings
+from rolecall.directory import Directory, Standing, Standings
 from rolecall.domain import Caller, CheckResult, Explanation, Member, Page, Permission, Question, Reason, Role, Subject
 from rolecall.domain import SubjectKind as Kind
-from rolecall.errors import PermissionMissing, RevisionNotReached
+from rolecall.errors import RevisionNotReached
 from rolecall.live_policy import LivePolicy
 from rolecall.pages import Pages
-from rolecall.policy import Policy, explain, few
+from rolecall.policy import Policy, explain, narrowed, permits
+from rolecall.rights import require
 from rolecall.storage import Storage, Transaction
 from rolecall.storage import members as member_rows
 from rolecall.storage import organizations as organization_rows
@@ -67,7 +68,7 @@ class Authorizer:
 
     def require(self, caller: Caller, action: str, resource: str) -> None:
         """Raise `PermissionMissing` unless the caller itself may do `action` on `resource`."""
-        _require(self._live.in_force.policy, caller, action, resource)
+        require(self._live.in_force.policy, caller, action, resource)
 
     def check(
         self, caller: Caller, question: Question, *, at_least_revision: int = 0, explained: bool = False
@@ -76,7 +77,7 @@ class Authorizer:
         policy = self._live.in_force.policy
         _require_asking(policy, caller, [question.subject])
         if explained:
-            _require(policy, caller, "explain", "authorization")
+            require(policy, caller, "explain", "authorization")
         standings = self._standings(caller, [question.subject], at_least_revision)
         result = _decide(policy, standings, question)
         return replace(result, explanation=_explain(policy, question, result)) if explained else result
@@ -98,11 +99,12 @@ class Authorizer:
         policy = self._live.in_force.policy
         _require_asking(policy, caller, [subject])
         standings = self._standings(caller, [subject], at_least_revision)
-        role = standings.roles.get(subject, "")
+        standing = standings.found.get(subject, Standing(""))
+        role = standing.role
         scope = ("ListPermissions", caller.organization, subject.kind.name, subject.value, role, policy.version)
         position = self._pages.position(scope, page)
         start = int(position[0]) if position else 0
-        permissions = policy.permissions_of(role)
+        permissions = narrowed(policy.permissions_of(role), standing.restriction)
         end = start + size
         token = self._pages.token(scope, [str(end)]) if end < len(permissions) else ""
         return PermissionsAnswer(role, tuple(permissions[start:end]), standings.revision, policy.version, token)
@@ -113,8 +115,8 @@ class Authorizer:
         """The members who may do `action` on `resource`, by address. Raises as `list_permissions`."""
         size = self._pages.size(page)
         policy = self._live.in_force.policy
-        _require(policy, caller, "check", "authorization")
-        _require(policy, caller, "view", "members")
+        require(policy, caller, "check", "authorization")
+        require(policy, caller, "view", "members")
         scope = ("ListSubjects", caller.organization, action, resource, policy.version)
         position = self._pages.position(scope, page)
         roles = policy.roles_that_may(action, resource)
@@ -133,7 +135,7 @@ class Authorizer:
         """The roles of the policy, in file order. Raises `PermissionMissing`, `InvalidField`, `PageToken`."""
         size = self._pages.size(page)
         policy = self._live.in_force.policy
-        _require(policy, caller, "view", "policy")
+        require(policy, caller, "view", "policy")
         scope = ("ListRoles", caller.organization, policy.version)
         position = self._pages.position(scope, page)
         start = int(position[0]) if position else 0
@@ -144,35 +146,24 @@ class Authorizer:
     def _standings(
         self, caller: Caller, subjects: "Sequence[Subject] | set[Subject]", at_least_revision: int
     ) -> Standings:
-        standings = self._directory.standings(caller.organization, subjects)
+        standings = self._directory.standings(caller.organization, subjects, caller.actor)
         _require_revision(standings.revision, at_least_revision)
         return standings
-
-
-def _require(policy: Policy, caller: Caller, action: str, resource: str) -> None:
-    if policy.decide(caller.role, action, resource).reason is Reason.GRANTED:
-        return
-    raise PermissionMissing(
-        f"The credential's holder has the role {caller.role}, which may not `{resource} {action}`:"
-        f" ask somebody with one of the roles that may ({few(policy.roles_that_may(action, resource))}).",
-        action=action,
-        resource=resource,
-    )
 
 
 def _require_asking(policy: Policy, caller: Caller, subjects: "Sequence[Subject] | set[Subject]") -> None:
     """Anybody may ask about themselves; about others only who may `authorization check`."""
     if not all(_is_self(caller, subject) for subject in subjects):
-        _require(policy, caller, "check", "authorization")
+        require(policy, caller, "check", "authorization")
 
 
 def _is_self(caller: Caller, subject: Subject) -> bool:
     """Whether the subject is the caller, told without looking anything up."""
     match subject.kind:
         case Kind.USER_ID:
-            return subject.value == caller.user_id
+            return subject.value == caller.user_id != ""
         case Kind.EMAIL:
-            return subject.value == caller.email_key
+            return subject.value == caller.email_key != ""
         case Kind.TOKEN_ID | Kind.PRESENTED:
             return subject.value == caller.credential_id
         case Kind.ROLE:
@@ -190,13 +181,15 @@ def _require_revision(revision: int, at_least: int) -> None:
 
 
 def _decide(policy: Policy, standings: Standings, question: Question) -> CheckResult:
-    role = standings.roles.get(question.subject)
-    if role is None:
+    standing = standings.found.get(question.subject)
+    if standing is None:
         token = question.subject.kind in (Kind.TOKEN_ID, Kind.PRESENTED)
         reason = Reason.TOKEN_INVALID if token else Reason.NOT_A_MEMBER
         return CheckResult(reason, "", standings.revision, policy.version)
-    decision = policy.decide(role, question.action, question.resource)
-    return CheckResult(decision.reason, role, standings.revision, policy.version)
+    reason = policy.decide(standing.role, question.action, question.resource).reason
+    if reason is Reason.GRANTED and not permits(standing.restriction, question.action, question.resource):
+        reason = Reason.TOKEN_SCOPE
+    return CheckResult(reason, standing.role, standings.revision, policy.version)
 
 
 def _explain(policy: Policy, question: Question, result: CheckResult) -> Explanation:
@@ -207,5 +200,10 @@ def _explain(policy: Policy, question: Question, result: CheckResult) -> Explana
             roles_that_pass=passing,
         )
     if result.reason is Reason.TOKEN_INVALID:
-        return Explanation("The organization has no such live token: it may be mistyped, expired or revoked.")
+        return Explanation("The organization has no such live token: it may be mistyped, expired or deleted.")
+    if result.reason is Reason.TOKEN_SCOPE:
+        return Explanation(
+            f"{result.role} may `{question.action}` on `{question.resource}`, but the token is restricted to less:"
+            " use one whose restriction covers it."
+        )
     return explain(policy.decide(result.role, question.action, question.resource))

@@ -44,6 +44,14 @@ class Settings(BaseSettings):
     """How many calls are worked on at once."""
     connection_seconds: Annotated[int, Field(ge=1, le=86_400)] = 60
     """How long a connection lives before clients are asked to open a new one; frees what idle streams hold."""
+    decision_log: Literal["off", "denies", "all"] = "off"
+    """Which decisions are noted in a file of JSON lines."""
+    decision_log_file: Path = Path("decisions.jsonl")
+    """Where they are noted."""
+    decision_log_megabytes: Annotated[int, Field(ge=1, le=100_000)] = 100
+    """How large the file may get before the next one begins."""
+    decision_log_files: Annotated[int, Field(ge=2, le=1000)] = 10
+    """How many files are kept, the present one included."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """The least level that is logged."""
     log_format: Literal["auto", "text", "json"] = "auto"

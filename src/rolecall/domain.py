@@ -1,10 +1,15 @@
 """Frozen values that every layer speaks in. Imports nothing of ours. Times are UTC microseconds since 1970."""
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from enum import Enum, StrEnum
+from typing import Any, TypeAlias
 
 __all__ = [
+    "AuditEntry",
+    "AuditFilter",
     "Caller",
     "CheckResult",
     "CredentialKind",
@@ -17,16 +22,26 @@ __all__ = [
     "Permission",
     "Question",
     "Reason",
+    "Restriction",
     "Role",
     "Subject",
     "SubjectKind",
+    "Token",
+    "TokenState",
     "now",
+    "rfc3339",
 ]
 
 
 def now() -> int:
     """The present moment, in microseconds."""
     return time.time_ns() // 1000
+
+
+def rfc3339(microseconds: int) -> str:
+    """A moment as people and programs read it, in UTC and to the microsecond."""
+    at = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=microseconds)
+    return at.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 class Effect(StrEnum):
@@ -54,16 +69,37 @@ class CredentialKind(StrEnum):
     """What sort of credential it is; the value is the prefix that its text begins with."""
 
     PERSONAL = "rcp"
+    ORGANIZATION = "rco"
+    SESSION = "rcs"
+
+
+@dataclass(frozen=True, slots=True)
+class Permission:
+    """A rule as somebody holds it: `resource` and `action` are the policy's patterns."""
+
+    resource: str
+    action: str
+    effect: Effect
+
+
+# What a credential is cut down to: allow rules, of which one must cover what it does. None: it is not cut down.
+Restriction: TypeAlias = tuple[Permission, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
 class Organization:
-    """A tenant. `id` is its slug; `revision` counts its mutations, without gaps."""
+    """A tenant. `id` is its slug; `revision` counts its mutations, `changed` is the one that last changed it itself."""
 
     id: str
     display_name: str
     revision: int
     create_time: int
+    changed: int = 1
+
+    @property
+    def etag(self) -> str:
+        """Changes with every change of the organization itself."""
+        return f"{self.changed:x}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +117,10 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The presented credential and its holder, as they stand now."""
+    """The presented credential and its holder, as they stand now. An organization's token has no person behind it.
+
+    `digest` is the SHA-256 of the text that was presented.
+    """
 
     organization: str
     credential_id: str
@@ -89,6 +128,57 @@ class Caller:
     user_id: str
     email_key: str
     role: str
+    restriction: Restriction = None
+    expire_time: int = 0
+    digest: bytes = field(default=b"", repr=False)
+
+    @property
+    def actor(self) -> str:
+        """Who acts, as the audit log names them: the person, else the organization's token."""
+        return f"user:{self.user_id}" if self.user_id else f"token:{self.credential_id}"
+
+
+class TokenState(StrEnum):
+    """Whether a token works."""
+
+    LIVE = "live"
+    EXPIRED = "expired"
+    DELETED = "deleted"
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A personal or an organization's token without its secret. `user_id` is empty for the organization's.
+
+    `role` is a personal token's holder's present one, an organization token's own. `changed` is the revision that
+    last changed it.
+    """
+
+    organization: str
+    id: str
+    kind: CredentialKind
+    name: str
+    user_id: str
+    created_by: str
+    role: str
+    restriction: Restriction
+    last_four: str
+    create_time: int
+    expire_time: int
+    last_used_time: int | None
+    revoke_time: int | None
+    changed: int
+
+    @property
+    def etag(self) -> str:
+        """Changes with every change of the token; its being used is none."""
+        return f"{self.changed:x}"
+
+    def state(self, at: int) -> TokenState:
+        """Whether it works at the moment `at`."""
+        if self.revoke_time is not None:
+            return TokenState.DELETED
+        return TokenState.LIVE if at < self.expire_time else TokenState.EXPIRED
 
 
 class SubjectKind(Enum):
@@ -101,6 +191,15 @@ class SubjectKind(Enum):
     ROLE = "role:<name>"
 
 
+_FORMS = {
+    SubjectKind.USER_ID: "user:",
+    SubjectKind.EMAIL: "user:",
+    SubjectKind.TOKEN_ID: "token:",
+    SubjectKind.PRESENTED: "token:",
+    SubjectKind.ROLE: "role:",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
     """Who is asked about. `value` is the id, the address key or the role; `digest` a presented token's SHA-256."""
@@ -108,6 +207,11 @@ class Subject:
     kind: SubjectKind
     value: str
     digest: bytes = field(default=b"", repr=False)
+
+    @property
+    def text(self) -> str:
+        """The subject as people write it; a presented token by its id, never its secret."""
+        return f"{_FORMS[self.kind]}{self.value}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,15 +221,6 @@ class Question:
     subject: Subject
     action: str
     resource: str
-
-
-@dataclass(frozen=True, slots=True)
-class Permission:
-    """A rule as somebody holds it: `resource` and `action` are the policy's patterns."""
-
-    resource: str
-    action: str
-    effect: Effect
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,3 +282,35 @@ class Page:
 
     size: int = 0
     token: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """One change, or refused attempts at one. `reason` is empty for a change that was made.
+
+    `details` are as people read them: values of persons in their places, `[erased]` where they were erased.
+    """
+
+    sequence: int
+    time: int
+    actor: str
+    credential_id: str
+    action: str
+    object: str
+    reason: str
+    details: Mapping[str, Any]
+    request_id: str
+    previous_hash: bytes
+    hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AuditFilter:
+    """Which entries are wanted; what is empty or None takes any. `denied`: those with a reason, or those without."""
+
+    start_time: int | None = None
+    end_time: int | None = None
+    actor: str = ""
+    action: str = ""
+    object: str = ""
+    denied: bool | None = None

@@ -9,6 +9,7 @@ __all__ = [
     "BatchSize",
     "CallFailed",
     "ConfigError",
+    "EtagMismatch",
     "Internal",
     "InvalidField",
     "MemberNotFound",
@@ -16,13 +17,17 @@ __all__ = [
     "OrganizationNotFound",
     "PageToken",
     "PermissionMissing",
+    "PersonOnly",
     "PolicyInvalid",
     "RateLimited",
+    "RequestIdReused",
     "RevisionNotReached",
+    "RoleBeyondCaller",
     "RolecallError",
     "StorageUnavailable",
     "TokenNotFound",
     "UnauthenticatedCredential",
+    "UnknownRoleName",
     "WriteConflict",
     "by_reason",
 ]
@@ -61,6 +66,18 @@ class PermissionMissing(RolecallError):
     """The caller itself may not do this."""
 
     status, reason = "PERMISSION_DENIED", "PERMISSION_MISSING"
+
+
+class RoleBeyondCaller(RolecallError):
+    """A role, or what a token may do, goes beyond what the caller may do itself."""
+
+    status, reason = "PERMISSION_DENIED", "ROLE_BEYOND_CALLER"
+
+
+class PersonOnly(RolecallError):
+    """An organization's token may not do this, whatever its role."""
+
+    status, reason = "PERMISSION_DENIED", "PERSON_ONLY"
 
 
 class OrganizationNotFound(RolecallError):
@@ -102,6 +119,18 @@ class InvalidField(RolecallError):
     status, reason = "INVALID_ARGUMENT", "INVALID_FIELD"
 
 
+class UnknownRoleName(RolecallError):
+    """The policy has no such role."""
+
+    status, reason = "INVALID_ARGUMENT", "UNKNOWN_ROLE_NAME"
+
+
+class RequestIdReused(RolecallError):
+    """A request_id stands for another request already."""
+
+    status, reason = "INVALID_ARGUMENT", "REQUEST_ID_REUSED"
+
+
 class BatchSize(RolecallError):
     """A batch that is empty or too long."""
 
@@ -136,6 +165,12 @@ class WriteConflict(RolecallError):
     """Other writers got in between, every time it was tried."""
 
     status, reason = "ABORTED", "WRITE_CONFLICT"
+
+
+class EtagMismatch(RolecallError):
+    """What was to be changed has changed since it was read."""
+
+    status, reason = "ABORTED", "ETAG_MISMATCH"
 
 
 class RateLimited(RolecallError):

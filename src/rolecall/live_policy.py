@@ -22,6 +22,7 @@ from rolecall.policy import (
 )
 from rolecall.storage import Storage, Transaction
 from rolecall.storage import members as member_rows
+from rolecall.storage import tokens as token_rows
 
 __all__ = ["InForce", "LivePolicy", "Refusal"]
 
@@ -173,15 +174,24 @@ class LivePolicy:
     def _gate(self, policy: Policy) -> tuple[Finding, ...]:
         """What would become of the members there are: roles that vanish, organizations without an owner."""
 
-        def work(tx: Transaction) -> tuple[set[str], list[str]]:
-            return member_rows.roles_held(tx), member_rows.organizations_without(tx, policy.owner_roles, limit=5)
+        def work(tx: Transaction) -> tuple[set[str], set[str], list[str]]:
+            ownerless = member_rows.organizations_without(tx, policy.owner_roles, limit=5)
+            return member_rows.roles_held(tx), token_rows.roles_held(tx, now()), ownerless
 
-        held, ownerless = self._storage.read(work)
+        held, held_by_tokens, ownerless = self._storage.read(work)
         findings = [
             _finding(
-                f"Members hold the role `{role}`, which this policy lacks.", f"Keep `{role}` until nobody holds it."
+                f"Members or tokens hold the role `{role}`, which this policy lacks.",
+                f"Keep `{role}` until nobody holds it.",
             )
-            for role in sorted(held - set(policy.roles))
+            for role in sorted((held | held_by_tokens) - set(policy.roles))
+        ]
+        findings += [
+            _finding(
+                f"An organization's token holds the role `{role}`, which in this policy may `owners update`.",
+                f"Delete the tokens with the role `{role}` first, or leave that permission with another role.",
+            )
+            for role in sorted(held_by_tokens & set(policy.owner_roles))
         ]
         if ownerless:
             # Which organizations there are is the operator's business, not that of everybody who may see the policy.

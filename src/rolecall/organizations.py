@@ -1,19 +1,25 @@
-"""Organizations: a new one begins with its first owner, in the same transaction."""
+"""Organizations: a new one begins with its first owner, in the same transaction; they have a name to show."""
 
 import re
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-from rolecall import addresses, tokens
+from rolecall import addresses
 from rolecall.addresses import Address
+from rolecall.audit import OPERATOR, AuditLog, Event, Private
 from rolecall.credentials import Minted, new_id
-from rolecall.domain import Member, Organization, now
-from rolecall.errors import InvalidField, OrganizationExists, PolicyInvalid
+from rolecall.domain import Caller, Member, Organization, now
+from rolecall.errors import InvalidField, OrganizationExists, OrganizationNotFound, PolicyInvalid
+from rolecall.live_policy import LivePolicy
+from rolecall.mutations import Attempt, Done, Moment, Mutations, require_etag
+from rolecall.operator import add_token
 from rolecall.policy import Policy
 from rolecall.storage import Storage, Transaction
 from rolecall.storage import members as member_rows
 from rolecall.storage import organizations as rows
 
-__all__ = ["Founded", "found"]
+__all__ = ["Founded", "OrganizationView", "Organizations", "found", "view"]
 
 _SLUG = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -28,7 +34,57 @@ class Founded:
     token: Minted = field(repr=False)
 
 
-def found(storage: Storage, policy: Policy, organization: str, owner: str, *, demo: bool = False) -> Founded:
+@dataclass(frozen=True, slots=True)
+class OrganizationView:
+    """An organization, and what should be looked after in it."""
+
+    organization: Organization
+    warnings: tuple[str, ...] = ()
+
+
+class Organizations:
+    """What OrganizationService does."""
+
+    def __init__(self, mutations: Mutations, storage: Storage, live: LivePolicy) -> None:
+        self._mutations = mutations
+        self._storage = storage
+        self._live = live
+
+    def get(self, caller: Caller) -> OrganizationView:
+        """The caller's organization. Raises `StorageUnavailable`."""
+        return self._storage.read(lambda tx: view(tx, self._live.in_force.policy, caller.organization))
+
+    def update(self, attempt: Attempt, display_name: str, etag: str) -> OrganizationView:
+        """Give it another name to show. Raises `PermissionMissing`, `EtagMismatch`, `WriteConflict`."""
+
+        def effect(moment: Moment, _: None) -> Done[OrganizationView]:
+            name = moment.caller.organization
+            before = view(moment.tx, moment.policy, name).organization
+            require_etag(etag, before.etag)
+            rows.rename(moment.tx, name, display_name)
+            details = {"before": {"display_name": before.display_name}, "after": {"display_name": display_name}}
+            return Done(view(moment.tx, moment.policy, name), f"organization:{name}", details)
+
+        return self._mutations.run(
+            attempt, OrganizationView, lambda moment: moment.require("manage", "account"), effect
+        )
+
+
+def view(tx: Transaction, policy: Policy, organization: str) -> OrganizationView:
+    """The organization as it stands in the transaction. Raises `OrganizationNotFound`."""
+    found = rows.get(tx, organization)
+    if found is None:
+        raise OrganizationNotFound.named(organization)
+    if rows.owner_count(tx, organization, policy.owner_roles) != 1:
+        return OrganizationView(found)
+    roles = " or ".join(policy.owner_roles)
+    warning = f"The organization has a single owner: give a second person the role {roles}, lest it end up without one."
+    return OrganizationView(found, (warning,))
+
+
+def found(
+    storage: Storage, log: AuditLog, policy: Policy, organization: str, owner: str, *, demo: bool = False
+) -> Founded:
     """Create `organization` with the member `owner` (an address) in the policy's top role, and a token for them.
 
     `demo` adds a member for each other role, named after it. Raises `InvalidField`, `OrganizationExists`.
@@ -57,9 +113,12 @@ def found(storage: Storage, policy: Policy, organization: str, owner: str, *, de
             )
         founded = Organization(organization, organization, 1, now())
         rows.add(tx, founded)
-        first = Transaction(tx.connection, founded.revision)
+        log.begin(tx, organization)
+        first = replace(tx, revision=founded.revision)
         members = [_add_member(first, organization, role, person) for role, person in people]
-        token = tokens.add_personal(first, members[0], "first owner")
+        token = add_token(first, members[0], "first owner")
+        details = {"members": [_described(member) for member in members], "token": token.id}
+        log.record(tx, Event(organization, OPERATOR, "CreateOrganization", f"organization:{organization}", details))
         return Founded(founded, members[0], tuple(members[1:]), token)
 
     return storage.write(work)
@@ -70,3 +129,8 @@ def _add_member(tx: Transaction, organization: str, role: str, address: Address)
     member = Member(organization, new_id(), address.display, address.display.partition("@")[0], role, at, at)
     member_rows.add(tx, member, address.key)
     return member
+
+
+def _described(member: Member) -> Mapping[str, Any]:
+    """A member as the audit log tells of them."""
+    return {"user": member.user_id, "role": member.role, "email": Private(member.user_id, member.email)}

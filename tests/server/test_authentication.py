@@ -2,17 +2,20 @@
 
 import grpc
 import pytest
-from conftest import Site
+from conftest import Site, keep_asking
 from grpc_errors import told
 from sqlalchemy import event, update
 
+from rolecall import operator
+from rolecall.audit import Denials
 from rolecall.directory import Directory
 from rolecall.domain import now
-from rolecall.server.calls import Calls, Method
+from rolecall.server.calls import Calls, Incoming, Method
 from rolecall.storage import Storage, Transaction
 from rolecall.storage import credentials as credential_rows
+from rolecall.storage import organizations as organization_rows
 from rolecall.storage.tables import credentials, members
-from rolecall.v1 import authorization_pb2, policy_pb2
+from rolecall.v1 import audit_pb2, authorization_pb2, organization_pb2, policy_pb2, session_pb2, token_pb2
 from rolecall.v1 import authorization_pb2 as pb
 
 CHECK = "/rolecall.v1.AuthorizationService/Check"
@@ -105,11 +108,13 @@ def test_a_malformed_credential_costs_no_query(sqlite_site: Site) -> None:
 )
 def test_what_is_no_ascii_text_is_refused_like_the_rest(sqlite_site: Site, value: str | bytes) -> None:
     """Bytes that other clients than ours may send end in the one refusal, and cost no query."""
-    calls = Calls(Directory(sqlite_site.server.storage))
-    method = Method(CHECK, pb.CheckRequest, lambda *_: pb.CheckResponse(decision=pb.DECISION_ALLOW))
-    statements = count_statements(sqlite_site.server.storage)
+    storage = sqlite_site.server.storage
+    calls = Calls(Directory(storage), Denials(storage, sqlite_site.log))
+    method = Method(CHECK, pb.CheckRequest, lambda *_: pb.CheckResponse(decision=pb.DECISION_ALLOW), managing=False)
+    incoming = Incoming(iter([REQUEST]), (("authorization", value),), "id", lambda: "peer", lambda: None)
+    statements = count_statements(storage)
 
-    answer = calls.answer(method, iter([REQUEST]), (("authorization", value),), "id")
+    answer = calls.answer(method, incoming)
 
     assert not isinstance(answer, bytes)
     assert answer.code == grpc.StatusCode.UNAUTHENTICATED.value[0]
@@ -117,32 +122,75 @@ def test_what_is_no_ascii_text_is_refused_like_the_rest(sqlite_site: Site, value
 
 
 def test_a_lowered_role_counts_from_the_next_call(site: Site) -> None:
-    """A credential may what its holder's present role may."""
+    """A credential may what its holder's present role may, and not what the remembered one might."""
+    other = pb.CheckRequest(subject="viewer@acme.io", action="view", resource="secrets").SerializeToString()
     manage = pb.CheckRequest(subject="ann@acme.io", action="manage", resource="account").SerializeToString()
     bearer = f"Bearer {site.tokens['OWNER']}"
     before, _ = site.call(CHECK, manage, bearer)
+    site.call(CHECK, other, bearer)
 
     def lower(tx: Transaction) -> None:
         tx.connection.execute(update(members).where(members.c.email_key == "ann@acme.io").values(role="VIEWER"))
+        organization_rows.record_change(tx, "acme", "member", site.members["OWNER"].user_id)
 
-    site.storage.mutate("acme", lower)
+    site.server.storage.mutate("acme", lower)
+    with pytest.raises(grpc.RpcError) as caught:
+        site.call(CHECK, other, bearer)
     after, _ = site.call(CHECK, manage, bearer)
 
     assert pb.CheckResponse.FromString(before).decision == pb.DECISION_ALLOW
     assert pb.CheckResponse.FromString(after).decision == pb.DECISION_DENY
+    assert told(caught.value).reason == "PERMISSION_MISSING"
+
+
+def test_a_dead_credential_is_out_from_the_next_call(site: Site) -> None:
+    """That the server knew it a moment ago keeps it in no longer than to the end of the revocation."""
+    bearer = f"Bearer {site.tokens['VIEWER']}"
+    own = pb.CheckRequest(subject="viewer@acme.io", action="view", resource="secrets").SerializeToString()
+    site.call(CHECK, own, bearer)
+    operator.revoke(site.server.storage, site.log, "acme", site.tokens["VIEWER"].split("_")[1])
+
+    assert refusal(site, bearer, request=own) == refusal(site)
+
+
+def test_what_another_process_revoked_is_out_within_seconds(site: Site) -> None:
+    """A server asks the database again after a second, however often the credential is presented meanwhile."""
+    bearer = f"Bearer {site.tokens['VIEWER']}"
+    own = pb.CheckRequest(subject="viewer@acme.io", action="view", resource="secrets").SerializeToString()
+    site.call(CHECK, own, bearer)
+    operator.revoke(site.storage, site.log, "acme", site.tokens["VIEWER"].split("_")[1])
+    with pytest.raises(grpc.RpcError) as caught:
+        keep_asking(lambda: site.call(CHECK, own, bearer))
+
+    assert told(caught.value).reason == "UNAUTHENTICATED_CREDENTIAL"
+
+
+def test_a_remembered_credential_costs_no_query(sqlite_site: Site) -> None:
+    """Within a second, a call costs just the queries of its own question."""
+    bearer = f"Bearer {sqlite_site.tokens['OWNER']}"
+    statements = count_statements(sqlite_site.server.storage)
+    for _ in range(20):
+        statements.clear()
+        sqlite_site.call(CHECK, REQUEST, bearer)
+        if not any("credentials" in statement for statement in statements):
+            break
+
+    assert statements
+    assert not any("credentials" in statement for statement in statements)
 
 
 def test_every_rpc_wants_a_credential(sqlite_site: Site) -> None:
     """There is no call without one, whatever the protos declare."""
     methods = {
         f"/{service.full_name}/{method.name}"
-        for file in (authorization_pb2.DESCRIPTOR, policy_pb2.DESCRIPTOR)
-        for service in file.services_by_name.values()
+        for module in (audit_pb2, authorization_pb2, organization_pb2, policy_pb2, session_pb2, token_pb2)
+        for service in module.DESCRIPTOR.services_by_name.values()
         for method in service.methods
     }
 
-    assert len(methods) == 6
+    assert len(methods) == 18
     for method in methods:
         with pytest.raises(grpc.RpcError) as caught:
             sqlite_site.call(method, b"")
         assert told(caught.value).code is grpc.StatusCode.UNAUTHENTICATED, method
+        assert told(caught.value).reason == "UNAUTHENTICATED_CREDENTIAL", method

@@ -156,7 +156,7 @@ def test_a_foreign_and_a_missing_organization_look_the_same(site: Site) -> None:
 
     policy = policies.build(site.policy_folder, 0.0).policy
     assert policy is not None
-    organizations.found(site.storage, policy, "globex", "hank@globex.io")
+    organizations.found(site.storage, site.log, policy, "globex", "hank@globex.io")
     said = []
     for organization in ("globex", "nobody"):
         with (

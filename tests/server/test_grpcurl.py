@@ -10,7 +10,12 @@ import pytest
 from conftest import CI, Site
 from grpc_reflection.v1alpha import reflection_pb2
 
+from rolecall import operator
+from rolecall.v1 import audit_pb2, authorization_pb2, organization_pb2, policy_pb2, session_pb2, token_pb2
+
 SERVICE = "rolecall.v1.AuthorizationService"
+MODULES = (audit_pb2, authorization_pb2, organization_pb2, policy_pb2, session_pb2, token_pb2)
+SERVICES = {service.full_name: service for m in MODULES for service in m.DESCRIPTOR.services_by_name.values()}
 
 
 def find_grpcurl() -> str | None:
@@ -41,7 +46,7 @@ def test_list_names_the_services(sqlite_site: Site) -> None:
     listed = grpcurl(sqlite_site.address, "list")
 
     assert listed.returncode == 0, listed.stderr
-    assert {SERVICE, "rolecall.v1.PolicyService", "grpc.health.v1.Health"} <= set(listed.stdout.split())
+    assert {*SERVICES, "grpc.health.v1.Health"} <= set(listed.stdout.split())
 
 
 def test_describe_is_the_manual(sqlite_site: Site) -> None:
@@ -110,8 +115,10 @@ def test_without_a_token_it_says_how_to_send_one(sqlite_site: Site) -> None:
 
 
 def test_the_other_rpcs_answer_too(sqlite_site: Site) -> None:
-    """Each RPC, once, as typed by hand."""
-    bearer = f"authorization: Bearer {sqlite_site.tokens['OWNER']}"
+    """Each RPC, once, as typed by hand; the token that signs itself out comes last."""
+    own = operator.issue(sqlite_site.storage, sqlite_site.log, "acme", "ann@acme.io")
+    spare = sqlite_site.tokens["OWNER"].split("_")[1]
+    bearer = f"authorization: Bearer {own.text}"
     batch = {"checks": [{"subject": "ann@acme.io", "action": "view", "resource": "secrets"}, {"subject": "x"}]}
     asked = {
         f"{SERVICE}/BatchCheck": batch,
@@ -119,6 +126,22 @@ def test_the_other_rpcs_answer_too(sqlite_site: Site) -> None:
         f"{SERVICE}/ListSubjects": {"action": "manage", "resource": "account"},
         "rolecall.v1.PolicyService/GetPolicy": {},
         "rolecall.v1.PolicyService/ListRoles": {"page_size": 1},
+        "rolecall.v1.TokenService/CreatePersonalToken": {"name": "laptop", "ttl": "3600s"},
+        "rolecall.v1.TokenService/CreateOrganizationToken": {
+            "name": "ci",
+            "role": "VIEWER",
+            "restriction": {"permissions": [{"resource": "members", "action": "view"}]},
+        },
+        "rolecall.v1.TokenService/ListTokens": {"page_size": 2},
+        "rolecall.v1.TokenService/RotateToken": {"id": spare, "overlap": "60s"},
+        "rolecall.v1.TokenService/DeleteToken": {"id": spare},
+        "rolecall.v1.OrganizationService/GetOrganization": {},
+        "rolecall.v1.OrganizationService/UpdateOrganization": {"display_name": "Acme"},
+        "rolecall.v1.AuditService/ListAuditEntries": {"page_size": 1},
+        "rolecall.v1.AuditService/VerifyAuditLog": {},
+        "rolecall.v1.AuditService/ExportAuditEntries": {"format": "AUDIT_FORMAT_JSON_LINES"},
+        "rolecall.v1.SessionService/WhoAmI": {},
+        "rolecall.v1.SessionService/SignOut": {},
     }
     answers = {}
     for method, request in asked.items():
@@ -133,11 +156,26 @@ def test_the_other_rpcs_answer_too(sqlite_site: Site) -> None:
     assert [member["email"] for member in answers["ListSubjects"]["members"]] == ["ann@acme.io"]
     assert answers["GetPolicy"]["policy"]["ruleCount"] == 40
     assert answers["ListRoles"]["roles"][0]["updatesOwners"] is True
+    assert answers["CreatePersonalToken"]["secret"].startswith("rcp_")
+    assert answers["CreateOrganizationToken"]["secret"].startswith("rco_")
+    assert [token["name"] for token in answers["ListTokens"]["tokens"]] == ["ci", "laptop"]
+    assert answers["RotateToken"]["token"]["id"] == answers["DeleteToken"]["token"]["id"] == spare
+    assert answers["DeleteToken"]["token"]["state"] == "TOKEN_STATE_DELETED"
+    assert answers["GetOrganization"]["organization"]["displayName"] == "acme"
+    assert answers["UpdateOrganization"]["organization"]["displayName"] == "Acme"
+    assert answers["ListAuditEntries"]["entries"][0]["action"] == "UpdateOrganization"
+    assert answers["VerifyAuditLog"]["verdict"] == "AUDIT_VERDICT_WHOLE"
+    assert answers["ExportAuditEntries"]["data"]
+    assert answers["WhoAmI"]["role"] == "OWNER"
+    signed_out = grpcurl("-H", bearer, sqlite_site.address, "rolecall.v1.SessionService/WhoAmI")
+    assert "UNAUTHENTICATED_CREDENTIAL" in signed_out.stderr
+    every = {f"{name}/{method.name}" for name, service in SERVICES.items() for method in service.methods}
+    assert asked.keys() == every - {f"{SERVICE}/Check"}
 
 
 def test_health_is_open(sqlite_site: Site) -> None:
     """The server as a whole and each service answer a probe without a credential."""
-    for service in ("", SERVICE, "rolecall.v1.PolicyService"):
+    for service in ("", *SERVICES):
         request = json.dumps({"service": service})
         answer = grpcurl("-d", request, sqlite_site.address, "grpc.health.v1.Health/Check")
 

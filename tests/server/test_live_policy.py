@@ -181,6 +181,24 @@ def test_a_role_that_members_hold_can_not_go(sqlite_site: Site, owner: Client) -
     assert "GUEST" in {role.name for role in owner.roles()}
 
 
+def test_a_role_that_tokens_hold_can_not_go(sqlite_site: Site, owner: Client) -> None:
+    """An organization's token keeps its role in the policy as long as it lives."""
+    folder = sqlite_site.policy_folder
+    made = owner.tokens.create_organization("ci", "VIEWERNOSECRETS")
+    with sqlite_file(sqlite_site.settings.database) as database:
+        database.execute("UPDATE members SET role = 'VIEWER' WHERE role = 'VIEWERNOSECRETS'")
+    for name in ("policy.csv", "policy_test.csv"):
+        lines = (folder / name).read_text().splitlines(keepends=True)
+        (folder / name).write_text("".join(line.replace("VIEWERNOSECRETS", "GUEST") for line in lines))
+
+    eventually(lambda: owner.policy().HasField("refusal"))
+
+    assert any("`VIEWERNOSECRETS`" in said for said in refusal(owner))
+    owner.tokens.delete(made.token.id)
+    eventually(lambda: not owner.policy().HasField("refusal"))
+    assert "GUEST" in {role.name for role in owner.roles()}
+
+
 def test_no_policy_leaves_an_organization_without_an_owner(
     sqlite_site: Site, owner: Client, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 import itertools
 import os
 from collections.abc import Collection
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -13,13 +14,13 @@ from sqlalchemy.exc import IntegrityError
 
 from rolecall import credentials
 from rolecall.credentials import Minted
-from rolecall.domain import Caller, CredentialKind, Member, Organization
+from rolecall.domain import Caller, CredentialKind, Effect, Member, Organization, Permission, Restriction
 from rolecall.errors import OrganizationNotFound
 from rolecall.storage import Storage, Transaction, tables
 from rolecall.storage import credentials as credential_rows
 from rolecall.storage import members as member_rows
 from rolecall.storage import organizations as organization_rows
-from rolecall.storage.credentials import NewCredential
+from rolecall.storage.credentials import Held, NewCredential
 
 EXAMPLES = 200 if os.environ.get("CI") == "true" else 25
 ROLES = ("OWNER", "EDITOR", "VIEWER")
@@ -55,8 +56,22 @@ def _add(storage: Storage, *members: Member) -> None:
 
 def _add_token(storage: Storage, user_id: str, organization: str = "acme", expires: int = EXPIRES) -> Minted:
     minted = credentials.mint(CredentialKind.PERSONAL)
-    new = NewCredential(minted, organization, user_id, "laptop", MADE, expires)
+    new = NewCredential(minted, organization, user_id, None, "laptop", None, "operator", MADE, expires)
     storage.mutate(organization, lambda tx: credential_rows.add(tx, new))
+    return minted
+
+
+def _add_organizations_token(storage: Storage, role: str, restriction: Restriction = None) -> Minted:
+    minted = credentials.mint(CredentialKind.ORGANIZATION)
+    new = NewCredential(minted, "acme", None, role, "service", restriction, "user:ann", MADE, EXPIRES)
+    storage.mutate("acme", lambda tx: credential_rows.add(tx, new))
+    return minted
+
+
+def _rotate(storage: Storage, old: Minted, until: int) -> Minted:
+    """A new secret for the token; the old one works up to the moment `until`."""
+    minted = credentials.mint(old.kind, old.id)
+    storage.mutate("acme", lambda tx: credential_rows.rotate(tx, "acme", minted, until))
     return minted
 
 
@@ -64,13 +79,13 @@ def _revoke(storage: Storage, credential_id: str, at: int) -> bool:
     return storage.mutate("acme", lambda tx: credential_rows.revoke(tx, "acme", credential_id, at))
 
 
-def _holder(storage: Storage, credential_id: str, at: int = MADE) -> tuple[Caller, bytes] | None:
-    return storage.read(lambda tx: credential_rows.live_holder(tx, credential_id, at))
+def _holder(storage: Storage, minted: Minted, at: int = MADE) -> Held | None:
+    return storage.read(lambda tx: credential_rows.live_holder(tx, minted.id, minted.digest, at))
 
 
 def _holders(
     storage: Storage, ids: list[str], at: int = MADE, organization: str = "acme"
-) -> dict[str, tuple[str, bytes]]:
+) -> dict[str, tuple[str, Restriction, set[bytes]]]:
     return storage.read(lambda tx: credential_rows.live_holders(tx, organization, ids, at))
 
 
@@ -284,14 +299,17 @@ def test_page_goes_on_behind_a_member_who_left(acme: Storage) -> None:
 
 
 def test_live_credential_leads_to_its_holder(acme: Storage) -> None:
-    """Its holder comes with address key and role, and the digest that the text must have."""
+    """Its holder comes with address key and role, and until when it works; the digest must be the right one."""
     _add(acme, _member("ann", "EDITOR"), _member("bob", "OWNER"))
-    token = _add_token(acme, "ann")
-    caller = Caller("acme", token.id, CredentialKind.PERSONAL, "ann", "ann@acme.io", "EDITOR")
+    token, bobs = _add_token(acme, "ann"), _add_token(acme, "bob")
+    held = ("acme", token.id, CredentialKind.PERSONAL, "ann", "ann@acme.io", "EDITOR", None, EXPIRES, token.digest)
+    unknown = credentials.mint(CredentialKind.PERSONAL)
 
-    assert _holder(acme, token.id) == (caller, token.digest)
-    assert _holder(acme, "none") is None
-    assert _holders(acme, [token.id, "none"]) == {token.id: ("EDITOR", token.digest)}
+    assert _holder(acme, token) == Held(Caller(*held), EXPIRES)
+    assert _holder(acme, unknown) is None
+    for digest in (bobs.digest, unknown.digest, b"", token.digest[:31], token.digest + b"\0"):
+        assert _holder(acme, replace(token, digest=digest)) is None
+    assert _holders(acme, [token.id, "none"]) == {token.id: ("EDITOR", None, {token.digest})}
 
 
 def test_credential_of_another_organization_is_unknown(acme: Storage) -> None:
@@ -300,8 +318,8 @@ def test_credential_of_another_organization_is_unknown(acme: Storage) -> None:
     mine, theirs = _add_token(acme, "ann"), _add_token(acme, "ann", "other")
     ids = [mine.id, theirs.id]
 
-    assert _holders(acme, ids) == {mine.id: ("OWNER", mine.digest)}
-    assert _holders(acme, ids, organization="other") == {theirs.id: ("VIEWER", theirs.digest)}
+    assert _holders(acme, ids) == {mine.id: ("OWNER", None, {mine.digest})}
+    assert _holders(acme, ids, organization="other") == {theirs.id: ("VIEWER", None, {theirs.digest})}
 
 
 def test_credential_dies_at_its_expire_time(acme: Storage) -> None:
@@ -310,7 +328,7 @@ def test_credential_dies_at_its_expire_time(acme: Storage) -> None:
     token = _add_token(acme, "ann")
     times = [MADE, EXPIRES - 1, EXPIRES, EXPIRES + 1, 2**62]
 
-    assert [at for at in times if _holder(acme, token.id, at)] == [MADE, EXPIRES - 1]
+    assert [at for at in times if _holder(acme, token, at)] == [MADE, EXPIRES - 1]
     assert [at for at in times if _holders(acme, [token.id], at)] == [MADE, EXPIRES - 1]
 
 
@@ -322,8 +340,8 @@ def test_revoked_credential_is_dead_at_any_time(acme: Storage) -> None:
 
     assert done is True
     for at in (0, MADE, EXPIRES - 6, EXPIRES - 5, EXPIRES - 1):
-        assert _holder(acme, dead.id, at) is None
-        assert _holders(acme, [dead.id, other.id], at) == {other.id: ("VIEWER", other.digest)}
+        assert _holder(acme, dead, at) is None
+        assert _holders(acme, [dead.id, other.id], at) == {other.id: ("VIEWER", None, {other.digest})}
 
 
 def test_only_a_living_credential_of_the_organization_can_be_revoked(acme: Storage) -> None:
@@ -350,7 +368,7 @@ def test_removed_member_takes_credentials_along(acme: Storage) -> None:
     _add(acme, _member("ann"))
     left = acme.read(lambda tx: set(tx.connection.scalars(select(tables.credentials.c.id))))
 
-    assert [_holder(acme, token.id) for token in gone] == [None, None]
+    assert [_holder(acme, token) for token in gone] == [None, None]
     assert left == {kept.id, foreign.id}
 
 
@@ -375,6 +393,84 @@ def test_stored_credential_is_a_digest(acme: Storage) -> None:
     assert (row.kind, row.name, row.create_time, row.expire_time) == ("rcp", "laptop", MADE, EXPIRES)
     secret = token.text.rpartition("_")[2]
     assert not any(secret[start : start + 8] in str(value) for value in row for start in range(len(secret) - 7))
+
+
+def test_organizations_token_has_a_role_and_no_holder(acme: Storage) -> None:
+    """It acts with its own role, with no member behind it, and stays when its creator goes."""
+    _add(acme, _member("ann", "OWNER"))
+    token = _add_organizations_token(acme, "EDITOR")
+    acme.mutate("acme", lambda tx: _remove(tx, "acme", "ann"))
+    caller = Caller("acme", token.id, CredentialKind.ORGANIZATION, "", "", "EDITOR", None, EXPIRES, token.digest)
+
+    assert _holder(acme, token) == Held(caller, EXPIRES)
+    assert _holders(acme, [token.id]) == {token.id: ("EDITOR", None, {token.digest})}
+    assert _holders(acme, [token.id], organization="other") == {}
+
+
+@pytest.mark.parametrize(("user_id", "role"), [(None, None), ("ann", "EDITOR")])
+def test_credential_has_a_holder_or_a_role(acme: Storage, user_id: str | None, role: str | None) -> None:
+    """None is stored that has neither, nor one that has both."""
+    _add(acme, _member("ann"))
+    minted = credentials.mint(CredentialKind.ORGANIZATION)
+    new = NewCredential(minted, "acme", user_id, role, "service", None, "user:ann", MADE, EXPIRES)
+    with pytest.raises(IntegrityError):
+        acme.mutate("acme", lambda tx: credential_rows.add(tx, new))
+
+    assert _holder(acme, minted) is None
+
+
+@pytest.mark.parametrize(
+    "restriction",
+    [
+        None,
+        (Permission("authorization", "check", Effect.ALLOW),),
+        (Permission("secrets/ä/*", "view", Effect.ALLOW), Permission("*", "*", Effect.ALLOW)),
+    ],
+)
+def test_restriction_comes_back_as_it_was_written(acme: Storage, restriction: Restriction) -> None:
+    """With the holder and with the holders, whatever it names; none stays none."""
+    token = _add_organizations_token(acme, "EDITOR", restriction)
+    held = _holder(acme, token)
+
+    assert held is not None
+    assert held.caller.restriction == restriction
+    assert _holders(acme, [token.id]) == {token.id: ("EDITOR", restriction, {token.digest})}
+
+
+def test_rotated_credential_has_two_secrets_for_a_while(acme: Storage) -> None:
+    """The old secret works up to the microsecond before its end and is retired from then on; the new one lives on."""
+    _add(acme, _member("ann"))
+    old = _add_token(acme, "ann")
+    until = MADE + 1000
+    new = _rotate(acme, old, until)
+    times = [MADE, until - 1, until, EXPIRES - 1, EXPIRES]
+    olds, news = ([_holder(acme, secret, at) for at in times] for secret in (old, new))
+
+    assert [held and (held.until, held.retired) for held in olds] == [
+        (until, False),
+        (until, False),
+        (until, True),
+        (until, True),
+        None,
+    ]
+    assert [held and (held.until, held.retired) for held in news] == [(EXPIRES, False)] * 4 + [None]
+    assert _holders(acme, [old.id], until - 1)[old.id][2] == {old.digest, new.digest}
+    assert _holders(acme, [old.id], until)[old.id][2] == {new.digest}
+
+
+def test_old_secret_dies_with_its_credential(acme: Storage) -> None:
+    """A credential that is revoked, or has expired, is dead by any of its secrets, overlap or not."""
+    _add(acme, _member("ann"))
+    old = _add_token(acme, "ann")
+    new = _rotate(acme, old, EXPIRES + 1000)
+    expired = [_holder(acme, secret, EXPIRES) for secret in (old, new)]
+    held = _holder(acme, old)
+    _revoke(acme, old.id, MADE)
+
+    assert held is not None
+    assert held.until == EXPIRES
+    assert expired == [None, None]
+    assert [_holder(acme, secret) for secret in (old, new)] == [None, None]
 
 
 # Changes

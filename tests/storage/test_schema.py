@@ -5,22 +5,44 @@ import socket
 import sqlite3
 import stat
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, inspect, text
 
-from rolecall.domain import Organization
+from rolecall import credentials, operator
+from rolecall.audit import AuditLog, begin_missing, check_key, verify
+from rolecall.cli import db as upgrade
+from rolecall.credentials import Minted
+from rolecall.directory import Directory
+from rolecall.domain import CredentialKind, Organization, now
 from rolecall.errors import ConfigError, StorageUnavailable
-from rolecall.storage import Storage, engine, organizations, schema, tables
+from rolecall.storage import Storage, engine, organizations, schema, tables, tokens
 from rolecall.storage.engine import WRITES
 
 PASSWORD = "hunter2"
+HOUR = 3_600_000_000
+
+# What the first version's tables hold, in the order in which they refer to one another.
+FIRST_TABLES = {
+    "organizations": ("id", "display_name", "revision", "create_time"),
+    "members": (
+        *("organization", "user_id", "email_key", "email"),
+        *("display_name", "role", "create_time", "update_time"),
+    ),
+    "credentials": (
+        *("id", "organization", "kind", "user_id", "name"),
+        *("digest", "last_four", "create_time", "expire_time", "revoke_time"),
+    ),
+    "changes": ("organization", "revision", "kind", "key"),
+}
 
 
 @pytest.fixture
@@ -43,18 +65,23 @@ def _shape(database: Engine) -> dict[str, dict[str, Any]]:
     return {
         table: {
             "columns": [
+                # A migration can only add at the end, which nothing depends on.
                 (column["name"], str(column["type"]), column["nullable"], column["default"])
-                for column in inspector.get_columns(table)
+                for column in sorted(inspector.get_columns(table), key=_name)
             ],
             "primary key": inspector.get_pk_constraint(table),
-            "foreign keys": inspector.get_foreign_keys(table),
-            "unique": inspector.get_unique_constraints(table),
-            "indexes": inspector.get_indexes(table),
-            "checks": inspector.get_check_constraints(table),
+            "foreign keys": sorted(inspector.get_foreign_keys(table), key=_name),
+            "unique": sorted(inspector.get_unique_constraints(table), key=_name),
+            "indexes": sorted(inspector.get_indexes(table), key=_name),
+            "checks": sorted(inspector.get_check_constraints(table), key=_name),
         }
         for table in inspector.get_table_names()
         if table != "alembic_version"
     }
+
+
+def _name(part: Any) -> str:
+    return str(part["name"])
 
 
 def _version(storage: Storage) -> str | None:
@@ -84,6 +111,48 @@ def _add_migration(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         '    op.create_table("later", sa.Column("id", sa.Text, primary_key=True))\n'
     )
     monkeypatch.setattr(schema, "_config", lambda: config)
+
+
+def _make_first_version(storage: Storage) -> dict[str, Minted]:
+    """Tables as the first version made them, with `acme` (ann OWNER, bob VIEWER) and `other` (ann EDITOR).
+
+    Answers a token for each `acme/ann`; `acme/dead` is one that was revoked.
+    """
+    with _writing(storage) as connection, connection.begin():
+        config = schema._config()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+    people = {"acme/ann": "OWNER", "acme/bob": "VIEWER", "other/ann": "EDITOR"}
+    minted = {name: credentials.mint(CredentialKind.PERSONAL) for name in [*people, "acme/dead"]}
+    rows: dict[str, list[tuple[object, ...]]] = {
+        "organizations": [("acme", "Äcme 🦊", 7, 11), ("other", "Other", 2, 12)],
+        "members": [
+            (organization, user, f"{user}@acme.io", f"{user.title()}@acme.io", user.title(), role, 13, 14)
+            for organization, _, user, role in ((*name.partition("/"), role) for name, role in people.items())
+        ],
+        "credentials": [
+            (token.id, organization, "rcp", user, "laptop", token.digest, token.last_four, 15, now() + HOUR, None)
+            for organization, _, user, token in ((*name.partition("/"), minted[name]) for name in people)
+        ],
+        "changes": [("acme", revision, "member", "ann") for revision in range(1, 8)],
+    }
+    dead = minted["acme/dead"]
+    rows["credentials"].append((dead.id, "acme", "rcp", "bob", "lost", dead.digest, dead.last_four, 15, 2**60, 16))
+    with _writing(storage) as connection, connection.begin():
+        for table, columns in FIRST_TABLES.items():
+            values = ", ".join(f":{column}" for column in columns)
+            insert = text(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({values})")
+            connection.execute(insert, [dict(zip(columns, row, strict=True)) for row in rows[table]])
+    return minted
+
+
+def _first_rows(storage: Storage) -> dict[str, list[tuple[Any, ...]]]:
+    """All rows of the first version's tables, as far as that version knew them."""
+    with storage._engine.connect() as connection:
+        return {
+            table: sorted(tuple(row) for row in connection.execute(text(f"SELECT {', '.join(columns)} FROM {table}")))
+            for table, columns in FIRST_TABLES.items()
+        }
 
 
 def _whole_text(error: BaseException) -> str:
@@ -120,10 +189,13 @@ def test_every_constraint_has_a_name(storage: Storage) -> None:
     made = [
         made
         for shape in shapes
-        for made in (shape["primary key"], *shape["foreign keys"], *shape["unique"], *shape["indexes"])
+        for made in (
+            shape["primary key"],
+            *(made for kind in ("foreign keys", "unique", "indexes", "checks") for made in shape[kind]),
+        )
     ]
 
-    assert all(item["name"].partition("_")[0] in ("pk", "fk", "uq", "ix") for item in made)
+    assert all(item["name"].partition("_")[0] in ("pk", "fk", "uq", "ix", "ck") for item in made)
 
 
 def test_upgrade_twice_is_harmless(storage: Storage) -> None:
@@ -166,6 +238,103 @@ def test_folder_with_a_percent_sign_is_fine(tmp_path: Path, monkeypatch: pytest.
 
     storage.check()
     storage.close()
+
+
+# From the first version to this one
+
+
+@pytest.fixture
+def first_version(database_url: str, tmp_path: Path) -> Iterator[tuple[Storage, dict[str, Minted]]]:
+    """A database as the first version left it, and the tokens in it."""
+    storage = Storage(database_url)
+    if database_url.startswith("sqlite"):
+        engine.create_file(storage._url)
+    yield storage, _make_first_version(storage)
+    storage.close()
+
+
+def test_upgrade_from_the_first_version_keeps_every_row(
+    first_version: tuple[Storage, dict[str, Minted]],
+) -> None:
+    """What was in the tables is there afterwards, value for value, in tables that are this version's."""
+    storage, _ = first_version
+    before = _first_rows(storage)
+    with pytest.raises(ConfigError, match="run `rolecall db upgrade`"):
+        storage.check()
+    storage.upgrade()
+    storage.check()
+    with storage._engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+        differences = compare_metadata(context, tables.metadata)
+
+    assert [len(rows) for rows in before.values()] == [2, 3, 4, 7]
+    assert _first_rows(storage) == before
+    assert differences == []
+
+
+def test_upgraded_tokens_work(first_version: tuple[Storage, dict[str, Minted]]) -> None:
+    """Who held a live token holds it still, in the same role; a dead one stays dead. Each was the operator's work."""
+    storage, minted = first_version
+    storage.upgrade()
+    directory = Directory(storage)
+    callers = {name: directory.caller(token.text) for name, token in minted.items()}
+    token = storage.read(lambda tx: tokens.get(tx, "acme", minted["acme/ann"].id))
+
+    assert {
+        name: caller and (caller.organization, caller.user_id, caller.role) for name, caller in callers.items()
+    } == {
+        "acme/ann": ("acme", "ann", "OWNER"),
+        "acme/bob": ("acme", "bob", "VIEWER"),
+        "other/ann": ("other", "ann", "EDITOR"),
+        "acme/dead": None,
+    }
+    assert [caller.restriction for caller in callers.values() if caller] == [None] * 3
+    assert token is not None
+    assert (token.name, token.user_id, token.created_by) == ("laptop", "ann", "operator")
+    assert (token.restriction, token.last_used_time, token.etag) == (None, None, "1")
+
+
+def test_upgraded_organizations_audit_log_begins(
+    first_version: tuple[Storage, dict[str, Minted]], log: AuditLog
+) -> None:
+    """Until its log is begun, no server starts on it; begun once, it verifies and takes entries."""
+    storage, minted = first_version
+    storage.upgrade()
+    with pytest.raises(ConfigError, match=r"Organizations without an audit log: 2\. Run `rolecall db upgrade`"):
+        check_key(storage, log)
+    begun, again = begin_missing(storage, log), begin_missing(storage, log)
+    check_key(storage, log)
+    empty = storage.read(lambda tx: [verify(tx, log, name) for name in ("acme", "other")])
+    issued = operator.issue(storage, log, "acme", "bob@acme.io")
+    operator.revoke(storage, log, "acme", minted["acme/ann"].id)
+    used = storage.read(lambda tx: [verify(tx, log, name) for name in ("acme", "other")])
+    directory = Directory(storage)
+
+    assert (sorted(begun), again) == (["acme", "other"], [])
+    assert [(verdict.problem, verdict.entries) for verdict in empty] == [("", 0), ("", 0)]
+    assert [(verdict.problem, verdict.entries) for verdict in used] == [("", 2), ("", 0)]
+    assert directory.caller(issued.text) is not None
+    assert directory.caller(minted["acme/ann"].text) is None
+
+
+def test_upgrade_command_does_all_of_it(
+    first_version: tuple[Storage, dict[str, Minted]],
+    database_url: str,
+    log: AuditLog,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """`rolecall db upgrade` brings tables and logs to what a server needs; the second time it begins nothing."""
+    storage, _ = first_version
+    upgrade.upgrade(database=database_url, key_file=tmp_path / "rolecall.key")
+    first = capfd.readouterr().err.splitlines()
+    upgrade.upgrade(database=database_url, key_file=tmp_path / "rolecall.key")
+    second = capfd.readouterr().err.splitlines()
+    storage.check()
+    check_key(storage, log)
+
+    assert sorted(first[:-1]) == [f"The audit log of {name} begins now." for name in ("acme", "other")]
+    assert first[-1:] == second == ["The schema is up to date."]
 
 
 # What `check` refuses
@@ -310,7 +479,7 @@ def test_existing_data_survives_create(storage: Storage) -> None:
     storage.create()
 
     with storage._engine.connect() as connection:
-        assert connection.execute(tables.organizations.select()).all() == [("acme", "A", 7, 1)]
+        assert connection.execute(tables.organizations.select()).all() == [("acme", "A", 7, 1, 1)]
 
 
 # URLs and unreachable servers

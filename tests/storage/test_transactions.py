@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError, MultipleResultsFound, NoResultFound, SQLA
 
 from rolecall import organizations
 from rolecall import policy as policies
+from rolecall.audit import AuditLog
 from rolecall.domain import Organization
 from rolecall.errors import (
     OrganizationExists,
@@ -132,7 +133,7 @@ def _holding(url: str, *statements: str) -> Iterator[None]:
         other.close()
 
 
-def _found_twice(storage: Storage, policy: Policy, name: str) -> set[str]:
+def _found_twice(storage: Storage, log: AuditLog, policy: Policy, name: str) -> set[str]:
     """What comes of two who found `name` and insert it at the same moment: the owner, or the error's reason."""
     both_about_to_insert = threading.Barrier(2)
 
@@ -144,7 +145,7 @@ def _found_twice(storage: Storage, policy: Policy, name: str) -> set[str]:
 
     def found(owner: str) -> str:
         try:
-            return organizations.found(storage, policy, name, owner).owner.email
+            return organizations.found(storage, log, policy, name, owner).owner.email
         except OrganizationExists as error:
             return error.reason
 
@@ -274,10 +275,10 @@ def test_only_mutations_have_a_revision(acme: Storage) -> None:
     assert acme.write(lambda tx: tx.revision) == 0
 
 
-def test_one_name_is_founded_once(storage: Storage, policy: Policy) -> None:
+def test_one_name_is_founded_once(storage: Storage, log: AuditLog, policy: Policy) -> None:
     """Of two who found the same organization at once one wins, and the other is told that there is one."""
     names = [f"acme-{number}" for number in range(ROUNDS)]
-    outcomes = [_found_twice(storage, policy, name) for name in names]
+    outcomes = [_found_twice(storage, log, policy, name) for name in names]
     owners = storage.read(
         lambda tx: {row.organization: row.email for row in tx.connection.execute(select(tables.members))}
     )
@@ -286,11 +287,11 @@ def test_one_name_is_founded_once(storage: Storage, policy: Policy) -> None:
     assert outcomes == [{owners[name], "ORGANIZATION_EXISTS"} for name in names]
 
 
-def test_many_names_are_founded_at_once(storage: Storage, policy: Policy) -> None:
+def test_many_names_are_founded_at_once(storage: Storage, log: AuditLog, policy: Policy) -> None:
     """Founders of different organizations don't hinder each other."""
     names = [f"acme-{number}" for number in range(THREADS)]
     with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(lambda name: organizations.found(storage, policy, name, "ann@acme.io"), names))
+        list(pool.map(lambda name: organizations.found(storage, log, policy, name, "ann@acme.io"), names))
 
     assert _revisions(storage) == dict.fromkeys(names, 1)
 
@@ -316,6 +317,44 @@ def test_failed_work_writes_nothing(acme: Storage, kind: type[BaseException]) ->
     assert calls == [1]
     assert acme.read(_name) == "acme"
     assert acme.mutate("acme", lambda tx: tx.revision) == 1
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_was_touched_is_told_however_it_ends(acme: Storage, fails: bool) -> None:
+    """Whoever remembers rows is told the ids that changed after the commit or roll-back, before the writer goes on."""
+    told: list[tuple[list[str], str]] = []
+    acme.on_change(lambda names: told.append((list(names), acme.read(_name))))
+
+    def work(tx: Transaction) -> None:
+        _rename(tx, "renamed")
+        rows.record_change(tx, "acme", "member", "ann")
+        rows.record_change(tx, "acme", "credential", "laptop")
+        if fails:
+            raise KeyError
+
+    with suppress(KeyError):
+        acme.mutate("acme", work)
+    acme.mutate("acme", lambda tx: None)
+    acme.read(_name)
+
+    assert told == [(["ann", "laptop"], "acme" if fails else "renamed")]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_what_is_for_afterwards_happens_after_the_commit_alone(acme: Storage, fails: bool) -> None:
+    """It sees the committed rows; with a transaction that is rolled back it is dropped."""
+    seen: list[str] = []
+
+    def work(tx: Transaction) -> None:
+        _rename(tx, "renamed")
+        tx.afterwards.append(lambda: seen.append(acme.read(_name)))
+        if fails:
+            raise KeyError
+
+    with suppress(KeyError):
+        acme.mutate("acme", work)
+
+    assert seen == ([] if fails else ["renamed"])
 
 
 def test_writes_are_invisible_until_commit(acme: Storage) -> None:

@@ -1,12 +1,13 @@
 """The command `rolecall`: one module for each group of commands."""
 
+import os
 import sys
 import traceback
 
 import typer
 
 from rolecall import __version__
-from rolecall.cli import check, db, init, output, policy, serve, tokens
+from rolecall.cli import audit, check, db, init, organizations, output, policy, serve, tokens, whoami
 from rolecall.errors import RolecallError, UnauthenticatedCredential
 
 __all__ = ["app", "main"]
@@ -23,8 +24,11 @@ app.command()(serve.serve)
 app.command()(check.check)
 app.command()(check.permissions)
 app.command()(check.subjects)
+app.command()(whoami.whoami)
 app.add_typer(policy.app, name="policy")
 app.add_typer(tokens.app, name="tokens")
+app.add_typer(organizations.app, name="organizations")
+app.add_typer(audit.app, name="audit")
 app.add_typer(db.app, name="db")
 
 
@@ -50,6 +54,10 @@ def main() -> None:
         if isinstance(error, UnauthenticatedCredential):
             hint = " Is ROLECALL_TOKEN live? The operator can print a new one with `rolecall tokens issue`."
         output.say(f"error: {error.message}{hint}")
+        sys.exit(output.ERROR)
+    except BrokenPipeError:
+        # Whoever read our output has enough of it; Python must not complain when it flushes the rest.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(output.ERROR)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -1,23 +1,19 @@
 """`rolecall check`, `permissions` and `subjects`: questions to a server."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from rolecall.cli import output
-from rolecall.cli.output import quiet_grpc
+from rolecall.cli.opening import Json, open_client
 from rolecall.domain import CheckResult
-
-if TYPE_CHECKING:
-    from rolecall.client import Client
 
 __all__ = ["check", "permissions", "subjects"]
 
 Subject = Annotated[str, typer.Argument(help="user:<address>, user:<id>, token:<id>, role:<name>, or an address.")]
 Action = Annotated[str, typer.Argument(help="An action in the policy's words, as in view.")]
 Resource = Annotated[str, typer.Argument(help="A resource: type or type/id/..., as in secrets/billing.")]
-Json = Annotated[bool, typer.Option("--json", help="Answer in JSON, for programs.")]
 
 
 def check(
@@ -31,7 +27,7 @@ def check(
 
     Asks the server at ROLECALL_ADDRESS with ROLECALL_TOKEN.
     """
-    with _client() as client:
+    with open_client() as client:
         result = client.check(subject, action, resource, explain=explain)
     if json:
         output.print_json(_as_json(result))
@@ -45,7 +41,7 @@ def check(
 
 def permissions(subject: Subject, json: Json = False) -> None:
     """List the rules that SUBJECT holds. A deny among them beats any allow."""
-    with _client() as client:
+    with open_client() as client:
         found = list(client.permissions(subject))
     if json:
         output.print_json([asdict(permission) for permission in found])
@@ -58,7 +54,7 @@ def permissions(subject: Subject, json: Json = False) -> None:
 
 def subjects(action: Action, resource: Resource, json: Json = False) -> None:
     """List the members who may do ACTION on RESOURCE."""
-    with _client() as client:
+    with open_client() as client:
         found = list(client.subjects(action, resource))
     if json:
         output.print_json(
@@ -69,13 +65,6 @@ def subjects(action: Action, resource: Resource, json: Json = False) -> None:
         output.say(f"Nobody may `{resource} {action}`; `rolecall check --explain` says more.")
     rows = [(member.email, member.display_name, member.role, member.user_id) for member in found]
     output.print_table(("address", "name", "role", "user id"), rows)
-
-
-def _client() -> "Client":
-    quiet_grpc()
-    from rolecall.client import Client
-
-    return Client()
 
 
 def _as_json(result: CheckResult) -> dict[str, object]:

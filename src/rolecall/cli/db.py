@@ -1,12 +1,10 @@
 """`rolecall db`."""
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
-from rolecall import config
+from rolecall import config, keys
 from rolecall.cli import output
+from rolecall.cli.opening import ConfigFile, Database, KeyFile
 
 __all__ = ["app"]
 
@@ -19,14 +17,17 @@ def _group() -> None:
 
 
 @app.command()
-def upgrade(
-    config_file: Annotated[Path | None, typer.Option("--config", help="A TOML file with settings.")] = None,
-    database: Annotated[str | None, typer.Option(help="SQLAlchemy URL of the database.")] = None,
-) -> None:
+def upgrade(config_file: ConfigFile = None, database: Database = None, key_file: KeyFile = None) -> None:
     """Bring the schema to what this version needs; nothing where it is there already."""
+    from rolecall.audit import AuditLog, begin_missing, check_key
     from rolecall.storage import Storage
 
-    storage = Storage(config.load(config_file, database=database).database)
+    settings = config.load(config_file, database=database, key_file=key_file)
+    storage = Storage(settings.database)
     storage.upgrade()
+    log = AuditLog(keys.read(settings.key_file))
+    for organization in begin_missing(storage, log):
+        output.say(f"The audit log of {organization} begins now.")
+    check_key(storage, log)
     storage.close()
     output.say("The schema is up to date.")

@@ -26,6 +26,7 @@ def init(
 ) -> None:
     """Create the database, the server's key, an organization and its first owner; print the owner's token, once."""
     from rolecall import organizations
+    from rolecall.audit import AuditLog, check_key
     from rolecall.storage import Storage
     from rolecall.storage import organizations as organization_rows
 
@@ -34,15 +35,17 @@ def init(
     storage = Storage(settings.database)
     storage.create()
     if settings.key_file.exists():
-        keys.read(settings.key_file)
+        key = keys.read(settings.key_file)
     elif storage.read(organization_rows.exists):
         raise ConfigError(
             f"The database has organizations, but their key file {settings.key_file} is missing:"
             " restore it, or set ROLECALL_KEY_FILE to where it is."
         )
     else:
-        keys.create(settings.key_file)
-    founded = organizations.found(storage, loaded, organization, owner, demo=demo)
+        key = keys.create(settings.key_file)
+    log = AuditLog(key)
+    check_key(storage, log)
+    founded = organizations.found(storage, log, loaded, organization, owner, demo=demo)
     storage.close()
     for member in (founded.owner, *founded.others):
         output.say(f"{member.email} is {member.role} of {organization}.")

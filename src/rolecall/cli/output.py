@@ -15,6 +15,7 @@ __all__ = [
     "ALLOW",
     "DENY",
     "ERROR",
+    "compact",
     "print_csv",
     "print_explanation",
     "print_json",
@@ -22,6 +23,7 @@ __all__ = [
     "print_value",
     "quiet_grpc",
     "say",
+    "short_time",
 ]
 
 # Exit codes of everything that decides.
@@ -70,6 +72,22 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str
     # A file or pipe has no width: nothing is folded there.
     width = None if sys.stdout.isatty() else 10_000
     Console(markup=False, emoji=False, highlight=False, width=width).print(table)
+
+
+def short_time(text: str | None) -> str:
+    """A moment for people, to the second; empty for none."""
+    return f"{text[:10]} {text[11:19]}Z" if text else ""
+
+
+def compact(value: object) -> str:
+    """A value of JSON on one line, without the marks that people don't need."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key}: {compact(item)}" for key, item in value.items() if item is not None)
+    if isinstance(value, list):
+        return "[" + ", ".join(compact(item) for item in value) + "]"
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
 
 
 def quiet_grpc() -> None:

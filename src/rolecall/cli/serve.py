@@ -35,6 +35,7 @@ def serve(
     ] = None,
     reflection: Annotated[bool | None, typer.Option(help="Tell grpcurl what the API is.")] = None,
     threads: Annotated[int | None, typer.Option(help="How many calls are worked on at once.")] = None,
+    decision_log: Annotated[str | None, typer.Option(help="Which decisions to note: off, denies or all.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     log_format: Annotated[str | None, typer.Option(help="auto, text or json.")] = None,
 ) -> None:
@@ -50,6 +51,7 @@ def serve(
         plaintext_exposes_tokens=plaintext_exposes_tokens,
         reflection=reflection,
         threads=threads,
+        decision_log=decision_log,
         log_level=log_level,
         log_format=log_format,
     )

@@ -6,33 +6,41 @@ with Client() as rolecall:  # ROLECALL_ADDRESS, ROLECALL_TOKEN, ROLECALL_ORGANIZ
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
-
-import grpc
+from typing import Self
 
 from rolecall.client import convert
 from rolecall.client.channel import open_channel
+from rolecall.client.connection import Connection
+from rolecall.client.management import (
+    AuditClient,
+    OrganizationClient,
+    SessionClient,
+    TokenClient,
+    audit_filter,
+)
+from rolecall.client.plain import plain
 from rolecall.config import PREFIX, unknown_variables
 from rolecall.domain import CheckResult, Member, Permission, Role
-from rolecall.errors import CallFailed, ConfigError
+from rolecall.errors import ConfigError
 from rolecall.v1 import authorization_pb2 as pb
 from rolecall.v1 import policy_pb2
 from rolecall.v1.authorization_pb2_grpc import AuthorizationServiceStub
 from rolecall.v1.policy_pb2_grpc import PolicyServiceStub
 
-__all__ = ["Client"]
+__all__ = ["Client", "audit_filter", "plain"]
 
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 PAGE_SIZE = 1000
 
-T = TypeVar("T")
-
 
 class Client:
-    """A connection to a Rolecall server. Threads may share it."""
+    """A connection to a Rolecall server. Threads may share it.
+
+    `tokens`, `session`, `organization` and `audit` manage what their names say, for whoever may.
+    """
 
     def __init__(
         self,
@@ -58,13 +66,15 @@ class Client:
             raise ConfigError("There is no token to present: set ROLECALL_TOKEN to one.")
         if not token.isascii() or not token.isprintable() or " " in token:
             raise ConfigError("The token is malformed: it holds a blank, a line break or another stray character.")
-        self._address = address
         self._organization = organization or os.environ.get(f"{PREFIX}ORGANIZATION", "")
-        self._timeout = timeout
-        self._metadata = (("authorization", f"Bearer {token}"),)
-        self._channel = open_channel(address, ca_file or os.environ.get(f"{PREFIX}CA_FILE"), plaintext)
-        self._authorization = AuthorizationServiceStub(self._channel)
-        self._policy = PolicyServiceStub(self._channel)
+        channel = open_channel(address, ca_file or os.environ.get(f"{PREFIX}CA_FILE"), plaintext)
+        self._connection = Connection(channel, address, token, self._organization, timeout)
+        self._authorization = AuthorizationServiceStub(channel)
+        self._policy = PolicyServiceStub(channel)
+        self.tokens = TokenClient(self._connection)
+        self.session = SessionClient(self._connection)
+        self.organization = OrganizationClient(self._connection)
+        self.audit = AuditClient(self._connection)
 
     def __enter__(self) -> Self:
         return self
@@ -76,7 +86,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connection."""
-        self._channel.close()
+        self._connection.channel.close()
 
     def check(
         self, subject: str, action: str, resource: str, *, explain: bool = False, at_least_revision: int = 0
@@ -90,7 +100,7 @@ class Client:
             explain=explain,
             at_least_revision=at_least_revision,
         )
-        return convert.result(self._call(self._authorization.Check, request))
+        return convert.result(self._connection.call(self._authorization.Check, request))
 
     def check_token(self, token: str, action: str, resource: str, *, at_least_revision: int = 0) -> CheckResult:
         """May the holder of `token`, which somebody presented, do `action` on `resource`? Raises as `check`."""
@@ -101,7 +111,7 @@ class Client:
             resource=resource,
             at_least_revision=at_least_revision,
         )
-        return convert.result(self._call(self._authorization.Check, request))
+        return convert.result(self._connection.call(self._authorization.Check, request))
 
     def batch_check(
         self, questions: Iterable[tuple[str, str, str]], *, at_least_revision: int = 0
@@ -114,7 +124,7 @@ class Client:
         request = pb.BatchCheckRequest(
             organization=self._organization, checks=items, at_least_revision=at_least_revision
         )
-        response = self._call(self._authorization.BatchCheck, request)
+        response = self._connection.call(self._authorization.BatchCheck, request)
         return [convert.batch_result(item, response) for item in response.results]
 
     def permissions(self, subject: str, *, at_least_revision: int = 0) -> Iterator[Permission]:
@@ -125,7 +135,7 @@ class Client:
             page_size=PAGE_SIZE,
             at_least_revision=at_least_revision,
         )
-        for page in self._pages(self._authorization.ListPermissions, request):
+        for page in self._connection.pages(self._authorization.ListPermissions, request):
             yield from (convert.permission(permission) for permission in page.permissions)
 
     def subjects(self, action: str, resource: str, *, at_least_revision: int = 0) -> Iterator[Member]:
@@ -140,34 +150,19 @@ class Client:
             page_size=PAGE_SIZE,
             at_least_revision=at_least_revision,
         )
-        for page in self._pages(self._authorization.ListSubjects, request):
+        for page in self._connection.pages(self._authorization.ListSubjects, request):
             yield from (convert.member(member, self._organization) for member in page.members)
 
     def policy(self) -> policy_pb2.GetPolicyResponse:
         """The policy in force, and why a later one was refused. Raises as `check`."""
-        return self._call(self._policy.GetPolicy, policy_pb2.GetPolicyRequest(organization=self._organization))
+        return self._connection.call(
+            self._policy.GetPolicy, policy_pb2.GetPolicyRequest(organization=self._organization)
+        )
 
     def roles(self) -> Iterator[Role]:
         """The roles of the policy with their own rules, fetched page by page. Raises as `check`."""
         request = policy_pb2.ListRolesRequest(organization=self._organization, page_size=PAGE_SIZE)
-        for page in self._pages(self._policy.ListRoles, request):
+        for page in self._connection.pages(self._policy.ListRoles, request):
             for role in page.roles:
                 permissions = tuple(convert.permission(permission) for permission in role.permissions)
                 yield Role(role.name, tuple(role.parents), permissions, role.updates_owners)
-
-    def _pages(self, method: Callable[..., T], request: Any) -> Iterator[T]:
-        """Every page of a list."""
-        while True:
-            page: Any = self._call(method, request)
-            yield page
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
-
-    def _call(self, method: Callable[..., T], request: object) -> T:
-        try:
-            return method(request, timeout=self._timeout, metadata=self._metadata)
-        except grpc.RpcError as error:
-            raise convert.error(error, self._address) from error
-        except ValueError as error:
-            raise CallFailed("The client is closed: make a new one.") from error

@@ -11,10 +11,12 @@ from rolecall.errors import ConfigError
 
 __all__ = ["open_channel"]
 
-# Every call of this version only reads, so that trying again is safe.
+# Trying again is safe: calls that change something carry a request_id.
 _SERVICE_CONFIG = json.dumps(
     {
         "methodConfig": [
+            # A second try would find the credential dead that the first one killed.
+            {"name": [{"service": "rolecall.v1.SessionService", "method": "SignOut"}]},
             {
                 "name": [{}],
                 "retryPolicy": {
@@ -24,7 +26,7 @@ _SERVICE_CONFIG = json.dumps(
                     "backoffMultiplier": 2,
                     "retryableStatusCodes": ["UNAVAILABLE"],
                 },
-            }
+            },
         ]
     }
 )

@@ -7,8 +7,9 @@ from rolecall.policy.build import Build, build, index
 from rolecall.policy.compiled import OWNERS, Decision, Policy
 from rolecall.policy.explain import explain, few
 from rolecall.policy.handover import build_aside
+from rolecall.policy.scope import Reach, is_cut_down, is_within, narrowed, permits
 from rolecall.policy.source import MODEL_FILE, POLICY_FILE, TEST_FILE, Finding, Rule, Severity
-from rolecall.policy.words import asked_problem
+from rolecall.policy.words import asked_problem, pattern_problem
 
 __all__ = [
     "MODEL_FILE",
@@ -20,6 +21,7 @@ __all__ = [
     "Finding",
     "Policy",
     "PolicyError",
+    "Reach",
     "Rule",
     "Severity",
     "asked_problem",
@@ -28,7 +30,12 @@ __all__ = [
     "explain",
     "few",
     "index",
+    "is_cut_down",
+    "is_within",
     "load",
+    "narrowed",
+    "pattern_problem",
+    "permits",
 ]
 
 

@@ -130,6 +130,14 @@ class Policy:
         """Make equal masks one object, which stays in the processor's cache. Unpickling undoes it."""
         share_masks([self._starred, *self._tables.values()])
 
+    def speaks_of(self, resource: str, action: str) -> bool:
+        """Whether rules name the type of the resource pattern, and the action."""
+        kind, slash, _ = resource.partition("/")
+        known = kind in self.resource_types or bool(covering(self._types, kind, kind))
+        if not slash and kind.endswith("*"):
+            known = any(name.startswith(kind[:-1]) for name in self.resource_types)
+        return known and (action == "*" or action in self.actions)
+
     def roles_that_may(self, action: str, resource: str) -> tuple[str, ...]:
         """The roles that are allowed it, in file order."""
         return tuple(r for r in self._parents if self.decide(r, action, resource).reason is Reason.GRANTED)

@@ -10,6 +10,7 @@ __all__ = [
     "WORD",
     "asked_problem",
     "has_dot_segment",
+    "pattern_problem",
     "word_problem",
     "word_warning",
 ]
@@ -54,6 +55,14 @@ def word_problem(kind: str, text: str) -> tuple[str, str] | None:
         message = f"The {kind} `{text}` has a `*` where Casbin would ignore what follows it, or take it for a letter."
         return message, f"Let `*` stand {where}, or drop it."
     return f"The action `{text}` holds a slash.", "Name the action in one word."
+
+
+def pattern_problem(kind: str, text: str) -> str | None:
+    """Why the resource or action can't stand in a rule, and what to do; None where it can."""
+    if not text.isprintable():
+        return f"The {kind} holds a control character or an invisible one: remove it."
+    problem = word_problem(kind, text)
+    return " ".join(problem) if problem else None
 
 
 def word_warning(kind: str, text: str) -> tuple[str, str] | None:

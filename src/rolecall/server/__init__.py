@@ -1,30 +1,43 @@
 """The gRPC server: the only place where the parts are put together."""
 
-from collections.abc import Iterator
 from concurrent import futures
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import grpc
+import structlog
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health
-from grpc_status import rpc_status
 
 from rolecall import keys
+from rolecall.audit import AuditLog, Denials, Event, check_key
+from rolecall.auditing import Auditing
 from rolecall.authorizer import Authorizer
 from rolecall.config import Settings, check_listening, split_address
+from rolecall.decision_log import DecisionLog
 from rolecall.directory import Directory
-from rolecall.errors import ConfigError
+from rolecall.domain import Caller
+from rolecall.errors import ConfigError, UnauthenticatedCredential
 from rolecall.live_policy import LivePolicy
+from rolecall.mutations import Mutations
+from rolecall.organizations import Organizations
 from rolecall.pages import Pages
+from rolecall.server.audit import AuditService
 from rolecall.server.authorization import AuthorizationService
-from rolecall.server.calls import REQUEST_ID, Calls, Method
+from rolecall.server.background import Background
+from rolecall.server.calls import Calls, Method
+from rolecall.server.lanes import Handler, handler_for
+from rolecall.server.organization import OrganizationService
 from rolecall.server.policy import PolicyService
 from rolecall.server.probes import add_health
 from rolecall.server.reflection import add_reflection
+from rolecall.server.session import SessionService
+from rolecall.server.token import TokenService
+from rolecall.sessions import Sessions
 from rolecall.storage import Storage
-from rolecall.v1 import authorization_pb2, policy_pb2
+from rolecall.tokens import Tokens
+from rolecall.v1 import audit_pb2, authorization_pb2, organization_pb2, policy_pb2, session_pb2, token_pb2
 
 __all__ = ["Server", "build_server"]
 
@@ -34,7 +47,10 @@ MAX_STREAMS = 1000
 CONNECTION_GRACE_MS = 5000
 STOP_SECONDS = 5.0
 
-Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+_log = structlog.get_logger("rolecall.server")
+
+# Connections that calls don't use: for the policy's gate, the background, and exports.
+MORE_CONNECTIONS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +60,14 @@ class Server:
     address: str
     live: LivePolicy
     storage: Storage
+    _core: "_Core"
     _grpc: grpc.Server
     _health: health.HealthServicer
 
     def start(self) -> None:
         """Answer calls from now on."""
         self.live.start()
+        self._core.background.start()
         self._grpc.start()
 
     def stop(self, grace: float = STOP_SECONDS) -> None:
@@ -57,25 +75,40 @@ class Server:
         self._health.enter_graceful_shutdown()
         self._grpc.stop(grace).wait(grace + 1)
         self.live.stop()
+        self._core.close()
         self.storage.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Core:
+    """What answers the calls, whichever way they come in."""
+
+    calls: Calls
+    services: dict[FileDescriptor, Any]
+    background: Background
+    denials: Denials
+    directory: Directory
+    decisions: DecisionLog
+
+    def close(self) -> None:
+        """End the background work, and write down what is still to be."""
+        self.background.stop()
+        try:
+            self.denials.flush(closing=True)
+            self.directory.flush_uses()
+        except Exception:  # noqa: BLE001 - whatever it is, the rest must be let go of
+            _log.exception("refusals and uses of the last seconds are lost")
+        self.decisions.close()
 
 
 def build_server(settings: Settings) -> Server:
     """Put a server together and bind its port. Raises `ConfigError`, `PolicyError`, `StorageUnavailable`."""
     check_listening(settings)
     key = keys.read(settings.key_file)
-    # One connection for each call under way, and one for the policy's gate.
-    storage = Storage(settings.database, pool_size=settings.threads + 1)
+    storage = Storage(settings.database, pool_size=settings.threads + MORE_CONNECTIONS)
     storage.check()
     live = LivePolicy(settings.policy, storage)
-    pages = Pages(key)
-    directory = Directory(storage)
-    authorizer = Authorizer(storage, directory, live, pages)
-    calls = Calls(directory)
-    services = {
-        authorization_pb2.DESCRIPTOR: AuthorizationService(authorizer),
-        policy_pb2.DESCRIPTOR: PolicyService(authorizer, live),
-    }
+    core = _build_core(settings, key, storage, live)
 
     server = grpc.server(
         futures.ThreadPoolExecutor(settings.threads, thread_name_prefix="call"),
@@ -91,15 +124,41 @@ def build_server(settings: Settings) -> Server:
         ],
     )
     names = []
-    for file, servicer in services.items():
-        for name, handlers in _handlers(file, servicer, calls).items():
+    for file, servicer in core.services.items():
+        for name, handlers in _handlers(file, servicer, core.calls).items():
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
             names.append(name)
     names.append(health.SERVICE_NAME)
     checker = add_health(server, names)
     if settings.reflection:
         add_reflection(server, names)
-    return Server(_bind(server, settings), live, storage, server, checker)
+    return Server(_bind(server, settings), live, storage, core, server, checker)
+
+
+def _build_core(settings: Settings, key: keys.ServerKey, storage: Storage, live: LivePolicy) -> _Core:
+    log = AuditLog(key)
+    check_key(storage, log)
+    pages = Pages(key)
+    denials = Denials(storage, log)
+
+    def note_old_secret(caller: Caller) -> None:
+        held = (caller.organization, caller.actor, "PresentRotatedSecret", f"token:{caller.credential_id}")
+        denials.note(Event(*held, credential_id=caller.credential_id, reason=UnauthenticatedCredential.reason))
+
+    directory = Directory(storage, look_ups=max(1, settings.threads // 4), on_retired=note_old_secret)
+    authorizer = Authorizer(storage, directory, live, pages)
+    mutations = Mutations(storage, directory, live, log)
+    decisions = DecisionLog(settings)
+    services = {
+        authorization_pb2.DESCRIPTOR: AuthorizationService(authorizer, decisions),
+        policy_pb2.DESCRIPTOR: PolicyService(authorizer, live),
+        token_pb2.DESCRIPTOR: TokenService(Tokens(mutations, storage, live, pages)),
+        session_pb2.DESCRIPTOR: SessionService(Sessions(mutations, storage, live)),
+        organization_pb2.DESCRIPTOR: OrganizationService(Organizations(mutations, storage, live)),
+        audit_pb2.DESCRIPTOR: AuditService(Auditing(storage, directory, live, pages, log)),
+    }
+    background = Background(denials.flush, directory.flush_uses)
+    return _Core(Calls(directory, denials), services, background, denials, directory, decisions)
 
 
 def _handlers(file: FileDescriptor, servicer: Any, calls: Calls) -> dict[str, dict[str, Handler]]:
@@ -108,33 +167,11 @@ def _handlers(file: FileDescriptor, servicer: Any, calls: Calls) -> dict[str, di
     for service in file.services_by_name.values():
         for rpc in service.methods:
             name = f"/{service.full_name}/{rpc.name}"
-            method = Method(name, GetMessageClass(rpc.input_type), getattr(servicer, rpc.name))
-            handlers.setdefault(service.full_name, {})[rpc.name] = _unary(method, calls)
+            managing = file is not authorization_pb2.DESCRIPTOR
+            method = Method(name, GetMessageClass(rpc.input_type), getattr(servicer, rpc.name), managing)
+            handler = handler_for(method, calls, streaming=rpc.server_streaming)
+            handlers.setdefault(service.full_name, {})[rpc.name] = handler
     return handlers
-
-
-def _unary(method: Method, calls: Calls) -> Handler:
-    """The public lane: messages pass through as bytes, so that what can fail does so inside `Calls.answer`.
-
-    The handler is of the streaming kind, which looks the same to clients: grpc would have a thread wait for the message
-    of a unary one, a stranger's too, before it asks us.
-    """
-
-    def behaviour(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
-        if not context.is_active():
-            # Its client gave up while it waited for a thread.
-            return b""
-        metadata = context.invocation_metadata()
-        request_id = calls.request_id(metadata)
-        context.set_trailing_metadata(((REQUEST_ID, request_id),))
-        answer = calls.answer(method, messages, metadata, request_id)
-        if not isinstance(answer, bytes):
-            status = rpc_status.to_status(answer)
-            context.set_trailing_metadata((*status.trailing_metadata, (REQUEST_ID, request_id)))
-            context.abort(status.code, status.details)
-        return answer
-
-    return grpc.stream_unary_rpc_method_handler(behaviour)
 
 
 def _bind(server: grpc.Server, settings: Settings) -> str:

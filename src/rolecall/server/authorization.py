@@ -1,9 +1,10 @@
 """AuthorizationService."""
 
 from rolecall.authorizer import Authorizer
+from rolecall.decision_log import DecisionLog
 from rolecall.domain import ItemError, Question
 from rolecall.errors import InvalidField
-from rolecall.server import convert
+from rolecall.server import convert, fields
 from rolecall.server.calls import Call
 from rolecall.v1 import authorization_pb2 as pb
 
@@ -13,8 +14,9 @@ __all__ = ["AuthorizationService"]
 class AuthorizationService:
     """Answers "may this subject do this action on this resource?"."""
 
-    def __init__(self, authorizer: Authorizer) -> None:
+    def __init__(self, authorizer: Authorizer, decisions: DecisionLog) -> None:
         self._authorizer = authorizer
+        self._decisions = decisions
 
     def Check(self, request: pb.CheckRequest, call: Call) -> pb.CheckResponse:
         """Decide one question."""
@@ -22,6 +24,7 @@ class AuthorizationService:
         revision = convert.at_least_revision(request.at_least_revision)
         caller = call.caller_in(request.organization)
         result = self._authorizer.check(caller, question, at_least_revision=revision, explained=request.explain)
+        self._decisions.note(caller.organization, question, result, call.request_id)
         return convert.check_response(result)
 
     def BatchCheck(self, request: pb.BatchCheckRequest, call: Call) -> pb.BatchCheckResponse:
@@ -32,6 +35,8 @@ class AuthorizationService:
         questions = [item for item in asked if isinstance(item, Question)]
         caller = call.caller_in(request.organization)
         answer = self._authorizer.batch_check(caller, questions, at_least_revision=revision)
+        for question, result in zip(questions, answer.results, strict=True):
+            self._decisions.note(caller.organization, question, result, call.request_id)
         return convert.batch_response(asked, answer)
 
     def ListPermissions(self, request: pb.ListPermissionsRequest, call: Call) -> pb.ListPermissionsResponse:
@@ -39,7 +44,7 @@ class AuthorizationService:
         subject = convert.subject(request.subject)
         revision = convert.at_least_revision(request.at_least_revision)
         caller = call.caller_in(request.organization)
-        page = convert.page(request)
+        page = fields.page(request)
         answer = self._authorizer.list_permissions(caller, subject, page, at_least_revision=revision)
         return convert.permissions_response(answer)
 
@@ -48,7 +53,7 @@ class AuthorizationService:
         action, resource = convert.action(request.action), convert.resource(request.resource)
         revision = convert.at_least_revision(request.at_least_revision)
         caller = call.caller_in(request.organization)
-        page = convert.page(request)
+        page = fields.page(request)
         answer = self._authorizer.list_subjects(caller, action, resource, page, at_least_revision=revision)
         return convert.subjects_response(answer)
 

@@ -1,5 +1,7 @@
 """What happens around every RPC, whichever lane it comes in on: authenticate, parse, run, answer or say why not."""
 
+import hashlib
+import ipaddress
 import itertools
 import re
 import secrets
@@ -7,12 +9,15 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 import grpc
 import structlog
 from google.protobuf.message import DecodeError, Message
 from google.rpc import status_pb2
 
+from rolecall import credentials
+from rolecall.audit import Denials, Event
 from rolecall.directory import Directory
 from rolecall.domain import Caller
 from rolecall.errors import (
@@ -23,9 +28,11 @@ from rolecall.errors import (
     StorageUnavailable,
     UnauthenticatedCredential,
 )
+from rolecall.mutations import Attempt
+from rolecall.server import fields
 from rolecall.server.status import status_of
 
-__all__ = ["REQUEST_ID", "Call", "Calls", "Method"]
+__all__ = ["REQUEST_ID", "Call", "Calls", "Incoming", "Method", "peer_of"]
 
 REQUEST_ID = "x-request-id"
 
@@ -41,11 +48,37 @@ Metadata = Iterable[tuple[str, str | bytes]]
 
 
 @dataclass(frozen=True, slots=True)
+class Method:
+    """One RPC. `run` answers a message, or for a streaming one an iterator of them.
+
+    `managing`: refusals go into the audit log.
+    """
+
+    name: str
+    request_type: type[Message]
+    run: Callable[[Any, "Call"], Any]
+    managing: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Incoming:
+    """A call as it comes in. `peer` tells where from; `confirm` raises where the client has given up waiting."""
+
+    messages: Iterator[bytes]
+    metadata: Metadata
+    request_id: str
+    peer: Callable[[], str]
+    confirm: Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """One call of an authenticated caller."""
 
     caller: Caller
+    action: str
     request_id: str
+    confirm: Callable[[], None]
 
     def caller_in(self, organization: str) -> Caller:
         """The caller, for a request that names `organization`; empty is the credential's own.
@@ -59,55 +92,94 @@ class Call:
             raise OrganizationNotFound.named(organization)
         return self.caller
 
-
-@dataclass(frozen=True, slots=True)
-class Method:
-    """One unary RPC."""
-
-    name: str
-    request_type: type[Message]
-    run: Callable[[Any, Call], Message]
+    def attempt(self, request: Any) -> Attempt:
+        """The change that `request` asks for. Raises `InvalidField`, `OrganizationNotFound`."""
+        caller = self.caller_in(request.organization)
+        if "request_id" not in request.DESCRIPTOR.fields_by_name:
+            return Attempt(caller, self.action, self.request_id, confirm=self.confirm)
+        repeatable = fields.request_id(request.request_id)
+        # What it asks for, however its organization and its id are written.
+        asked = type(request)()
+        asked.CopyFrom(request)
+        asked.ClearField("organization")
+        asked.ClearField("request_id")
+        body = hashlib.sha256(asked.SerializeToString(deterministic=True)).digest()
+        return Attempt(caller, self.action, self.request_id, repeatable, body, self.confirm)
 
 
 class Calls:
     """Answers calls. Threads may share it."""
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: Directory, denials: Denials) -> None:
         self._directory = directory
+        self._denials = denials
         # A counter behind a random prefix: unique enough to search a log for, and cheap to make.
         self._prefix = secrets.token_hex(4)
         self._numbers = itertools.count(1)
         self._quiet_until = 0.0
 
     def request_id(self, metadata: Metadata) -> str:
-        """The id that the client gave the call, where it is printable; else a new one."""
+        """The id that the client gave the call, where it is printable, and no credential; else a new one."""
         for key, value in metadata:
-            if key == REQUEST_ID and isinstance(value, str) and _REQUEST_ID_SHAPE.fullmatch(value):
-                return value
+            fits = key == REQUEST_ID and isinstance(value, str) and _REQUEST_ID_SHAPE.fullmatch(value)
+            if fits and not credentials.holds_one(str(value)):
+                return str(value)
         return f"{self._prefix}-{next(self._numbers)}"
 
-    def answer(
-        self, method: Method, messages: Iterator[bytes], metadata: Metadata, request_id: str
-    ) -> bytes | status_pb2.Status:
-        """The serialized answer to the first of `messages`, or the status that says why there is none. Never raises.
+    def answer(self, method: Method, incoming: Incoming) -> bytes | status_pb2.Status:
+        """The serialized answer to a unary call, or the status that says why there is none. Never raises.
 
         Nobody's message is waited for before its sender is known.
         """
+        caller = None
         try:
-            call = Call(self._authenticate(metadata), request_id)
-            return method.run(_parse(method, next(messages, None)), call).SerializeToString()
-        except grpc.RpcError:
-            # The client went away before its message came.
+            caller = self._authenticate(incoming)
+            answer: bytes = self._run(method, incoming, caller).SerializeToString()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client must not see its text, nor wait for ever
+            return self._status(method, incoming, caller, error)
+        return answer
+
+    def stream(self, method: Method, incoming: Incoming) -> Iterator[bytes | status_pb2.Status]:
+        """The serialized answers to a call, one by one; the last may be the status that says why there are no more."""
+        caller = None
+        try:
+            caller = self._authenticate(incoming)
+            for message in self._run(method, incoming, caller):
+                yield message.SerializeToString()
+        except Exception as error:  # noqa: BLE001 - as above
+            yield self._status(method, incoming, caller, error)
+
+    def _authenticate(self, incoming: Incoming) -> Caller:
+        """The caller behind the one credential presented. Raises `UnauthenticatedCredential`."""
+        presented = [value for key, value in incoming.metadata if key == "authorization"]
+        if len(presented) != 1 or not isinstance(presented[0], str):
+            raise UnauthenticatedCredential
+        match = _BEARER.fullmatch(presented[0])
+        caller = self._directory.caller(match[1], incoming.peer) if match else None
+        if caller is None:
+            raise UnauthenticatedCredential
+        return caller
+
+    def _run(self, method: Method, incoming: Incoming, caller: Caller) -> Any:
+        request = _parse(method, next(incoming.messages, None))
+        action = method.name.rpartition("/")[2]
+        return method.run(request, Call(caller, action, incoming.request_id, incoming.confirm))
+
+    def _status(self, method: Method, incoming: Incoming, caller: Caller | None, error: Exception) -> status_pb2.Status:
+        """What the client is told of `error`; the operator is told what matters to them."""
+        request_id = incoming.request_id
+        if isinstance(error, grpc.RpcError):
+            # The client went away before its message came, or before a change was committed.
             return status_pb2.Status(code=grpc.StatusCode.CANCELLED.value[0])
-        except RolecallError as error:
-            if isinstance(error, StorageUnavailable):
-                self._log_outage(error, request_id)
-            _log.debug("refused", method=method.name, request_id=request_id, reason=error.reason)
-            return status_of(error, request_id)
-        except Exception:  # noqa: BLE001 - whatever it is, the client must not see its text, nor wait for ever
-            _log.exception("failed", method=method.name, request_id=request_id)
-            message = f"The server failed: its log says more under the request id {request_id}."
-            return status_of(Internal(message), request_id)
+        if not isinstance(error, RolecallError):
+            _log.error("failed", method=method.name, request_id=request_id, exc_info=error)
+            error = Internal(f"The server failed: its log says more under the request id {request_id}.")
+        elif isinstance(error, StorageUnavailable):
+            self._log_outage(error, request_id)
+        elif caller and method.managing and error.status == "PERMISSION_DENIED":
+            self._denials.note(_denied(method, caller, error, request_id))
+        _log.debug("refused", method=method.name, request_id=request_id, reason=error.reason)
+        return status_of(error, request_id)
 
     def _log_outage(self, error: StorageUnavailable, request_id: str) -> None:
         """Tell the operator; not for every call, as every call fails."""
@@ -116,16 +188,17 @@ class Calls:
             cause = str(getattr(error.__cause__, "orig", None) or error.__cause__ or "").strip().partition("\n")[0]
             _log.error("database unavailable", request_id=request_id, error=error.message, cause=cause)
 
-    def _authenticate(self, metadata: Metadata) -> Caller:
-        """The caller behind the one credential presented. Raises `UnauthenticatedCredential`."""
-        presented = [value for key, value in metadata if key == "authorization"]
-        if len(presented) != 1 or not isinstance(presented[0], str):
-            raise UnauthenticatedCredential
-        match = _BEARER.fullmatch(presented[0])
-        caller = self._directory.caller(match[1]) if match else None
-        if caller is None:
-            raise UnauthenticatedCredential
-        return caller
+
+def peer_of(address: str) -> str:
+    """Whom a peer's address stands for: the machine, or the network that an IPv6 machine has to itself."""
+    kind, _, rest = unquote(address).partition(":")
+    host = rest.rpartition(":")[0].strip("[]")
+    if kind == "ipv6":
+        try:
+            return str(ipaddress.ip_network((host.partition("%")[0], 64), strict=False))
+        except ValueError:
+            return host
+    return host
 
 
 def _parse(method: Method, raw: bytes | None) -> Message:
@@ -136,3 +209,15 @@ def _parse(method: Method, raw: bytes | None) -> Message:
         return method.request_type.FromString(raw)
     except DecodeError as error:
         raise InvalidField(f"The message is no {name}: send one in protobuf's binary form.", field="") from error
+
+
+def _denied(method: Method, caller: Caller, error: RolecallError, request_id: str) -> Event:
+    return Event(
+        caller.organization,
+        caller.actor,
+        method.name.rpartition("/")[2],
+        details=error.metadata,
+        credential_id=caller.credential_id,
+        request_id=request_id,
+        reason=error.reason,
+    )

@@ -1,9 +1,7 @@
-"""Between messages and domain values. What comes in is validated here, field by field."""
+"""Between the messages of AuthorizationService and domain values. What comes in is validated here, field by field."""
 
 import re
 from collections.abc import Sequence
-
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from rolecall import addresses, credentials
 from rolecall.authorizer import BatchAnswer, PermissionsAnswer, SubjectsAnswer
@@ -12,9 +10,6 @@ from rolecall.domain import (
     Effect,
     Explanation,
     ItemError,
-    Member,
-    Page,
-    Permission,
     Question,
     Reason,
     Subject,
@@ -22,8 +17,8 @@ from rolecall.domain import (
 )
 from rolecall.errors import BatchSize, InvalidField
 from rolecall.policy import asked_problem
+from rolecall.server import fields
 from rolecall.v1 import authorization_pb2 as pb
-from rolecall.v1 import shared_pb2
 
 __all__ = [
     "action",
@@ -31,15 +26,11 @@ __all__ = [
     "batch_response",
     "batch_size",
     "check_response",
-    "member",
-    "page",
-    "permission",
     "permissions_response",
     "question",
     "resource",
     "subject",
     "subjects_response",
-    "timestamp",
 ]
 
 MAX_SUBJECT = 330
@@ -50,7 +41,6 @@ _FORMS = "`user:ann@acme.io`, `user:ID`, `token:ID`, `role:NAME`, or a bare addr
 
 _DECISIONS = {Effect.ALLOW: pb.DECISION_ALLOW, Effect.DENY: pb.DECISION_DENY}
 _REASONS = {reason: pb.Reason.Value(f"REASON_{reason.name}") for reason in Reason}
-_EFFECTS = {Effect.ALLOW: shared_pb2.EFFECT_ALLOW, Effect.DENY: shared_pb2.EFFECT_DENY}
 
 
 def question(message: pb.CheckRequest | pb.BatchCheckItem) -> Question:
@@ -71,6 +61,9 @@ def subject(text: str) -> Subject:
         raise InvalidField(f"subject has {len(text)} characters, more than {MAX_SUBJECT}: shorten it.", field="subject")
     if "*" in text or not text.isprintable():
         raise InvalidField(f"subject holds a `*` or an invisible character: write {_FORMS}.", field="subject")
+    if credentials.holds_one(text):
+        message = "subject holds a whole token: pass that as subject_token, or name it by its id, as in `token:ID`."
+        raise InvalidField(message, field="subject")
     form, colon, value = text.partition(":")
     if not colon:
         form, value = "user", text
@@ -102,11 +95,6 @@ def at_least_revision(value: int) -> int:
         message = f"at_least_revision is {value}: give a revision that an answer gave, or 0 for any."
         raise InvalidField(message, field="at_least_revision")
     return value
-
-
-def page(message: pb.ListPermissionsRequest | pb.ListSubjectsRequest) -> Page:
-    """Which part of a list is wanted; its bounds are checked where the list is known."""
-    return Page(message.page_size, message.page_token)
 
 
 def batch_size(size: int) -> None:
@@ -151,7 +139,7 @@ def permissions_response(answer: PermissionsAnswer) -> pb.ListPermissionsRespons
     """A page of permissions as a message."""
     return pb.ListPermissionsResponse(
         role=answer.role,
-        permissions=[permission(item) for item in answer.permissions],
+        permissions=[fields.permission(item) for item in answer.permissions],
         revision=answer.revision,
         policy_version=answer.policy_version,
         next_page_token=answer.next_page_token,
@@ -161,35 +149,11 @@ def permissions_response(answer: PermissionsAnswer) -> pb.ListPermissionsRespons
 def subjects_response(answer: SubjectsAnswer) -> pb.ListSubjectsResponse:
     """A page of members as a message."""
     return pb.ListSubjectsResponse(
-        members=[member(item) for item in answer.members],
+        members=[fields.member(item) for item in answer.members],
         revision=answer.revision,
         policy_version=answer.policy_version,
         next_page_token=answer.next_page_token,
     )
-
-
-def permission(value: Permission) -> shared_pb2.Permission:
-    """A rule as a message."""
-    return shared_pb2.Permission(resource=value.resource, action=value.action, effect=_EFFECTS[value.effect])
-
-
-def member(value: Member) -> shared_pb2.Member:
-    """A member as a message."""
-    return shared_pb2.Member(
-        user_id=value.user_id,
-        email=value.email,
-        display_name=value.display_name,
-        role=value.role,
-        etag=f"{value.update_time:x}",
-        create_time=timestamp(value.create_time),
-        update_time=timestamp(value.update_time),
-    )
-
-
-def timestamp(microseconds: int) -> Timestamp:
-    """A time as a message."""
-    seconds, rest = divmod(microseconds, 1_000_000)
-    return Timestamp(seconds=seconds, nanos=rest * 1000)
 
 
 def _presented(text: str) -> Subject:

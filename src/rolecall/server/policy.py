@@ -1,10 +1,10 @@
 """PolicyService."""
 
 from rolecall.authorizer import Authorizer
-from rolecall.domain import Page, Role
+from rolecall.domain import Role
 from rolecall.live_policy import LivePolicy
 from rolecall.policy import Finding, Severity
-from rolecall.server import convert
+from rolecall.server import fields
 from rolecall.server.calls import Call
 from rolecall.v1 import policy_pb2 as pb
 
@@ -27,7 +27,7 @@ class PolicyService:
         state = self._live.in_force
         policy = pb.Policy(
             policy_version=state.policy.version,
-            load_time=convert.timestamp(state.since),
+            load_time=fields.timestamp(state.since),
             role_count=len(state.policy.roles),
             rule_count=len(state.policy.rules),
             warnings=[_finding(finding) for finding in state.warnings[:MAX_FINDINGS]],
@@ -36,7 +36,7 @@ class PolicyService:
             return pb.GetPolicyResponse(policy=policy)
         refusal = pb.PolicyRefusal(
             policy_version=state.refusal.version,
-            refuse_time=convert.timestamp(state.refusal.since),
+            refuse_time=fields.timestamp(state.refusal.since),
             findings=[_finding(finding) for finding in state.refusal.findings[:MAX_FINDINGS]],
             finding_count=len(state.refusal.findings),
         )
@@ -45,7 +45,7 @@ class PolicyService:
     def ListRoles(self, request: pb.ListRolesRequest, call: Call) -> pb.ListRolesResponse:
         """List the roles with what their own rows say."""
         caller = call.caller_in(request.organization)
-        answer = self._authorizer.list_roles(caller, Page(request.page_size, request.page_token))
+        answer = self._authorizer.list_roles(caller, fields.page(request))
         messages = []
         left = MAX_PERMISSIONS
         for role in answer.roles:
@@ -60,7 +60,7 @@ def _role(role: Role, at_most: int) -> pb.Role:
     return pb.Role(
         name=role.name,
         parents=role.parents,
-        permissions=[convert.permission(permission) for permission in role.permissions[:at_most]],
+        permissions=[fields.permission(permission) for permission in role.permissions[:at_most]],
         permission_count=len(role.permissions),
         updates_owners=role.updates_owners,
     )

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
@@ -48,6 +49,11 @@ class Storage:
         self._writer = threading.Lock()
         self._identity = file_identity(self._url)
         self._postgresql = self._url.get_backend_name() == "postgresql"
+        self._forget: list[Callable[[list[str]], None]] = []
+
+    def on_change(self, forget: Callable[[list[str]], None]) -> None:
+        """Have `forget` told the ids of what each transaction of this process changed, before `write` answers."""
+        self._forget.append(forget)
 
     def create(self) -> None:
         """Make the tables in a new or empty database; `check` any other. Raises `ConfigError`."""
@@ -101,7 +107,7 @@ class Storage:
 
         Raises `OrganizationNotFound` too.
         """
-        return self.write(lambda tx: work(Transaction(tx.connection, organizations.bump(tx, organization))))
+        return self.write(lambda tx: work(replace(tx, revision=organizations.bump(tx, organization))))
 
     def _run(
         self,
@@ -114,8 +120,7 @@ class Storage:
         pause = FIRST_PAUSE_SECONDS
         for tries_left in reversed(range(TRIES)):
             try:
-                with self._engine.connect().execution_options(**options) as connection, connection.begin():
-                    return work(Transaction(connection))
+                return self._once(work, options)
             except PoolTimeoutError as error:
                 raise StorageUnavailable("All database connections are in use: try again in a moment.") from error
             except SQLAlchemyError as error:
@@ -133,6 +138,21 @@ class Storage:
             time.sleep(pause)
             pause *= 2
         raise AssertionError("the last try returns or raises")
+
+    def _once(self, work: Callable[[Transaction], T], options: dict[str, Any]) -> T:
+        touched: list[str] = []
+        try:
+            with self._engine.connect().execution_options(**options) as connection, connection.begin():
+                tx = Transaction(connection, touched=touched)
+                answer = work(tx)
+        finally:
+            # Whatever became of it: a commit may fail and be done all the same.
+            if touched:
+                for forget in self._forget:
+                    forget(touched)
+        for then in tx.afterwards:
+            then()
+        return answer
 
     def _mind_replaced_file(self) -> None:
         """Let go of an SQLite file that is no longer the one at its path: what it says holds no more."""

@@ -1,45 +1,112 @@
 """Queries on credentials. A dead one, expired or revoked, is never found by those that find live ones."""
 
+import hmac
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from sqlalchemy import Select, insert, select, update
+from sqlalchemy import ColumnElement, Join, and_, bindparam, func, insert, or_, select, update
 
 from rolecall.credentials import Minted
-from rolecall.domain import Caller, CredentialKind
+from rolecall.domain import Caller, CredentialKind, Effect, Permission, Restriction
 from rolecall.storage.organizations import record_change
-from rolecall.storage.tables import credentials, members
+from rolecall.storage.tables import credentials, members, retired_secrets
 from rolecall.storage.transaction import Transaction
 
-__all__ = ["NewCredential", "add", "live_holder", "live_holders", "revoke"]
+__all__ = [
+    "Held",
+    "NewCredential",
+    "add",
+    "held_credentials",
+    "live_holder",
+    "live_holders",
+    "present_role",
+    "restriction_of",
+    "revoke",
+    "rotate",
+    "used",
+]
+
+
+def held_credentials() -> Join:
+    """Credentials with their holders; an organization's token has none."""
+    same = (members.c.organization == credentials.c.organization) & (members.c.user_id == credentials.c.user_id)
+    return credentials.outerjoin(members, same)
+
+
+def present_role() -> ColumnElement[str]:
+    """The role that a credential acts with: an organization token's own, else its holder's present one."""
+    return func.coalesce(credentials.c.role, members.c.role)
+
+
+# Made once, as SQLAlchemy takes longer to put a statement together than SQLite to run it.
+_ADD = insert(credentials)
+_LIVE = (
+    select(
+        credentials.c.organization,
+        credentials.c.id,
+        credentials.c.kind,
+        credentials.c.user_id,
+        credentials.c.restriction,
+        credentials.c.expire_time,
+        credentials.c.digest,
+        members.c.email_key,
+        present_role().label("role"),
+    )
+    .select_from(held_credentials())
+    .where(
+        credentials.c.revoke_time.is_(None),
+        credentials.c.expire_time > bindparam("at"),
+        # A person's credential without the person would be a defect; it is dead.
+        or_(credentials.c.user_id.is_(None), members.c.user_id.is_not(None)),
+    )
+)
+_LIVE_ONE = _LIVE.where(credentials.c.id == bindparam("id"))
 
 
 @dataclass(frozen=True, slots=True)
 class NewCredential:
-    """What is stored of a minted credential."""
+    """What is stored of a minted credential: a person's has a `user_id`, an organization's token a `role`."""
 
     minted: Minted
     organization: str
-    user_id: str
+    user_id: str | None
+    role: str | None
     name: str
+    restriction: Restriction
+    created_by: str
     create_time: int
     expire_time: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Who holds a credential, and until when the presented secret works. `retired`: since a rotation it doesn't."""
+
+    caller: Caller
+    until: int
+    retired: bool = False
 
 
 def add(tx: Transaction, new: NewCredential) -> None:
     """Insert a credential: its digest, never its text."""
     tx.connection.execute(
-        insert(credentials).values(
-            id=new.minted.id,
-            organization=new.organization,
-            kind=new.minted.kind.value,
-            user_id=new.user_id,
-            name=new.name,
-            digest=new.minted.digest,
-            last_four=new.minted.last_four,
-            create_time=new.create_time,
-            expire_time=new.expire_time,
-        )
+        _ADD,
+        {
+            "id": new.minted.id,
+            "organization": new.organization,
+            "kind": new.minted.kind.value,
+            "user_id": new.user_id,
+            "role": new.role,
+            "name": new.name,
+            "restriction": _restriction_text(new.restriction),
+            "created_by": new.created_by,
+            "digest": new.minted.digest,
+            "last_four": new.minted.last_four,
+            "create_time": new.create_time,
+            "expire_time": new.expire_time,
+            "changed": tx.revision,
+        },
     )
     record_change(tx, new.organization, "credential", new.minted.id)
 
@@ -48,12 +115,8 @@ def revoke(tx: Transaction, organization: str, credential_id: str, at: int) -> b
     """Kill a credential. False where the organization has none of this id that isn't revoked yet."""
     result = tx.connection.execute(
         update(credentials)
-        .where(
-            credentials.c.organization == organization,
-            credentials.c.id == credential_id,
-            credentials.c.revoke_time.is_(None),
-        )
-        .values(revoke_time=at)
+        .where(_named(organization, credential_id), credentials.c.revoke_time.is_(None))
+        .values(revoke_time=at, changed=tx.revision)
     )
     if result.rowcount == 0:
         return False
@@ -61,40 +124,96 @@ def revoke(tx: Transaction, organization: str, credential_id: str, at: int) -> b
     return True
 
 
-def live_holder(tx: Transaction, credential_id: str, at: int) -> tuple[Caller, bytes] | None:
-    """The holder of the credential as a caller, and the stored digest; None where none of this id lives at `at`."""
-    row = tx.connection.execute(_live(at).where(credentials.c.id == credential_id)).one_or_none()
+def rotate(tx: Transaction, organization: str, minted: Minted, old_until: int) -> None:
+    """Give the credential of this id the new secret; the old one works until `old_until`, earlier ones no longer."""
+    named = _named(organization, minted.id)
+    old: bytes | None = tx.connection.scalar(select(credentials.c.digest).where(named))
+    tx.connection.execute(
+        update(retired_secrets)
+        .where(retired_secrets.c.credential_id == minted.id, retired_secrets.c.expire_time > old_until)
+        .values(expire_time=old_until)
+    )
+    tx.connection.execute(
+        insert(retired_secrets).values(
+            organization=organization, credential_id=minted.id, digest=old, expire_time=old_until
+        )
+    )
+    tx.connection.execute(
+        update(credentials).where(named).values(digest=minted.digest, last_four=minted.last_four, changed=tx.revision)
+    )
+    record_change(tx, organization, "credential", minted.id)
+
+
+def used(tx: Transaction, credential_id: str, at: int, unless_since: int) -> None:
+    """Note that the credential was used, unless that was noted since `unless_since`. No mutation: no revision."""
+    tx.connection.execute(
+        update(credentials)
+        .where(
+            credentials.c.id == credential_id,
+            or_(credentials.c.last_used_time.is_(None), credentials.c.last_used_time <= unless_since),
+        )
+        .values(last_used_time=at)
+    )
+
+
+def live_holder(tx: Transaction, credential_id: str, digest: bytes, at: int) -> Held | None:
+    """Who holds the credential of this id and secret; None where none such lives at `at`."""
+    row = tx.connection.execute(_LIVE_ONE, {"at": at, "id": credential_id}).one_or_none()
     if row is None:
         return None
-    caller = Caller(row.organization, row.id, CredentialKind(row.kind), row.user_id, row.email_key, row.role)
-    return caller, row.digest
+    caller = Caller(
+        row.organization,
+        row.id,
+        CredentialKind(row.kind),
+        row.user_id or "",
+        row.email_key or "",
+        row.role,
+        restriction_of(row.restriction),
+        row.expire_time,
+        digest,
+    )
+    if hmac.compare_digest(row.digest, digest):
+        return Held(caller, row.expire_time)
+    retired: int | None = tx.connection.scalar(
+        select(retired_secrets.c.expire_time).where(
+            retired_secrets.c.credential_id == credential_id, retired_secrets.c.digest == digest
+        )
+    )
+    if retired is None:
+        return None
+    return Held(caller, min(row.expire_time, retired), retired=retired <= at)
 
 
 def live_holders(
     tx: Transaction, organization: str, credential_ids: Collection[str], at: int
-) -> dict[str, tuple[str, bytes]]:
-    """The holder's role and the stored digest of each of the credentials that lives in the organization at `at`."""
+) -> dict[str, tuple[str, Restriction, set[bytes]]]:
+    """The role, the restriction and the digests that work at `at`, of each of the organization's live credentials."""
     rows = tx.connection.execute(
-        _live(at).where(credentials.c.organization == organization, credentials.c.id.in_(credential_ids))
+        _LIVE.where(credentials.c.organization == organization, credentials.c.id.in_(credential_ids)), {"at": at}
     )
-    return {row.id: (row.role, row.digest) for row in rows}
+    found = {row.id: (row.role, restriction_of(row.restriction), {row.digest}) for row in rows}
+    old = tx.connection.execute(
+        select(retired_secrets.c.credential_id, retired_secrets.c.digest).where(
+            retired_secrets.c.credential_id.in_(found), retired_secrets.c.expire_time > at
+        )
+    )
+    for row in old:
+        found[row.credential_id][2].add(row.digest)
+    return found
 
 
-def _live(at: int) -> Select[tuple[str, str, str, str, str, str, bytes]]:
-    return (
-        select(
-            credentials.c.organization,
-            credentials.c.id,
-            credentials.c.kind,
-            credentials.c.user_id,
-            members.c.email_key,
-            members.c.role,
-            credentials.c.digest,
-        )
-        .join_from(
-            credentials,
-            members,
-            (members.c.organization == credentials.c.organization) & (members.c.user_id == credentials.c.user_id),
-        )
-        .where(credentials.c.revoke_time.is_(None), credentials.c.expire_time > at)
-    )
+def restriction_of(text: str | None) -> Restriction:
+    """The restriction that a row holds."""
+    if text is None:
+        return None
+    return tuple(Permission(resource, action, Effect.ALLOW) for resource, action in json.loads(text))
+
+
+def _restriction_text(restriction: Restriction) -> str | None:
+    if restriction is None:
+        return None
+    return json.dumps([[permission.resource, permission.action] for permission in restriction], ensure_ascii=False)
+
+
+def _named(organization: str, credential_id: str) -> ColumnElement[bool]:
+    return and_(credentials.c.organization == organization, credentials.c.id == credential_id)

@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
@@ -116,7 +117,10 @@ def file_identity(url: URL) -> tuple[int, int] | None:
 def _prepare_sqlite(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
     # The driver's own BEGIN comes late and deferred, which loses writes; ours is below.
     connection.isolation_level = None
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+    # Text that somebody spoilt past us must not look like an outage: it is handed on, unlike any that is valid.
+    connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
+    # What is deleted is overwritten: an erased name must not stay in a free page.
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
         connection.execute(f"PRAGMA {pragma}")
 
 

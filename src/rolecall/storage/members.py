@@ -10,7 +10,16 @@ from rolecall.storage.organizations import record_change
 from rolecall.storage.tables import members, organizations
 from rolecall.storage.transaction import Transaction
 
-__all__ = ["add", "by_email", "organizations_without", "page_with_roles", "roles_by_email", "roles_by_id", "roles_held"]
+__all__ = [
+    "add",
+    "by_email",
+    "get",
+    "organizations_without",
+    "page_with_roles",
+    "roles_by_email",
+    "roles_by_id",
+    "roles_held",
+]
 
 
 def add(tx: Transaction, member: Member, email_key: str) -> None:
@@ -28,6 +37,14 @@ def add(tx: Transaction, member: Member, email_key: str) -> None:
         )
     )
     record_change(tx, member.organization, "member", member.user_id)
+
+
+def get(tx: Transaction, organization: str, user_id: str) -> Member | None:
+    """The member with this id; None where there is none."""
+    row = tx.connection.execute(
+        select(members).where(members.c.organization == organization, members.c.user_id == user_id)
+    ).one_or_none()
+    return _member(row) if row else None
 
 
 def by_email(tx: Transaction, organization: str, email_key: str) -> Member | None:

@@ -1,14 +1,50 @@
 """Queries on organizations and on what their revisions changed."""
 
-from sqlalchemy import insert, select, update
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Executable, Row, bindparam, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from rolecall.domain import Organization
 from rolecall.errors import OrganizationNotFound
-from rolecall.storage.tables import changes, organizations
+from rolecall.storage.tables import changes, members, organizations
 from rolecall.storage.transaction import Transaction
 
-__all__ = ["add", "bump", "exists", "get", "record_change", "revision_of"]
+__all__ = [
+    "Census",
+    "add",
+    "bump",
+    "census",
+    "exists",
+    "get",
+    "owner_count",
+    "record_change",
+    "rename",
+    "revision_of",
+]
+
+
+# Made once, as SQLAlchemy takes longer to put a statement together than SQLite to run it.
+_BUMP = (
+    update(organizations)
+    .where(organizations.c.id == bindparam("named"))
+    .values(revision=organizations.c.revision + 1)
+    .returning(organizations.c.revision)
+)
+_CHANGED: dict[str, Executable] = {
+    "postgresql": postgresql.insert(changes).on_conflict_do_nothing(),
+    "sqlite": sqlite.insert(changes).on_conflict_do_nothing(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Census:
+    """An organization and how many members it has."""
+
+    organization: Organization
+    members: int
 
 
 def add(tx: Transaction, organization: Organization) -> None:
@@ -19,14 +55,42 @@ def add(tx: Transaction, organization: Organization) -> None:
             display_name=organization.display_name,
             revision=organization.revision,
             create_time=organization.create_time,
+            changed=organization.changed,
         )
     )
+
+
+def rename(tx: Transaction, organization: str, display_name: str) -> None:
+    """Give the organization another name to show."""
+    tx.connection.execute(
+        update(organizations)
+        .where(organizations.c.id == organization)
+        .values(display_name=display_name, changed=tx.revision)
+    )
+    record_change(tx, organization, "organization", organization)
 
 
 def get(tx: Transaction, organization: str) -> Organization | None:
     """The organization; None where there is none of this name."""
     row = tx.connection.execute(select(organizations).where(organizations.c.id == organization)).one_or_none()
-    return Organization(row.id, row.display_name, row.revision, row.create_time) if row else None
+    return _organization(row) if row else None
+
+
+def owner_count(tx: Transaction, organization: str, roles: Collection[str]) -> int:
+    """How many members hold one of `roles`."""
+    query = select(func.count()).select_from(members)
+    return tx.connection.scalars(query.where(members.c.organization == organization, members.c.role.in_(roles))).one()
+
+
+def census(tx: Transaction) -> list[Census]:
+    """Every organization with the number of its members, by name."""
+    rows = tx.connection.execute(
+        select(organizations, func.count(members.c.user_id).label("member_count"))
+        .outerjoin_from(organizations, members, members.c.organization == organizations.c.id)
+        .group_by(organizations.c.id)
+        .order_by(organizations.c.id)
+    )
+    return [Census(_organization(row), row.member_count) for row in rows]
 
 
 def exists(tx: Transaction) -> bool:
@@ -46,12 +110,7 @@ def revision_of(tx: Transaction, organization: str) -> int:
 
 def bump(tx: Transaction, organization: str) -> int:
     """Raise the revision by one and answer it; holds the row's lock to the end. Raises `OrganizationNotFound`."""
-    revision: int | None = tx.connection.scalar(
-        update(organizations)
-        .where(organizations.c.id == organization)
-        .values(revision=organizations.c.revision + 1)
-        .returning(organizations.c.revision)
-    )
+    revision: int | None = tx.connection.scalar(_BUMP, {"named": organization})
     if revision is None:
         raise OrganizationNotFound.named(organization)
     return revision
@@ -59,6 +118,10 @@ def bump(tx: Transaction, organization: str) -> int:
 
 def record_change(tx: Transaction, organization: str, kind: str, key: str) -> None:
     """Note that this revision changed the `kind` of thing named `key`; once is enough."""
-    insert_or_leave = postgresql.insert if tx.connection.dialect.name == "postgresql" else sqlite.insert
-    row = insert_or_leave(changes).values(organization=organization, revision=tx.revision, kind=kind, key=key)
-    tx.connection.execute(row.on_conflict_do_nothing())
+    tx.touched.append(key)
+    statement = _CHANGED[tx.connection.dialect.name]
+    tx.connection.execute(statement, {"organization": organization, "revision": tx.revision, "kind": kind, "key": key})
+
+
+def _organization(row: Row[Any]) -> Organization:
+    return Organization(row.id, row.display_name, row.revision, row.create_time, row.changed)

@@ -1,6 +1,7 @@
 """What the query modules work in."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from sqlalchemy import Connection
 
@@ -13,3 +14,7 @@ class Transaction:
 
     connection: Connection
     revision: int = 0
+    # What it changes, by the ids that caches know them by: forgotten when it ends, however it does.
+    touched: list[str] = field(default_factory=list)
+    # What to do once it is committed.
+    afterwards: list[Callable[[], None]] = field(default_factory=list)

@@ -54,6 +54,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ALREADY_EXISTS: there is an organization of this name."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 15
     """INTERNAL: a defect of the server. Its log has the details under the `request_id` of the metadata."""
+    ERROR_REASON_ROLE_BEYOND_CALLER: _ErrorReason.ValueType  # 16
+    """PERMISSION_DENIED: a role, or what a token may do, is beyond what the caller may do itself. Metadata: `role`."""
+    ERROR_REASON_UNKNOWN_ROLE_NAME: _ErrorReason.ValueType  # 17
+    """INVALID_ARGUMENT: the policy has no such role. Metadata: `role`."""
+    ERROR_REASON_PERSON_ONLY: _ErrorReason.ValueType  # 18
+    """PERMISSION_DENIED: only a person may do this, and the credential is an organization's token."""
+    ERROR_REASON_ETAG_MISMATCH: _ErrorReason.ValueType  # 19
+    """ABORTED: what was to be changed has changed since the etag was read. Read it again."""
+    ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 20
+    """INVALID_ARGUMENT: the request_id was used with another request. Make a new one."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed: the `reason` of the google.rpc.ErrorInfo in its status, without the prefix `ERROR_REASON_`,
@@ -92,4 +102,14 @@ ERROR_REASON_ORGANIZATION_EXISTS: ErrorReason.ValueType  # 14
 """ALREADY_EXISTS: there is an organization of this name."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 15
 """INTERNAL: a defect of the server. Its log has the details under the `request_id` of the metadata."""
+ERROR_REASON_ROLE_BEYOND_CALLER: ErrorReason.ValueType  # 16
+"""PERMISSION_DENIED: a role, or what a token may do, is beyond what the caller may do itself. Metadata: `role`."""
+ERROR_REASON_UNKNOWN_ROLE_NAME: ErrorReason.ValueType  # 17
+"""INVALID_ARGUMENT: the policy has no such role. Metadata: `role`."""
+ERROR_REASON_PERSON_ONLY: ErrorReason.ValueType  # 18
+"""PERMISSION_DENIED: only a person may do this, and the credential is an organization's token."""
+ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 19
+"""ABORTED: what was to be changed has changed since the etag was read. Read it again."""
+ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 20
+"""INVALID_ARGUMENT: the request_id was used with another request. Make a new one."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

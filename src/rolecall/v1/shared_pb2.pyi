@@ -3,9 +3,11 @@
 isort:skip_file
 Rolecall's API, version 1: who may do what in an organization."""
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
@@ -42,6 +44,34 @@ EFFECT_DENY: Effect.ValueType  # 2
 """Denies, whatever else matches."""
 Global___Effect: _TypeAlias = Effect  # noqa: Y015
 
+class _CredentialKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CredentialKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CredentialKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CREDENTIAL_KIND_UNSPECIFIED: _CredentialKind.ValueType  # 0
+    """In a filter, takes any. Never sent."""
+    CREDENTIAL_KIND_PERSONAL_TOKEN: _CredentialKind.ValueType  # 1
+    """A person's token; begins with `rcp_`."""
+    CREDENTIAL_KIND_ORGANIZATION_TOKEN: _CredentialKind.ValueType  # 2
+    """A program's token; begins with `rco_`."""
+    CREDENTIAL_KIND_SESSION: _CredentialKind.ValueType  # 3
+    """A person's session; begins with `rcs_`."""
+
+class CredentialKind(_CredentialKind, metaclass=_CredentialKindEnumTypeWrapper):
+    """What sort of credential it is."""
+
+CREDENTIAL_KIND_UNSPECIFIED: CredentialKind.ValueType  # 0
+"""In a filter, takes any. Never sent."""
+CREDENTIAL_KIND_PERSONAL_TOKEN: CredentialKind.ValueType  # 1
+"""A person's token; begins with `rcp_`."""
+CREDENTIAL_KIND_ORGANIZATION_TOKEN: CredentialKind.ValueType  # 2
+"""A program's token; begins with `rco_`."""
+CREDENTIAL_KIND_SESSION: CredentialKind.ValueType  # 3
+"""A person's session; begins with `rcs_`."""
+Global___CredentialKind: _TypeAlias = CredentialKind  # noqa: Y015
+
 @_typing.final
 class Permission(_message.Message):
     """A rule as somebody holds it, in the policy's patterns."""
@@ -71,6 +101,32 @@ class Permission(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Permission: _TypeAlias = Permission  # noqa: Y015
+
+@_typing.final
+class Restriction(_message.Message):
+    """A bound on what a credential may do: only what one of these permissions covers, and only if its role may it too."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PERMISSIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def permissions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Permission]:
+        """Lists what is within the bound: at least one, at most 100. Resource and action as in a rule; the effect is
+        EFFECT_ALLOW, or unset.
+        """
+
+    def __init__(
+        self,
+        *,
+        permissions: _abc.Iterable[Global___Permission] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["permissions", b"permissions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Restriction: _TypeAlias = Restriction  # noqa: Y015
 
 @_typing.final
 class Member(_message.Message):

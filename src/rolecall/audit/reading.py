@@ -1,0 +1,63 @@
+"""Reading entries as people want them: personal values in their places."""
+
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from rolecall.domain import AuditEntry, AuditFilter
+from rolecall.storage import Transaction
+from rolecall.storage import audit as rows
+from rolecall.storage.audit import Stored
+
+__all__ = ["list_entries", "read_entries"]
+
+ERASED = "[erased]"
+
+
+def list_entries(
+    tx: Transaction, organization: str, wanted: AuditFilter, below: int | None, limit: int
+) -> list[AuditEntry]:
+    """At most `limit` entries from the newest to the oldest, those before the sequence number `below`."""
+    return _readable(tx, organization, rows.page(tx, organization, wanted, below, limit))
+
+
+def read_entries(tx: Transaction, organization: str, wanted: AuditFilter, above: int, limit: int) -> list[AuditEntry]:
+    """At most `limit` entries from the oldest to the newest, those behind the sequence number `above`."""
+    return _readable(tx, organization, rows.oldest_since(tx, organization, wanted, above, limit))
+
+
+def _readable(tx: Transaction, organization: str, stored: list[Stored]) -> list[AuditEntry]:
+    found = rows.values_of(tx, organization, [entry.sequence for entry in stored])
+    values = {(value.sequence, value.number): value.value for value in found}
+    return [_entry(entry, values) for entry in stored]
+
+
+def _entry(stored: Stored, values: dict[tuple[int, int], str]) -> AuditEntry:
+    details = _filled(json.loads(stored.details), stored.sequence, values)
+    return AuditEntry(**{**stored._asdict(), "details": details})
+
+
+def _filled(value: Any, sequence: int, values: dict[tuple[int, int], str]) -> Any:
+    """The details with each commitment replaced by what it stands for."""
+    if isinstance(value, dict):
+        if value.keys() == {"private", "sha256"}:
+            return values.get((sequence, value["private"]), ERASED)
+        return {key: _filled(item, sequence, values) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_filled(item, sequence, values) for item in value]
+    return value
+
+
+def commitments(details: str) -> Iterable[tuple[int, str]]:
+    """Each commitment in an entry's stored details, with its number."""
+    if '"sha256"' not in details:
+        return
+    todo = [json.loads(details)]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, dict):
+            if value.keys() == {"private", "sha256"}:
+                yield value["private"], value["sha256"]
+            todo.extend(value.values())
+        elif isinstance(value, list):
+            todo.extend(value)

@@ -1,0 +1,89 @@
+"""Which decisions were made: one JSON object a line, in files that are rotated by size."""
+
+import json
+import os
+import sys
+import time
+from logging import LogRecord
+from logging.handlers import RotatingFileHandler
+from typing import IO, Literal
+
+import structlog
+
+from rolecall.config import Settings
+from rolecall.domain import CheckResult, Question, now, rfc3339
+from rolecall.errors import ConfigError
+
+__all__ = ["DecisionLog"]
+
+# While it can't be written, one line of the server's log stands for so many seconds.
+QUIET_SECONDS = 5.0
+
+_log = structlog.get_logger("rolecall.decisions")
+
+
+class DecisionLog:
+    """Notes decisions, if the settings say so. Threads may share it."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Open the file. Raises `ConfigError` where that can't be."""
+        self._mode: Literal["off", "denies", "all"] = settings.decision_log
+        self._file: _Files | None = None
+        if self._mode == "off":
+            return
+        try:
+            self._file = _Files(
+                settings.decision_log_file,
+                maxBytes=settings.decision_log_megabytes * 1_000_000,
+                backupCount=settings.decision_log_files - 1,
+                encoding="utf-8",
+            )
+        except OSError as error:
+            where = settings.decision_log_file
+            raise ConfigError(f"The decision log {where} can't be written: {error.strerror}.") from error
+
+    def note(self, organization: str, question: Question, result: CheckResult, request_id: str) -> None:
+        """Write one decision down. A disk that is full doesn't stop the decisions; the server's log tells of it."""
+        if self._file is None or (result and self._mode == "denies"):
+            return
+        self._file.write(
+            {
+                "time": rfc3339(now()),
+                "organization": organization,
+                "subject": question.subject.text,
+                "action": question.action,
+                "resource": question.resource,
+                "decision": result.decision.value,
+                "reason": result.reason.name,
+                "policy_version": result.policy_version,
+                "revision": result.revision,
+                "request_id": request_id,
+            }
+        )
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file:
+            try:
+                self._file.close()
+            except (OSError, ValueError) as error:
+                _log.warning("the decision log can't be closed", error=str(error))
+
+
+class _Files(RotatingFileHandler):
+    """The standard library's rotating files, for this user only, and without its log records."""
+
+    _quiet_until = 0.0
+
+    def _open(self) -> IO[str]:  # type: ignore[override]
+        descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        return os.fdopen(descriptor, "a", encoding=self.encoding)
+
+    def write(self, value: dict[str, object]) -> None:
+        line = json.dumps(value, ensure_ascii=False)
+        self.handle(LogRecord("", 0, "", 0, line, None, None))
+
+    def handleError(self, record: LogRecord) -> None:  # noqa: N802, ARG002 - the standard library's shape
+        if time.monotonic() >= self._quiet_until:
+            self._quiet_until = time.monotonic() + QUIET_SECONDS
+            _log.error("the decision log can't be written", file=self.baseFilename, error=str(sys.exception()))

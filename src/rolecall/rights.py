@@ -1,0 +1,41 @@
+"""What a caller may do itself: its holder's present role, cut down to the presented credential's restriction."""
+
+from rolecall.domain import Caller
+from rolecall.errors import PermissionMissing, PersonOnly
+from rolecall.policy import Policy, few, is_within, permits
+
+__all__ = ["is_beyond", "may", "require", "require_person"]
+
+
+def may(policy: Policy, caller: Caller, action: str, resource: str) -> bool:
+    """Whether the caller may do `action` on `resource`."""
+    return bool(policy.decide(caller.role, action, resource)) and permits(caller.restriction, action, resource)
+
+
+def require(policy: Policy, caller: Caller, action: str, resource: str) -> None:
+    """Raise `PermissionMissing` unless the caller may do `action` on `resource`."""
+    if not policy.decide(caller.role, action, resource):
+        raise PermissionMissing(
+            f"The credential's holder has the role {caller.role}, which may not `{resource} {action}`:"
+            f" ask somebody with one of the roles that may ({few(policy.roles_that_may(action, resource))}).",
+            action=action,
+            resource=resource,
+        )
+    if not permits(caller.restriction, action, resource):
+        raise PermissionMissing(
+            f"The credential is restricted, and `{resource} {action}` is not within its restriction:"
+            " use a credential that reaches so far.",
+            action=action,
+            resource=resource,
+        )
+
+
+def require_person(caller: Caller, what: str) -> None:
+    """Raise `PersonOnly` unless a person is behind the credential. `what`: the end of "may not ...", in words."""
+    if not caller.user_id:
+        raise PersonOnly(f"An organization's token may not {what}, whatever its role: use a person's credential.")
+
+
+def is_beyond(policy: Policy, caller: Caller, role: str) -> bool:
+    """Whether a role is an owner's, or may something that the caller may not (requirements, rule 1)."""
+    return role in policy.owner_roles or not is_within(policy, role, caller.role, caller.restriction)

@@ -1,0 +1,115 @@
+"""AuditService."""
+
+import binascii
+from collections.abc import Iterator
+
+from google.protobuf.struct_pb2 import Struct
+
+from rolecall.audit import AuditFormat, Mark
+from rolecall.auditing import Auditing
+from rolecall.domain import AuditEntry, AuditFilter
+from rolecall.errors import InvalidField
+from rolecall.server import fields
+from rolecall.server.calls import Call
+from rolecall.v1 import audit_pb2 as pb
+
+__all__ = ["AuditService"]
+
+MAX_TEXT = 128
+
+_FORMATS = {pb.AUDIT_FORMAT_CSV: AuditFormat.CSV, pb.AUDIT_FORMAT_JSON_LINES: AuditFormat.JSON_LINES}
+_OUTCOMES = {pb.AUDIT_OUTCOME_UNSPECIFIED: None, pb.AUDIT_OUTCOME_DONE: False, pb.AUDIT_OUTCOME_DENIED: True}
+
+
+class AuditService:
+    """Shows the audit log, and whether it is whole."""
+
+    def __init__(self, auditing: Auditing) -> None:
+        self._auditing = auditing
+
+    def ListAuditEntries(self, request: pb.ListAuditEntriesRequest, call: Call) -> pb.ListAuditEntriesResponse:
+        """List entries, the newest first."""
+        wanted = _filter(request.filter)
+        page = self._auditing.entries(call.caller_in(request.organization), wanted, fields.page(request))
+        return pb.ListAuditEntriesResponse(
+            entries=[_entry(entry) for entry in page.entries], next_page_token=page.next_page_token
+        )
+
+    def ExportAuditEntries(
+        self, request: pb.ExportAuditEntriesRequest, call: Call
+    ) -> Iterator[pb.ExportAuditEntriesResponse]:
+        """Stream entries as lines of a file."""
+        form = _FORMATS.get(request.format)
+        if form is None:
+            raise InvalidField("format is not set, or unknown: give AUDIT_FORMAT_CSV or _JSON_LINES.", field="format")
+        wanted, after = _filter(request.filter), _sequence(request.after_sequence, "after_sequence")
+        for chunk in self._auditing.export(call.caller_in(request.organization), wanted, form, after):
+            yield pb.ExportAuditEntriesResponse(data=chunk.text.encode(), last_sequence=chunk.last_sequence)
+
+    def VerifyAuditLog(self, request: pb.VerifyAuditLogRequest, call: Call) -> pb.VerifyAuditLogResponse:
+        """Check the log."""
+        first = _sequence(request.first_sequence, "first_sequence")
+        last = _sequence(request.last_sequence, "last_sequence")
+        known = _mark(request.known) if request.HasField("known") else None
+        verdict = self._auditing.verify(call.caller_in(request.organization), first, last, known)
+        head = verdict.head
+        return pb.VerifyAuditLogResponse(
+            verdict=pb.AUDIT_VERDICT_WHOLE if verdict.whole else pb.AUDIT_VERDICT_TAMPERED,
+            first_bad_sequence=verdict.first_bad,
+            problem=verdict.problem,
+            entry_count=verdict.entries,
+            head=pb.AuditMark(sequence=head.sequence, hash=head.hash.hex()) if head else None,
+        )
+
+
+def _filter(message: pb.AuditFilter) -> AuditFilter:
+    """Which entries are wanted. Raises `InvalidField`."""
+    for name in ("actor", "action", "object"):
+        text: str = getattr(message, name)
+        if len(text) > MAX_TEXT or not text.isprintable():
+            raise InvalidField(
+                f"filter.{name} has more than {MAX_TEXT} characters, or an invisible one: give it as entries show it.",
+                field=f"filter.{name}",
+            )
+    if message.outcome not in _OUTCOMES:
+        raise InvalidField("filter.outcome is unknown: give done or denied, or none.", field="filter.outcome")
+    start = fields.moment(message.start_time, "filter.start_time") if message.HasField("start_time") else None
+    end = fields.moment(message.end_time, "filter.end_time") if message.HasField("end_time") else None
+    return AuditFilter(start, end, message.actor, message.action, message.object, _OUTCOMES[message.outcome])
+
+
+def _sequence(number: int, field: str) -> int:
+    if number < 0:
+        raise InvalidField(f"{field} is {number}: give an entry's sequence number, or 0.", field=field)
+    return number
+
+
+def _mark(message: pb.AuditMark) -> Mark:
+    try:
+        digest = binascii.unhexlify(message.hash)
+    except (binascii.Error, ValueError):
+        digest = b""
+    if len(digest) != 32 or message.sequence < 1:
+        raise InvalidField(
+            "known is no mark: give an entry's sequence number and its hash in 64 hexadecimal digits.", field="known"
+        )
+    return Mark(message.sequence, digest)
+
+
+def _entry(value: AuditEntry) -> pb.AuditEntry:
+    details = Struct()
+    details.update(value.details)
+    return pb.AuditEntry(
+        sequence=value.sequence,
+        time=fields.timestamp(value.time),
+        actor=value.actor,
+        credential_id=value.credential_id,
+        action=value.action,
+        object=value.object,
+        outcome=pb.AUDIT_OUTCOME_DENIED if value.reason else pb.AUDIT_OUTCOME_DONE,
+        reason=value.reason,
+        details=details,
+        request_id=value.request_id,
+        previous_hash=value.previous_hash.hex(),
+        hash=value.hash.hex(),
+    )

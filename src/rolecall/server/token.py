@@ -1,0 +1,113 @@
+"""TokenService."""
+
+from typing import TypeVar
+
+from rolecall.domain import CredentialKind, TokenState
+from rolecall.errors import InvalidField
+from rolecall.server import fields
+from rolecall.server.calls import Call
+from rolecall.token_rules import Wish
+from rolecall.tokens import Issued, Tokens
+from rolecall.v1 import shared_pb2
+from rolecall.v1 import token_pb2 as pb
+
+__all__ = ["TokenService"]
+
+MAX_ROLE = 64
+MAX_USER_ID = 64
+
+_KINDS: dict[int, CredentialKind] = {
+    number: kind for kind, number in fields.KINDS.items() if kind is not CredentialKind.SESSION
+}
+_STATES: dict[int, TokenState] = {pb.TokenState.Value(f"TOKEN_STATE_{state.name}"): state for state in TokenState}
+
+Create = pb.CreatePersonalTokenRequest | pb.CreateOrganizationTokenRequest
+Answer = TypeVar("Answer", pb.CreatePersonalTokenResponse, pb.CreateOrganizationTokenResponse, pb.RotateTokenResponse)
+
+
+class TokenService:
+    """Mints, lists, rotates and deletes tokens."""
+
+    def __init__(self, tokens: Tokens) -> None:
+        self._tokens = tokens
+
+    def CreatePersonalToken(self, request: pb.CreatePersonalTokenRequest, call: Call) -> pb.CreatePersonalTokenResponse:
+        """Create a token for the caller."""
+        issued = self._tokens.create_personal(call.attempt(request), _wish(request))
+        return _issued(pb.CreatePersonalTokenResponse, issued)
+
+    def CreateOrganizationToken(
+        self, request: pb.CreateOrganizationTokenRequest, call: Call
+    ) -> pb.CreateOrganizationTokenResponse:
+        """Create a token for a program."""
+        wish, role = _wish(request), _role(request.role)
+        return _issued(
+            pb.CreateOrganizationTokenResponse, self._tokens.create_organization(call.attempt(request), wish, role)
+        )
+
+    def ListTokens(self, request: pb.ListTokensRequest, call: Call) -> pb.ListTokensResponse:
+        """List the tokens that the caller may see."""
+        kind, state, user_id = _kind(request.kind), _state(request.state), _user_id(request.user_id)
+        caller = call.caller_in(request.organization)
+        page = self._tokens.list(caller, kind, user_id, state, fields.page(request))
+        return pb.ListTokensResponse(
+            tokens=[fields.token(token) for token in page.tokens], next_page_token=page.next_page_token
+        )
+
+    def RotateToken(self, request: pb.RotateTokenRequest, call: Call) -> pb.RotateTokenResponse:
+        """Give a token a new secret."""
+        token_id, overlap = fields.credential_id(request.id), fields.duration(request.overlap, "overlap")
+        issued = self._tokens.rotate(call.attempt(request), token_id, overlap, request.etag)
+        return _issued(pb.RotateTokenResponse, issued)
+
+    def DeleteToken(self, request: pb.DeleteTokenRequest, call: Call) -> pb.DeleteTokenResponse:
+        """Kill a token."""
+        token_id = fields.credential_id(request.id)
+        deleted = self._tokens.delete(call.attempt(request), token_id, request.etag)
+        return pb.DeleteTokenResponse(token=fields.token(deleted.token), revision=deleted.revision)
+
+
+def _wish(request: Create) -> Wish:
+    """What the new token shall be like. Raises `InvalidField`."""
+    name = fields.name(request.name, "name")
+    restriction = fields.restriction(request.restriction) if request.HasField("restriction") else None
+    match request.WhichOneof("expiry"):
+        case "expire_time":
+            return Wish(name, fields.moment(request.expire_time, "expire_time"), None, restriction)
+        case "ttl":
+            return Wish(name, None, fields.duration(request.ttl, "ttl"), restriction)
+        case None:
+            return Wish(name, restriction=restriction)
+
+
+def _role(text: str) -> str:
+    if not text or len(text) > MAX_ROLE:
+        raise InvalidField("role is not set, or too long: name a role of the policy.", field="role")
+    return text
+
+
+def _user_id(text: str) -> str:
+    if len(text) > MAX_USER_ID or not text.isprintable():
+        raise InvalidField("user_id is no user's id: give it as WhoAmI or ListSubjects shows it.", field="user_id")
+    return text
+
+
+def _kind(number: int) -> CredentialKind | None:
+    if number != shared_pb2.CREDENTIAL_KIND_UNSPECIFIED and number not in _KINDS:
+        raise InvalidField("kind is no token's: give a personal or an organization token's, or none.", field="kind")
+    return _KINDS.get(number)
+
+
+def _state(number: int) -> TokenState | None:
+    if number != pb.TOKEN_STATE_UNSPECIFIED and number not in _STATES:
+        raise InvalidField("state is unknown: give live, expired or deleted, or none for all.", field="state")
+    return _STATES.get(number)
+
+
+def _issued(response: type[Answer], issued: Issued) -> Answer:
+    return response(
+        token=fields.token(issued.token),
+        secret=issued.secret,
+        revision=issued.revision,
+        secret_lost=issued.secret_lost,
+    )

@@ -1,0 +1,307 @@
+"""Queries on the audit log: entries, what can be erased of them, and the signed marks."""
+
+from collections.abc import Collection, Generator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from sqlalchemy import Select, bindparam, delete, exists, func, insert, or_, select, update
+
+from rolecall.domain import AuditFilter
+from rolecall.storage.tables import (
+    audit_checkpoints,
+    audit_entries,
+    audit_heads,
+    audit_values,
+    members,
+    organizations,
+)
+from rolecall.storage.transaction import Transaction
+
+__all__ = [
+    "Checkpoint",
+    "Head",
+    "Stored",
+    "Value",
+    "add",
+    "add_checkpoint",
+    "add_head",
+    "add_values",
+    "checkpoints",
+    "denied_since",
+    "erase",
+    "head",
+    "move_head",
+    "move_start",
+    "oldest_since",
+    "other_key",
+    "outside",
+    "page",
+    "persons_with",
+    "prune",
+    "stream",
+    "values",
+    "values_of",
+    "without_head",
+]
+
+BATCH = 1000
+
+
+class Stored(NamedTuple):
+    """One entry as it is stored and hashed. `details` is JSON with commitments in the place of personal values."""
+
+    sequence: int
+    time: int
+    actor: str
+    credential_id: str
+    action: str
+    object: str
+    reason: str
+    details: str
+    request_id: str
+    previous_hash: bytes
+    hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """A personal value of an entry: its number within it, whose it is, and what makes up its commitment."""
+
+    sequence: int
+    number: int
+    person: str
+    salt: bytes
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The end of a log, and the last entry that was pruned; sequence 0 for none."""
+
+    organization: str
+    sequence: int
+    hash: bytes
+    signature: bytes
+    start_sequence: int
+    start_hash: bytes
+    start_signature: bytes
+    key_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A signed mark at one entry."""
+
+    organization: str
+    sequence: int
+    hash: bytes
+    key_id: str
+    signature: bytes
+
+
+_ENTRY = [audit_entries.c[name] for name in Stored._fields]
+_VALUES = select(*(audit_values.c[name] for name in ("sequence", "number", "person", "salt", "value")))
+# Made once, as SQLAlchemy takes longer to put a statement together than SQLite to run it.
+_ADD = insert(audit_entries)
+_HEAD = select(audit_heads).where(audit_heads.c.organization == bindparam("organization"))
+_LOCKED_HEAD = _HEAD.with_for_update()
+_MOVE_HEAD = (
+    update(audit_heads)
+    .where(audit_heads.c.organization == bindparam("named"))
+    .values({name: bindparam(name) for name in ("sequence", "hash", "signature", "key_id")})
+)
+
+
+def add_head(tx: Transaction, new: Head) -> None:
+    """Insert the head of a new log."""
+    tx.connection.execute(insert(audit_heads).values(**_values(new)))
+
+
+def head(tx: Transaction, organization: str, *, locked: bool = False) -> Head | None:
+    """The head of the log; None where there is none. `locked`: nobody else writes to the log until the end."""
+    row = tx.connection.execute(_LOCKED_HEAD if locked else _HEAD, {"organization": organization}).one_or_none()
+    return Head(*row) if row else None
+
+
+def without_head(tx: Transaction) -> list[str]:
+    """The organizations that have no head."""
+    lacking = ~exists().where(audit_heads.c.organization == organizations.c.id)
+    return list(tx.connection.scalars(select(organizations.c.id).where(lacking).order_by(organizations.c.id)))
+
+
+def other_key(tx: Transaction, key_id: str) -> str | None:
+    """The id of another key that a log ends with; None where there is none."""
+    return tx.connection.scalar(select(audit_heads.c.key_id).where(audit_heads.c.key_id != key_id).limit(1))
+
+
+def move_head(tx: Transaction, moved: Head) -> None:
+    """Store where the log ends now."""
+    tx.connection.execute(
+        _MOVE_HEAD,
+        {
+            "named": moved.organization,
+            "sequence": moved.sequence,
+            "hash": moved.hash,
+            "signature": moved.signature,
+            "key_id": moved.key_id,
+        },
+    )
+
+
+def move_start(tx: Transaction, moved: Head) -> None:
+    """Store where the log begins now."""
+    tx.connection.execute(
+        update(audit_heads)
+        .where(audit_heads.c.organization == moved.organization)
+        .values(start_sequence=moved.start_sequence, start_hash=moved.start_hash, start_signature=moved.start_signature)
+    )
+
+
+def add(tx: Transaction, organization: str, entry: Stored) -> None:
+    """Insert an entry."""
+    tx.connection.execute(_ADD, {"organization": organization, **entry._asdict()})
+
+
+def add_values(tx: Transaction, organization: str, new: list[Value]) -> None:
+    """Insert the personal values of an entry."""
+    tx.connection.execute(insert(audit_values), [{"organization": organization, **_values(value)} for value in new])
+
+
+def add_checkpoint(tx: Transaction, new: Checkpoint) -> None:
+    """Insert a checkpoint."""
+    tx.connection.execute(insert(audit_checkpoints).values(**_values(new)))
+
+
+def checkpoints(tx: Transaction, organization: str) -> dict[int, Checkpoint]:
+    """All checkpoints of the log, by sequence number."""
+    rows = tx.connection.execute(select(audit_checkpoints).where(audit_checkpoints.c.organization == organization))
+    return {row.sequence: Checkpoint(*row) for row in rows}
+
+
+def page(tx: Transaction, organization: str, wanted: AuditFilter, below: int | None, limit: int) -> list[Stored]:
+    """At most `limit` entries from the newest to the oldest, those before the sequence number `below`."""
+    query = _filtered(organization, wanted)
+    if below is not None:
+        query = query.where(audit_entries.c.sequence < below)
+    rows = tx.connection.execute(query.order_by(audit_entries.c.sequence.desc()).limit(limit))
+    return [Stored(*row) for row in rows]
+
+
+def oldest_since(tx: Transaction, organization: str, wanted: AuditFilter, above: int, limit: int) -> list[Stored]:
+    """At most `limit` entries from the oldest to the newest, those behind the sequence number `above`."""
+    query = _filtered(organization, wanted).where(audit_entries.c.sequence > above)
+    rows = tx.connection.execute(query.order_by(audit_entries.c.sequence).limit(limit))
+    return [Stored(*row) for row in rows]
+
+
+def stream(tx: Transaction, organization: str, first: int, last: int) -> Generator[Stored]:
+    """The entries with the sequence numbers `first` to `last`, in order; never all of them in memory."""
+    query = select(*_ENTRY).where(
+        audit_entries.c.organization == organization, audit_entries.c.sequence.between(first, last)
+    )
+    ordered = query.order_by(audit_entries.c.sequence).execution_options(yield_per=BATCH)
+    # Whoever stops reading must not leave a cursor open in the database.
+    with closing(tx.connection.execute(ordered)) as rows:
+        for row in rows:
+            yield Stored._make(row)
+
+
+def values(tx: Transaction, organization: str, first: int, last: int) -> Generator[Value]:
+    """The personal values that are still there of the entries `first` to `last`, in order; as `stream`."""
+    query = _VALUES.where(audit_values.c.organization == organization, audit_values.c.sequence.between(first, last))
+    ordered = query.order_by(audit_values.c.sequence, audit_values.c.number).execution_options(yield_per=BATCH)
+    with closing(tx.connection.execute(ordered)) as rows:
+        for row in rows:
+            yield Value(*row)
+
+
+def outside(tx: Transaction, organization: str, start: int, end: int) -> int | None:
+    """The first entry that isn't behind `start` and up to `end`; None where all are."""
+    beyond = or_(audit_entries.c.sequence <= start, audit_entries.c.sequence > end)
+    query = select(audit_entries.c.sequence).where(audit_entries.c.organization == organization, beyond)
+    return tx.connection.scalar(query.order_by(audit_entries.c.sequence).limit(1))
+
+
+def values_of(tx: Transaction, organization: str, sequences: Collection[int]) -> list[Value]:
+    """The personal values that are still there of these entries."""
+    rows = tx.connection.execute(
+        _VALUES.where(audit_values.c.organization == organization, audit_values.c.sequence.in_(sequences))
+    )
+    return [Value(*row) for row in rows]
+
+
+def denied_since(tx: Transaction, organization: str, actor: str, action: str, reason: str, since: int) -> bool:
+    """Whether such a refusal was recorded since the moment `since`."""
+    recent = (
+        select(audit_entries.c.time, audit_entries.c.action, audit_entries.c.reason)
+        .where(audit_entries.c.organization == organization, audit_entries.c.actor == actor)
+        .order_by(audit_entries.c.sequence.desc())
+        .limit(BATCH)
+        .subquery()
+    )
+    found = select(recent.c.time).where(recent.c.action == action, recent.c.reason == reason, recent.c.time > since)
+    return tx.connection.execute(found.limit(1)).first() is not None
+
+
+def persons_with(tx: Transaction, organization: str, email: str) -> set[str]:
+    """The ids of those whose address is or was `email`, a key: members, and owners of such a value in the log."""
+    found = set(
+        tx.connection.scalars(
+            select(members.c.user_id).where(members.c.organization == organization, members.c.email_key == email)
+        )
+    )
+    return found | set(
+        tx.connection.scalars(
+            select(audit_values.c.person)
+            .where(audit_values.c.organization == organization, func.lower(audit_values.c.value) == email)
+            .distinct()
+        )
+    )
+
+
+def erase(tx: Transaction, organization: str, person: str) -> int:
+    """Delete all values of a person with their salts. Answers how many there were."""
+    return tx.connection.execute(
+        delete(audit_values).where(audit_values.c.organization == organization, audit_values.c.person == person)
+    ).rowcount
+
+
+def prune(tx: Transaction, organization: str, before: int) -> tuple[int, bytes, int] | None:
+    """Delete the entries at the beginning of the log that are all from before the moment `before`.
+
+    Answers the sequence number and hash of the last of them, and their number; None where there is none.
+    """
+    mine = audit_entries.c.organization == organization
+    kept = tx.connection.scalar(select(func.min(audit_entries.c.sequence)).where(mine, audit_entries.c.time >= before))
+    query = select(audit_entries.c.sequence, audit_entries.c.hash).where(mine)
+    if kept is not None:
+        query = query.where(audit_entries.c.sequence < kept)
+    last = tx.connection.execute(query.order_by(audit_entries.c.sequence.desc()).limit(1)).one_or_none()
+    if last is None:
+        return None
+    gone = tx.connection.execute(delete(audit_entries).where(mine, audit_entries.c.sequence <= last.sequence)).rowcount
+    tx.connection.execute(
+        delete(audit_checkpoints).where(
+            audit_checkpoints.c.organization == organization, audit_checkpoints.c.sequence <= last.sequence
+        )
+    )
+    return last.sequence, last.hash, gone
+
+
+def _filtered(organization: str, wanted: AuditFilter) -> Select[Any]:
+    query = select(*_ENTRY).where(audit_entries.c.organization == organization)
+    for column, value in (("actor", wanted.actor), ("action", wanted.action), ("object", wanted.object)):
+        if value:
+            query = query.where(audit_entries.c[column] == value)
+    if wanted.start_time is not None:
+        query = query.where(audit_entries.c.time >= wanted.start_time)
+    if wanted.end_time is not None:
+        query = query.where(audit_entries.c.time < wanted.end_time)
+    if wanted.denied is not None:
+        query = query.where((audit_entries.c.reason != "") if wanted.denied else (audit_entries.c.reason == ""))
+    return query
+
+
+def _values(row: object) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in row.__slots__}  # type: ignore[attr-defined]
