@@ -1,0 +1,361 @@
+"""Refused calls are recorded with a count, at most once a minute for each actor, action and reason."""
+
+import threading
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from audit_logs import WHOLE, call, dump, entries, head, log_of, revision, sql, token_id, verify, wait_for
+from conftest import Site
+from google.protobuf.duration_pb2 import Duration
+
+from rolecall import Client, organizations
+from rolecall.audit import Denials, Event, denials
+from rolecall.client import plain
+from rolecall.errors import PermissionMissing, RolecallError, UnauthenticatedCredential
+from rolecall.server import build_server
+from rolecall.storage import Storage
+from rolecall.v1 import audit_pb2, organization_pb2, token_pb2
+
+DENIED = audit_pb2.AuditFilter(outcome=audit_pb2.AUDIT_OUTCOME_DENIED)
+
+
+def denied(site: Site) -> list[audit_pb2.AuditEntry]:
+    """The entries that tell of refusals."""
+    return entries(site, DENIED)
+
+
+def counts(site: Site) -> list[int]:
+    """How many refusals each entry stands for."""
+    return [int(plain(entry)["details"]["count"]) for entry in denied(site)]
+
+
+def refuse(site: Site, times: int, role: str = "VIEWER", address: str = "") -> None:
+    """Have a member be refused a token so often."""
+    with Client(address or site.address, site.tokens[role], timeout=20) as client:
+        for _ in range(times):
+            with pytest.raises(PermissionMissing):
+                client.tokens.create_personal("x")
+
+
+def refusal(action: str = "DeleteToken", reason: str = "PERMISSION_MISSING", actor: str = "user:1") -> Event:
+    """A refused attempt."""
+    return Event("acme", actor, action, reason=reason)
+
+
+def test_a_refused_call_is_recorded(site: Site) -> None:
+    """Once, soon after: who, with what, tried what in which call, why not, and how often; no revision is used up."""
+    at, length = revision(site), head(site).sequence
+    request = organization_pb2.UpdateOrganizationRequest(display_name="x")
+    with pytest.raises(PermissionMissing):
+        call(site, "UpdateOrganization", request, site.tokens["VIEWER"], "call=2")
+    wait_for(lambda: head(site).sequence > length)
+
+    (entry,) = denied(site)
+    assert entry.sequence == length + 1
+    assert entry.actor == f"user:{site.members['VIEWER'].user_id}"
+    assert entry.credential_id == token_id(site.tokens["VIEWER"])
+    assert entry.action == "UpdateOrganization"
+    assert entry.object == ""
+    assert entry.outcome == audit_pb2.AUDIT_OUTCOME_DENIED
+    assert entry.reason == "PERMISSION_MISSING"
+    assert plain(entry)["details"] == {"action": "manage", "resource": "account", "count": 1}
+    assert entry.request_id == "call=2"
+    assert revision(site) == at
+    assert verify(site) == WHOLE
+
+
+def test_a_hundred_refusals_are_two_entries_at_most(site: Site) -> None:
+    """The first is recorded at once, the others of the minute when the server stops; none is lost."""
+    refuse(site, 3)
+    wait_for(lambda: len(denied(site)) == 1)
+    first = counts(site)
+    refuse(site, 97)
+    before = counts(site)
+    site.server.stop(0)
+
+    rows = sql(site, "SELECT details, request_id FROM audit_entries WHERE reason != '' ORDER BY sequence")
+    assert before == first
+    assert len(rows) == 2
+    assert f'"count":{100 - first[0]}' in rows[1].details
+    assert rows[0].request_id != rows[1].request_id
+
+
+def test_a_quiet_time_over_the_next_are_recorded(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the minute, here half a second, what came meanwhile is one entry, and then all is quiet."""
+    monkeypatch.setattr(denials, "QUIET_SECONDS", 0.5)
+    refuse(site, 1)
+    wait_for(lambda: counts(site) == [1])
+    refuse(site, 4)
+    wait_for(lambda: sum(counts(site)) == 5)
+
+    assert len(counts(site)) <= 3
+    assert verify(site) == WHOLE
+
+
+def test_kinds_of_refusals_are_told_apart(site: Site) -> None:
+    """Another actor, action or reason is another entry."""
+    noted = [
+        refusal(),
+        refusal("RotateToken"),
+        refusal(reason="PERSON_ONLY"),
+        refusal(actor="user:2"),
+        refusal(actor="token:1"),
+    ]
+    log = Denials(site.storage, log_of(site))
+    for event in noted * 10:
+        log.note(event)
+    log.flush()
+    log.flush()
+
+    assert [(entry.action, entry.reason, entry.actor) for entry in denied(site)] == [
+        (event.action, event.reason, event.actor) for event in noted
+    ]
+    assert counts(site) == [10] * 5
+
+
+def test_two_processes_record_one_entry(site: Site) -> None:
+    """What another process recorded within the minute isn't recorded again, but counted for later."""
+    storage = Storage(site.settings.database)
+    one, other = Denials(site.storage, log_of(site)), Denials(storage, log_of(site))
+    for _ in range(1000):
+        one.note(refusal())
+        other.note(refusal())
+    one.flush()
+    other.flush()
+    one.flush()
+    other.flush()
+    together = counts(site)
+    other.flush(closing=True)
+    storage.close()
+
+    assert together == [1000]
+    assert counts(site) == [1000, 1000]
+    assert verify(site) == WHOLE
+
+
+def test_processes_take_turns(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two processes that are both refused all the time: entries are the quiet time apart, and nothing is lost."""
+    quiet = 0.6
+    monkeypatch.setattr(denials, "QUIET_SECONDS", quiet)
+    storage = Storage(site.settings.database)
+    logs = [Denials(site.storage, log_of(site)), Denials(storage, log_of(site))]
+    noted = 0
+
+    def note_and_flush() -> bool:
+        nonlocal noted
+        for log in logs:
+            log.note(refusal())
+            noted += 1
+            log.flush()
+        return len(denied(site)) >= 3
+
+    wait_for(note_and_flush)
+    times = [entry.time.ToMicroseconds() for entry in denied(site)]
+    for log in logs:
+        log.flush(closing=True)
+    storage.close()
+
+    assert all(later - earlier >= quiet * 1_000_000 for earlier, later in pairwise(times))
+    assert sum(counts(site)) == noted
+
+
+def test_two_servers_record_one_entry(site: Site) -> None:
+    """A member who is refused at two servers of one database is in the log once a minute."""
+    other = build_server(site.settings)
+    other.start()
+    refuse(site, 5)
+    wait_for(lambda: len(counts(site)) == 1)
+    refuse(site, 5, address=other.address)
+    marker = organization_pb2.UpdateOrganizationRequest(display_name="x")
+    with Client(other.address, site.tokens["ADMIN"], timeout=20) as client, pytest.raises(PermissionMissing):
+        client.organization.update(marker.display_name)
+    wait_for(lambda: any(entry.action == "UpdateOrganization" for entry in denied(site)))
+    seen = [entry.action for entry in denied(site)]
+    other.stop(0)
+    site.server.stop(0)
+
+    rows = sql(site, "SELECT details FROM audit_entries WHERE reason != '' AND action = 'CreatePersonalToken'")
+    assert sorted(seen) == ["CreatePersonalToken", "UpdateOrganization"]
+    assert sum(int(row.details.partition('"count":')[2].partition(",")[0].rstrip("}")) for row in rows) == 10
+
+
+def test_refusals_from_many_threads_are_all_counted(site: Site) -> None:
+    """Noted and flushed at once from many threads: the counts add up."""
+    log = Denials(site.storage, log_of(site))
+    barrier = threading.Barrier(5)
+
+    def note() -> None:
+        barrier.wait()
+        for _ in range(2000):
+            log.note(refusal())
+
+    threads = [threading.Thread(target=note) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    barrier.wait()
+    while any(thread.is_alive() for thread in threads):
+        log.flush()
+    for thread in threads:
+        thread.join()
+    log.flush(closing=True)
+
+    assert sum(counts(site)) == 8000
+    assert len(counts(site)) <= 2
+
+
+def test_more_kinds_than_can_be_told_apart_are_dropped(
+    sqlite_site: Site, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """So many kinds at once aren't remembered; the operator is told how many refusals are not in the log."""
+    monkeypatch.setattr(denials, "MAX_KINDS", 3)
+    log = Denials(sqlite_site.storage, log_of(sqlite_site))
+    for number in range(5):
+        log.note(refusal(actor=f"user:{number}"))
+    log.flush()
+
+    assert len(denied(sqlite_site)) == 3
+    assert "too many kinds at once" in capfd.readouterr().out
+
+
+def test_what_cannot_be_recorded_is_kept(site: Site) -> None:
+    """A database that doesn't take an entry: the count stays, and is recorded when it does."""
+    log = Denials(site.storage, log_of(site))
+    log.note(refusal())
+    signature = bytes(head(site).signature)
+    sql(site, "UPDATE audit_heads SET signature = :junk", junk=bytes(32))
+    with pytest.raises(RuntimeError):
+        log.flush()
+    log.note(refusal())
+    sql(site, "UPDATE audit_heads SET signature = :signature", signature=signature)
+    log.flush()
+
+    assert counts(site) == [2]
+
+
+def test_refused_checks_are_not_recorded(site: Site) -> None:
+    """A Check, allowed or refused, is in no audit log; only management is."""
+    before = dump(site)
+    with Client(site.address, site.tokens["VIEWER"], timeout=20) as client:
+        for ask in (
+            lambda: client.check("ann@acme.io", "view", "members"),
+            lambda: client.batch_check([("ann@acme.io", "view", "members")]),
+            lambda: list(client.permissions("ann@acme.io")),
+            lambda: list(client.subjects("view", "members")),
+        ):
+            with pytest.raises(PermissionMissing):
+                ask()
+        client.check(f"user:{site.members['VIEWER'].user_id}", "update", "owners")
+    unchanged = dump(site) == before
+    refuse(site, 1)
+    wait_for(lambda: len(denied(site)) > 0)
+
+    assert unchanged
+    assert [entry.action for entry in denied(site)] == ["CreatePersonalToken"]
+
+
+def test_refused_reads_are_recorded(site: Site) -> None:
+    """Whoever may not look at the log, and tries, is in it."""
+    with Client(site.address, site.tokens["VIEWER"], timeout=20) as client:
+        for attempt in (
+            lambda: list(client.audit.list()),
+            lambda: list(client.audit.export("csv")),
+            client.audit.verify,
+            lambda: list(client.tokens.list(kind="organization")),
+        ):
+            with pytest.raises(PermissionMissing):
+                attempt()
+    wait_for(lambda: len(denied(site)) >= 4)
+
+    assert sorted(entry.action for entry in denied(site)) == [
+        "ExportAuditEntries",
+        "ListAuditEntries",
+        "ListTokens",
+        "VerifyAuditLog",
+    ]
+
+
+def test_other_failures_are_not_recorded(site: Site) -> None:
+    """Strangers, bad input and what isn't there are no refusals of an actor."""
+    before = dump(site)
+    attempts = [
+        ("DeleteToken", token_pb2.DeleteTokenRequest(id="a" * 22), site.tokens["OWNER"]),
+        ("CreatePersonalToken", token_pb2.CreatePersonalTokenRequest(), site.tokens["OWNER"]),
+        ("CreatePersonalToken", token_pb2.CreatePersonalTokenRequest(name="x"), "rcp_nobody"),
+    ]
+    for rpc, request, token in attempts:
+        with pytest.raises(RolecallError):
+            call(site, rpc, request, token)
+    site.server.stop(0)
+
+    assert dump(site) == before
+
+
+def test_an_old_secret_is_recorded(site: Site) -> None:
+    """A secret from before its rotation is refused, and recorded as a token's; the new one works on."""
+    created = call(
+        site, "CreatePersonalToken", token_pb2.CreatePersonalTokenRequest(name="laptop"), site.tokens["CONTRIBUTOR"]
+    )
+    request = token_pb2.RotateTokenRequest(id=created.token.id, overlap=Duration())
+    rotated = call(site, "RotateToken", request, site.tokens["CONTRIBUTOR"])
+    at = revision(site)
+    for _ in range(3):
+        with pytest.raises(UnauthenticatedCredential), Client(site.address, created.secret) as client:
+            client.session.who_am_i()
+    wait_for(lambda: len(denied(site)) > 0)
+
+    (entry,) = denied(site)
+    assert entry.action == "PresentRotatedSecret"
+    assert entry.actor == f"user:{site.members['CONTRIBUTOR'].user_id}"
+    assert entry.credential_id == created.token.id
+    assert entry.object == f"token:{created.token.id}"
+    assert entry.reason == "UNAUTHENTICATED_CREDENTIAL"
+    assert revision(site) == at
+    assert created.secret not in str(dump(site))
+    with Client(site.address, rotated.secret) as client:
+        assert client.session.who_am_i().credential.id == created.token.id
+
+
+def test_a_secret_within_its_overlap_is_not_recorded(site: Site) -> None:
+    """As long as the old secret may be used, its use is nothing to tell of; a wrong one neither."""
+    created = call(
+        site, "CreatePersonalToken", token_pb2.CreatePersonalTokenRequest(name="laptop"), site.tokens["CONTRIBUTOR"]
+    )
+    request = token_pb2.RotateTokenRequest(id=created.token.id, overlap=Duration(seconds=600))
+    call(site, "RotateToken", request, site.tokens["CONTRIBUTOR"])
+    with Client(site.address, created.secret) as client:
+        client.session.who_am_i()
+    site.server.stop(0)
+
+    assert sql(site, "SELECT 1 FROM audit_entries WHERE action = 'PresentRotatedSecret'") == []
+
+
+def test_one_broken_log_keeps_no_other_from_its_entries(sqlite_site: Site) -> None:
+    """A forged end of one organization's log stops neither the records of others nor the server from stopping."""
+    storage, log = sqlite_site.server.storage, log_of(sqlite_site)
+    organizations.found(storage, log, sqlite_site.server.live.in_force.policy, "globex", "gil@globex.io")
+    kept = Denials(storage, log)
+    kept.note(refusal())
+    kept.note(replace(refusal(), organization="globex"))
+    sql(sqlite_site, "UPDATE audit_heads SET signature = :junk WHERE organization = 'acme'", junk=b"j" * 32)
+
+    kept.flush()
+
+    recorded = sql(sqlite_site, "SELECT organization FROM audit_entries WHERE reason = 'PERMISSION_MISSING'")
+    assert [row[0] for row in recorded] == ["globex"]
+    sqlite_site.server._core.denials.note(refusal())
+    sqlite_site.server.stop(0)
+
+
+def test_flushing_from_two_threads_counts_each_refusal_once(sqlite_site: Site) -> None:
+    """The background and a stop may flush at the same time."""
+    kept = Denials(sqlite_site.server.storage, log_of(sqlite_site))
+    for number in range(50):
+        kept.note(refusal(actor=f"user:{number}"))
+    threads = [threading.Thread(target=kept.flush, kwargs={"closing": True}) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert counts(sqlite_site) == [1] * 50

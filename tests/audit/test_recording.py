@@ -1,0 +1,442 @@
+"""Each change leaves one entry in its own transaction; what fails leaves none, nor anything else."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from audit_logs import WHOLE, call, dump, entries, grow, head, log_of, revision, sql, stored, token_id, verify, wait_for
+from conftest import Site
+from google.protobuf.duration_pb2 import Duration
+from sqlalchemy.exc import SQLAlchemyError
+
+from rolecall import Client, audit, operator, organizations
+from rolecall.client import plain
+from rolecall.domain import now
+from rolecall.errors import (
+    EtagMismatch,
+    Internal,
+    InvalidField,
+    MemberNotFound,
+    OrganizationExists,
+    OrganizationNotFound,
+    PermissionMissing,
+    PersonOnly,
+    RequestIdReused,
+    RoleBeyondCaller,
+    RolecallError,
+    TokenNotFound,
+    UnknownRoleName,
+    WriteConflict,
+)
+from rolecall.server import build_server
+from rolecall.v1 import audit_pb2, organization_pb2, session_pb2, shared_pb2, token_pb2
+
+DENIED = audit_pb2.AuditFilter(outcome=audit_pb2.AUDIT_OUTCOME_DENIED)
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change over gRPC, as the owner."""
+
+    rpc: str
+    request: Callable[[str], Any]
+    object: Callable[[str, Any], str]
+    details: dict[str, Any]
+
+
+# Each is made with the id of an organization's token `ci`. `...` takes any value.
+CHANGES = {
+    "CreatePersonalToken": Change(
+        "CreatePersonalToken",
+        lambda _: token_pb2.CreatePersonalTokenRequest(
+            name="laptop",
+            restriction=shared_pb2.Restriction(permissions=[shared_pb2.Permission(resource="secrets", action="view")]),
+        ),
+        lambda _, answer: f"token:{answer.token.id}",
+        {
+            "after": {
+                "kind": "personal",
+                "name": "laptop",
+                "role": None,
+                "restriction": ["secrets view"],
+                "expire_time": ...,
+            }
+        },
+    ),
+    "CreateOrganizationToken": Change(
+        "CreateOrganizationToken",
+        lambda _: token_pb2.CreateOrganizationTokenRequest(name="deploy", role="VIEWER"),
+        lambda _, answer: f"token:{answer.token.id}",
+        {
+            "after": {
+                "kind": "organization",
+                "name": "deploy",
+                "role": "VIEWER",
+                "restriction": None,
+                "expire_time": ...,
+            }
+        },
+    ),
+    "RotateToken": Change(
+        "RotateToken",
+        lambda ci: token_pb2.RotateTokenRequest(id=ci, overlap=Duration(seconds=60)),
+        lambda ci, _: f"token:{ci}",
+        {"name": "ci", "old_secret_until": ...},
+    ),
+    "DeleteToken": Change(
+        "DeleteToken",
+        lambda ci: token_pb2.DeleteTokenRequest(id=ci),
+        lambda ci, _: f"token:{ci}",
+        {
+            "before": {
+                "kind": "organization",
+                "name": "ci",
+                "role": "VIEWER",
+                "restriction": None,
+                "expire_time": ...,
+            }
+        },
+    ),
+    "UpdateOrganization": Change(
+        "UpdateOrganization",
+        lambda _: organization_pb2.UpdateOrganizationRequest(display_name="Acme Inc."),
+        lambda _, answer: "organization:acme",
+        {"before": {"display_name": "acme"}, "after": {"display_name": "Acme Inc."}},
+    ),
+    "SignOut": Change("SignOut", lambda _: session_pb2.SignOutRequest(), lambda _, __: "", {"kind": "personal"}),
+}
+
+
+def with_ci(site: Site) -> str:
+    """The id of a new organization's token."""
+    request = token_pb2.CreateOrganizationTokenRequest(name="ci", role="VIEWER")
+    return str(call(site, "CreateOrganizationToken", request, site.tokens["OWNER"]).token.id)
+
+
+def agree(found: Any, expected: Any) -> bool:
+    """Whether it is as expected; `...` takes any text."""
+    if expected is ...:
+        return isinstance(found, str) and bool(found)
+    if isinstance(expected, dict):
+        return found.keys() == expected.keys() and all(agree(found[key], expected[key]) for key in expected)
+    return bool(found == expected)
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_a_change_leaves_one_entry(site: Site, change: Change) -> None:
+    """One entry says who, with what, did what to what, in which call; the revision rises by one."""
+    ci = with_ci(site)
+    before, at = entries(site), revision(site)
+    token = site.tokens["OWNER"]
+    answer = call(site, change.rpc, change.request(ci), token, "call=1")
+
+    *rest, entry = entries(site)
+    assert rest == before
+    assert entry.sequence == len(before) + 1
+    assert entry.actor == f"user:{site.members['OWNER'].user_id}"
+    assert entry.credential_id == token_id(token)
+    assert entry.action == change.rpc
+    assert entry.object == (change.object(ci, answer) or f"token:{token_id(token)}")
+    assert entry.outcome == audit_pb2.AUDIT_OUTCOME_DONE
+    assert entry.reason == ""
+    assert entry.request_id == "call=1"
+    assert agree(plain(entry)["details"], change.details), plain(entry)["details"]
+    assert entry.previous_hash == before[-1].hash
+    assert abs(now() - entry.time.ToMicroseconds()) < 60_000_000
+    assert answer.revision == at + 1 == revision(site)
+    assert verify(site) == WHOLE
+
+
+def test_an_organizations_token_is_an_actor_itself(site: Site) -> None:
+    """What an organization's token does has no person's name on it."""
+    request = token_pb2.CreateOrganizationTokenRequest(name="ci", role="VIEWER")
+    made = call(site, "CreateOrganizationToken", request, site.tokens["OWNER"])
+    call(site, "SignOut", session_pb2.SignOutRequest(), made.secret)
+
+    entry = entries(site)[-1]
+    assert (entry.action, entry.actor, entry.object) == ("SignOut", f"token:{made.token.id}", f"token:{made.token.id}")
+
+
+def test_an_operators_deeds_leave_an_entry_each(site: Site) -> None:
+    """Founding, issuing, revoking, erasing and pruning: by `operator`, without a credential, a revision each."""
+    log, storage = log_of(site), site.storage
+    founded = organizations.found(storage, log, site.server.live.in_force.policy, "globex", "gus@globex.io")
+    revisions = [revision(site, "globex")]
+    issued = operator.issue(storage, log, "globex", "gus@globex.io")
+    revisions.append(revision(site, "globex"))
+    operator.revoke(storage, log, "globex", issued.id)
+    revisions.append(revision(site, "globex"))
+    audit.erase(storage, log, "globex", founded.owner.user_id)
+    revisions.append(revision(site, "globex"))
+    found = entries(site, token=founded.token.text)
+    audit.prune(storage, log, "globex", 0)
+    revisions.append(revision(site, "globex"))
+    found.append(entries(site, token=founded.token.text)[-1])
+
+    user = f"user:{founded.owner.user_id}"
+    assert revisions == [1, 2, 3, 4, 5]
+    assert [entry.sequence for entry in found] == [1, 2, 3, 4, 5]
+    assert {(entry.actor, entry.credential_id, entry.request_id) for entry in found} == {("operator", "", "")}
+    assert [(entry.action, entry.object) for entry in found] == [
+        ("CreateOrganization", "organization:globex"),
+        ("IssueToken", f"token:{issued.id}"),
+        ("RevokeToken", f"token:{issued.id}"),
+        ("EraseAuditValues", user),
+        ("PruneAuditLog", "organization:globex"),
+    ]
+    details = [plain(entry)["details"] for entry in found]
+    token = {"kind": "personal", "name": "[erased]", "role": None, "restriction": None, "expire_time": ...}
+    member = {"user": founded.owner.user_id, "role": "OWNER", "email": "[erased]"}
+    assert agree(details[0], {"members": [member], "token": founded.token.id})
+    assert agree(details[1], {"after": token})
+    assert agree(details[2], {"before": token})
+    assert details[3] == {"users": [founded.owner.user_id], "values": 3}
+    assert details[4] == {"before": "1970-01-01T00:00:00.000000Z", "entries": 0, "last_sequence": 0}
+
+
+def test_an_entry_holds_addresses_apart(site: Site) -> None:
+    """The table of entries has no name or address in it, only a commitment; the reader sees the value."""
+    first = stored(site)[0]
+
+    assert "acme.io" not in "".join(entry.details for entry in stored(site))
+    assert plain(entries(site)[0])["details"]["members"][0]["email"] == "ann@acme.io"
+    assert first.details.count('"sha256"') == 5
+
+
+def test_a_repeated_request_leaves_one_entry(site: Site) -> None:
+    """The same request_id again: nothing is written, and the revision stays."""
+    request = token_pb2.CreatePersonalTokenRequest(name="laptop", request_id="6b7c3a52-2a43-4ba0-9d28-6f1e0a2b9c11")
+    first = call(site, "CreatePersonalToken", request, site.tokens["OWNER"])
+    before = dump(site)
+    second = call(site, "CreatePersonalToken", request, site.tokens["OWNER"])
+
+    assert second.token.id == first.token.id
+    assert second.revision == first.revision
+    assert dump(site) == before
+
+
+def test_a_token_deleted_again_leaves_one_entry(site: Site) -> None:
+    """A token that is dead already stays so, and nothing is written."""
+    ci = with_ci(site)
+    call(site, "DeleteToken", token_pb2.DeleteTokenRequest(id=ci), site.tokens["OWNER"])
+    before = dump(site)
+    call(site, "DeleteToken", token_pb2.DeleteTokenRequest(id=ci), site.tokens["OWNER"])
+
+    assert dump(site) == before
+
+
+def test_failed_changes_write_nothing(site: Site) -> None:
+    """Bad input, a stale etag, a missing id, a name taken: no row of any table changes."""
+    ci = with_ci(site)
+    request_id = "6b7c3a52-2a43-4ba0-9d28-6f1e0a2b9c11"
+    owner = site.tokens["OWNER"]
+    create = token_pb2.CreatePersonalTokenRequest
+    call(site, "CreatePersonalToken", create(name="once", request_id=request_id), owner)
+    before = dump(site)
+    permissions = [shared_pb2.Permission(resource="nonsense", action="view")]
+    failing: list[tuple[type[RolecallError], str, Any]] = [
+        (InvalidField, "CreatePersonalToken", create(name="")),
+        (InvalidField, "CreatePersonalToken", create(name="x", ttl=Duration(seconds=-1))),
+        (
+            InvalidField,
+            "CreatePersonalToken",
+            create(name="x", restriction=shared_pb2.Restriction(permissions=permissions)),
+        ),
+        (RequestIdReused, "CreatePersonalToken", create(name="twice", request_id=request_id)),
+        (OrganizationNotFound, "CreatePersonalToken", create(name="x", organization="globex")),
+        (UnknownRoleName, "CreateOrganizationToken", token_pb2.CreateOrganizationTokenRequest(name="x", role="NONE")),
+        (TokenNotFound, "RotateToken", token_pb2.RotateTokenRequest(id="a" * 22)),
+        (EtagMismatch, "RotateToken", token_pb2.RotateTokenRequest(id=ci, etag="stale")),
+        (InvalidField, "RotateToken", token_pb2.RotateTokenRequest(id=ci, overlap=Duration(seconds=90_000))),
+        (EtagMismatch, "DeleteToken", token_pb2.DeleteTokenRequest(id=ci, etag="stale")),
+        (TokenNotFound, "DeleteToken", token_pb2.DeleteTokenRequest(id="a" * 22)),
+        (EtagMismatch, "UpdateOrganization", organization_pb2.UpdateOrganizationRequest(display_name="x", etag="0")),
+        (OrganizationNotFound, "SignOut", session_pb2.SignOutRequest(organization="globex")),
+    ]
+    for kind, rpc, request in failing:
+        with pytest.raises(kind):
+            call(site, rpc, request, owner)
+    log, policy = log_of(site), site.server.live.in_force.policy
+    with pytest.raises(OrganizationExists):
+        organizations.found(site.storage, log, policy, "acme", "x@acme.io")
+    with pytest.raises(MemberNotFound):
+        operator.issue(site.storage, log, "acme", "nobody@acme.io")
+    with pytest.raises(TokenNotFound):
+        operator.revoke(site.storage, log, "acme", "a" * 22)
+
+    assert dump(site) == before
+    assert verify(site) == WHOLE
+
+
+def test_refused_changes_write_denials_only(site: Site) -> None:
+    """Whoever may not: each refusal is an entry with its reason, and no other row changes, nor the revision."""
+    ci = with_ci(site)
+    program = call(
+        site,
+        "CreateOrganizationToken",
+        token_pb2.CreateOrganizationTokenRequest(name="program", role="ADMIN"),
+        site.tokens["OWNER"],
+    )
+    before, length = dump(site), head(site).sequence
+    viewer, admin = site.tokens["VIEWER"], site.tokens["ADMIN"]
+    refused: list[tuple[type[RolecallError], str, Any, str]] = [
+        (PermissionMissing, "CreatePersonalToken", token_pb2.CreatePersonalTokenRequest(name="x"), viewer),
+        (
+            RoleBeyondCaller,
+            "CreateOrganizationToken",
+            token_pb2.CreateOrganizationTokenRequest(name="x", role="OWNER"),
+            admin,
+        ),
+        (PersonOnly, "CreatePersonalToken", token_pb2.CreatePersonalTokenRequest(name="x"), program.secret),
+        (PermissionMissing, "RotateToken", token_pb2.RotateTokenRequest(id=ci), viewer),
+        (PermissionMissing, "DeleteToken", token_pb2.DeleteTokenRequest(id=ci), viewer),
+        (
+            PermissionMissing,
+            "UpdateOrganization",
+            organization_pb2.UpdateOrganizationRequest(display_name="x"),
+            admin,
+        ),
+    ]
+    for kind, rpc, request, token in refused:
+        with pytest.raises(kind):
+            call(site, rpc, request, token)
+    wait_for(lambda: head(site).sequence >= length + len(refused))
+    after = dump(site)
+
+    found = entries(site, DENIED)
+    assert [(entry.action, entry.reason) for entry in found] == [(rpc, kind.reason) for kind, rpc, _, _ in refused]
+    assert [entry.credential_id for entry in found] == [token_id(token) for *_, token in refused]
+    assert found[2].actor == f"token:{program.token.id}"
+    assert after["audit_entries"][: len(before["audit_entries"])] == before["audit_entries"]
+    audited = ("audit_entries", "audit_heads")
+    assert {name: rows for name, rows in after.items() if name not in audited} == {
+        name: rows for name, rows in before.items() if name not in audited
+    }
+    assert verify(site) == WHOLE
+
+
+@contextmanager
+def unwritable(site: Site, table: str) -> Iterator[None]:
+    """The table takes no rows, and no changes to those it has."""
+    postgresql = site.settings.database.startswith("postgresql")
+    if postgresql:
+        sql(site, "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'full'; END $$")
+        sql(site, f"CREATE TRIGGER refused BEFORE INSERT OR UPDATE ON {table} EXECUTE FUNCTION refuse()")
+    else:
+        for event in ("INSERT", "UPDATE"):
+            refuse = "BEGIN SELECT RAISE(ABORT, 'full'); END"
+            sql(site, f"CREATE TRIGGER refused_{event} BEFORE {event} ON {table} {refuse}")
+    yield
+    if postgresql:
+        sql(site, "DROP FUNCTION refuse() CASCADE")
+    else:
+        for event in ("INSERT", "UPDATE"):
+            sql(site, f"DROP TRIGGER refused_{event}")
+
+
+def test_a_log_that_takes_nothing_fails_every_change(site: Site) -> None:
+    """The table of entries can't be written: each change fails whole; afterwards each works."""
+    ci = with_ci(site)
+    owner = site.tokens["OWNER"]
+    log, policy = log_of(site), site.server.live.in_force.policy
+    operators: list[Callable[[], object]] = [
+        lambda: organizations.found(site.storage, log, policy, "globex", "gus@globex.io"),
+        lambda: operator.issue(site.storage, log, "acme", "ann@acme.io"),
+        lambda: operator.revoke(site.storage, log, "acme", ci),
+        lambda: audit.erase(site.storage, log, "acme", "ann@acme.io"),
+        lambda: audit.prune(site.storage, log, "acme", now()),
+    ]
+    before = dump(site)
+    with unwritable(site, "audit_entries"):
+        for change in CHANGES.values():
+            with pytest.raises(Internal) as caught:
+                call(site, change.rpc, change.request(ci), owner)
+            assert "full" not in caught.value.message
+        for deed in operators:
+            with pytest.raises(SQLAlchemyError):
+                deed()
+        unchanged = dump(site) == before
+    for change in CHANGES.values():
+        call(site, change.rpc, change.request(ci), owner)
+
+    assert unchanged
+    assert verify(site) == WHOLE
+
+
+@pytest.mark.parametrize("table", ["audit_heads", "audit_values", "audit_checkpoints"])
+def test_a_part_of_the_log_that_takes_nothing_fails_a_change(site: Site, table: str) -> None:
+    """Neither the head, nor names, nor the checkpoint that is due may be left out."""
+    grow(site, 99 - head(site).sequence)
+    before = dump(site)
+    request = token_pb2.CreatePersonalTokenRequest(name="laptop")
+    with unwritable(site, table):
+        with pytest.raises(Internal):
+            call(site, "CreatePersonalToken", request, site.tokens["OWNER"])
+        unchanged = dump(site) == before
+    call(site, "CreatePersonalToken", request, site.tokens["OWNER"])
+
+    assert unchanged
+    assert head(site).sequence == 100
+    assert len(dump(site)["audit_checkpoints"]) == 1
+    assert verify(site) == WHOLE
+
+
+def test_many_at_once_leave_a_log_without_gaps(site: Site) -> None:
+    """Changes and refusals from many threads, two servers and an operator: neither log nor revisions have a gap."""
+    other = build_server(site.settings)
+    other.start()
+    begin, length = revision(site), head(site).sequence
+    barrier = threading.Barrier(9)
+    done: list[int] = []
+    unexpected: list[BaseException] = []
+
+    def change(address: str, role: str) -> None:
+        with Client(address, site.tokens[role], timeout=20) as client:
+            barrier.wait()
+            for number in range(12):
+                try:
+                    done.append(client.tokens.create_personal(f"{role} {number}").revision)
+                except WriteConflict:
+                    pass
+                except RolecallError as error:
+                    unexpected.append(error)
+
+    def be_refused(address: str) -> None:
+        with Client(address, site.tokens["VIEWER"], timeout=20) as client:
+            barrier.wait()
+            for _ in range(12):
+                for attempt in (lambda: client.tokens.create_personal("no"), lambda: client.organization.update("no")):
+                    with pytest.raises(PermissionMissing):
+                        attempt()
+
+    def issue() -> None:
+        barrier.wait()
+        for _ in range(8):
+            try:
+                operator.issue(site.storage, log_of(site), "acme", "ann@acme.io")
+                done.append(0)
+            except WriteConflict:
+                pass
+
+    work = [(change, (address, role)) for address in (site.address, other.address) for role in ("OWNER", "ADMIN")]
+    threads = [threading.Thread(target=target, args=arguments) for target, arguments in work]
+    threads += [threading.Thread(target=change, args=(site.address, "CONTRIBUTOR"))]
+    threads += [threading.Thread(target=be_refused, args=(address,)) for address in (site.address, other.address)]
+    threads += [threading.Thread(target=issue) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    other.stop(0)
+
+    found = entries(site)
+    changes = [entry for entry in found[length:] if not entry.reason]
+    assert unexpected == []
+    assert len(done) > 40
+    assert len(changes) == len(done) == revision(site) - begin
+    assert len(set(filter(None, done))) == len(list(filter(None, done)))
+    assert [entry.sequence for entry in found] == list(range(1, len(found) + 1))
+    assert verify(site) == WHOLE

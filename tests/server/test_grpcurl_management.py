@@ -1,0 +1,165 @@
+"""Real grpcurl against tokens, session, organization and audit log: JSON as a person would write it."""
+
+import base64
+import json
+import subprocess
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from conftest import Site
+from test_grpcurl import GRPCURL, grpcurl
+
+pytestmark = pytest.mark.skipif(GRPCURL is None, reason="grpcurl is not installed")
+
+TOKENS = "rolecall.v1.TokenService"
+AUDIT = "rolecall.v1.AuditService"
+
+
+def call(site: Site, method: str, request: str, token: str = "") -> subprocess.CompletedProcess[str]:
+    """Call a method with JSON; as the owner, unless another token is given."""
+    bearer = f"authorization: Bearer {token or site.tokens['OWNER']}"
+    return grpcurl("-H", bearer, "-d", request, site.address, method)
+
+
+def answer_of(site: Site, method: str, request: str = "{}", token: str = "") -> dict[str, Any]:
+    """What it answers."""
+    finished = call(site, method, request, token)
+    assert finished.returncode == 0, finished.stderr
+    answer: dict[str, Any] = json.loads(finished.stdout)
+    return answer
+
+
+def test_tokens_by_hand(sqlite_site: Site) -> None:
+    """Each RPC of TokenService once: a Duration as 3600s, a Timestamp, enums by name, a nested restriction."""
+    tomorrow = (datetime.now(UTC) + timedelta(days=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+    personal = answer_of(sqlite_site, f"{TOKENS}/CreatePersonalToken", '{"name": "laptop", "ttl": "3600s"}')
+    restriction = '{"permissions": [{"resource": "authorization", "action": "check", "effect": "EFFECT_ALLOW"}]}'
+    program = answer_of(
+        sqlite_site,
+        f"{TOKENS}/CreateOrganizationToken",
+        f'{{"name": "billing", "role": "CONTRIBUTOR", "expire_time": "{tomorrow}", "restriction": {restriction},'
+        ' "request_id": "6b7c3a52-2a43-4ba0-9d28-6f1e0a2b9c11"}',
+    )
+    listed = answer_of(
+        sqlite_site,
+        f"{TOKENS}/ListTokens",
+        '{"kind": "CREDENTIAL_KIND_ORGANIZATION_TOKEN", "state": "TOKEN_STATE_LIVE", "page_size": 10}',
+    )
+    rotated = answer_of(
+        sqlite_site, f"{TOKENS}/RotateToken", f'{{"id": "{personal["token"]["id"]}", "overlap": "1.5s"}}'
+    )
+    deleted = answer_of(sqlite_site, f"{TOKENS}/DeleteToken", f'{{"id": "{personal["token"]["id"]}"}}')
+
+    assert personal["secret"].startswith("rcp_")
+    life = datetime.fromisoformat(personal["token"]["expireTime"]) - datetime.fromisoformat(
+        personal["token"]["createTime"]
+    )
+    assert abs(life - timedelta(hours=1)) < timedelta(seconds=5)
+    assert program["token"]["kind"] == "CREDENTIAL_KIND_ORGANIZATION_TOKEN"
+    assert program["token"]["expireTime"] == tomorrow
+    assert program["token"]["restriction"] == json.loads(restriction)
+    assert [token["id"] for token in listed["tokens"]] == [program["token"]["id"]]
+    assert program["secret"] not in json.dumps(listed)
+    assert rotated["secret"] != personal["secret"]
+    assert deleted["token"]["state"] == "TOKEN_STATE_DELETED"
+
+
+def test_session_and_organization_by_hand(sqlite_site: Site) -> None:
+    """Who am I, another name for the organization, and signing out."""
+    borrowed = answer_of(sqlite_site, f"{TOKENS}/CreatePersonalToken", '{"name": "borrowed"}')["secret"]
+
+    who = answer_of(sqlite_site, "rolecall.v1.SessionService/WhoAmI")
+    before = answer_of(sqlite_site, "rolecall.v1.OrganizationService/GetOrganization")["organization"]
+    renamed = answer_of(
+        sqlite_site,
+        "rolecall.v1.OrganizationService/UpdateOrganization",
+        f'{{"display_name": "Acme GmbH", "etag": "{before["etag"]}"}}',
+    )
+    out = answer_of(sqlite_site, "rolecall.v1.SessionService/SignOut", token=borrowed)
+    after = call(sqlite_site, "rolecall.v1.SessionService/WhoAmI", "{}", borrowed)
+
+    assert (who["member"]["email"], who["role"], who["permissionCount"]) == ("ann@acme.io", "OWNER", 40)
+    assert who["credential"]["kind"] == "CREDENTIAL_KIND_PERSONAL_TOKEN"
+    assert "single owner" in before["warnings"][0]
+    assert renamed["organization"]["displayName"] == "Acme GmbH"
+    assert int(out["revision"]) == int(renamed["revision"]) + 1
+    assert "UNAUTHENTICATED_CREDENTIAL" in after.stderr
+
+
+def test_audit_by_hand(sqlite_site: Site) -> None:
+    """Listing with a filter, a streamed export, and verifying from a known mark."""
+    answer_of(sqlite_site, f"{TOKENS}/CreatePersonalToken", '{"name": "laptop"}')
+
+    listed = answer_of(
+        sqlite_site,
+        f"{AUDIT}/ListAuditEntries",
+        '{"filter": {"action": "CreatePersonalToken", "outcome": "AUDIT_OUTCOME_DONE",'
+        ' "start_time": "2020-01-31T12:00:00Z"}, "page_size": 1}',
+    )
+    exported = answer_of(sqlite_site, f"{AUDIT}/ExportAuditEntries", '{"format": "AUDIT_FORMAT_CSV"}')
+    verified = answer_of(sqlite_site, f"{AUDIT}/VerifyAuditLog")
+    head = json.dumps(verified["head"])
+    again = answer_of(sqlite_site, f"{AUDIT}/VerifyAuditLog", f'{{"known": {head}}}')
+
+    (entry,) = listed["entries"]
+    assert entry["details"]["after"]["name"] == "laptop"
+    assert entry["outcome"] == "AUDIT_OUTCOME_DONE"
+    text = base64.b64decode(exported["data"]).decode()
+    assert text.startswith("sequence,time,actor,")
+    assert exported["lastSequence"] == entry["sequence"] == verified["head"]["sequence"]
+    assert entry["hash"] in text
+    assert verified["verdict"] == again["verdict"] == "AUDIT_VERDICT_WHOLE"
+
+
+def test_describe_is_the_manual_of_management_too(sqlite_site: Site) -> None:
+    """Comments come with services, methods, messages, fields and enums."""
+    for symbol, comment in (
+        (TOKENS, "Mints, lists, rotates and deletes the tokens"),
+        (f"{TOKENS}.RotateToken", "Gives a token a new secret."),
+        ("rolecall.v1.CreatePersonalTokenRequest", "Without it 90 days"),
+        ("rolecall.v1.Restriction", "at least one, at most 100"),
+        ("rolecall.v1.SessionService", "Looks at the credential that is presented"),
+        ("rolecall.v1.OrganizationService", "Changes the name to show. Needs `account manage`."),
+        (f"{AUDIT}.ExportAuditEntries", "Streams entries as a file, the oldest first."),
+        ("rolecall.v1.AuditOutcome", "The caller may not do this."),
+        ("rolecall.v1.ErrorReason", "ETAG_MISMATCH"),
+    ):
+        described = grpcurl(sqlite_site.address, "describe", symbol)
+
+        assert comment in described.stdout, described.stderr
+
+
+@pytest.mark.parametrize(
+    ("method", "request_", "parts"),
+    [
+        (
+            f"{TOKENS}/CreatePersonalToken",
+            '{"name": "laptop", "ttl": "-5s"}',
+            ("InvalidArgument", "ttl is not in the future", '"field": "ttl"', "INVALID_FIELD"),
+        ),
+        (
+            f"{TOKENS}/CreateOrganizationToken",
+            '{"name": "billing", "role": "OWNER"}',
+            ("PermissionDenied", "choose another role", "ROLE_BEYOND_CALLER", '"field": "role"'),
+        ),
+        (
+            f"{AUDIT}/ExportAuditEntries",
+            "{}",
+            ("InvalidArgument", "format is not set", "AUDIT_FORMAT_CSV", '"field": "format"'),
+        ),
+        (
+            f"{TOKENS}/RotateToken",
+            '{"id": "0000000000000000000000", "overlap": "90000s"}',
+            ("InvalidArgument", "overlap must be 0 to 24 hours", '"field": "overlap"'),
+        ),
+    ],
+)
+def test_errors_are_readable(sqlite_site: Site, method: str, request_: str, parts: tuple[str, ...]) -> None:
+    """Status, sentence, reason and field stand in the terminal."""
+    finished = call(sqlite_site, method, request_)
+
+    assert finished.returncode != 0
+    for part in (*parts, "google.rpc.ErrorInfo", "request_id"):
+        assert part in finished.stderr

@@ -1,0 +1,226 @@
+"""A token's secret is in the one answer that made it, and nowhere else: no file, log, error or later answer."""
+
+import base64
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import grpc
+import psycopg
+from psycopg import sql
+from test_cli import SMALL_POLICY, SMALL_POLICY_TEST, Serving, Workspace, copy_policy, only_line
+
+from rolecall.v1 import audit_pb2, organization_pb2, session_pb2, shared_pb2, token_pb2
+from rolecall.v1 import authorization_pb2 as pb
+from rolecall.v1.audit_pb2_grpc import AuditServiceStub
+from rolecall.v1.authorization_pb2_grpc import AuthorizationServiceStub
+from rolecall.v1.organization_pb2_grpc import OrganizationServiceStub
+from rolecall.v1.session_pb2_grpc import SessionServiceStub
+from rolecall.v1.token_pb2_grpc import TokenServiceStub
+
+# What the roles need for what is asked here.
+RULES = """\
+p, OWNER, personal-tokens, create, allow
+p, OWNER, organization-tokens, create, allow
+p, OWNER, organization-tokens, view, allow
+p, OWNER, member-tokens, view, allow
+p, OWNER, account, manage, allow
+p, OWNER, audit-logs, view, allow
+p, OWNER, audit-logs, download, allow
+p, OWNER, authorization, explain, allow
+"""
+REPEATED = "6b7c3a52-2a43-4ba0-9d28-6f1e0a2b9c11"
+DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+
+
+class Talk:
+    """Calls of the server, and all that it ever answered."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self.tokens = TokenServiceStub(channel)
+        self.session = SessionServiceStub(channel)
+        self.organization = OrganizationServiceStub(channel)
+        self.audit = AuditServiceStub(channel)
+        self.authorization = AuthorizationServiceStub(channel)
+        self.answers: list[bytes] = []
+
+    def call(self, method: Any, request: Any, token: str) -> Any:
+        """The answer; None for an error. Either is kept."""
+        try:
+            answer, call = method.with_call(request, metadata=(("authorization", f"Bearer {token}"),), timeout=10)
+        except grpc.RpcError as error:
+            self._keep_error(error)
+            return None
+        self.answers.append(answer.SerializeToString() + repr(call.trailing_metadata()).encode())
+        return answer
+
+    def stream(self, method: Any, request: Any, token: str) -> None:
+        """The same of a streaming call."""
+        try:
+            for answer in method(request, metadata=(("authorization", f"Bearer {token}"),), timeout=10):
+                self.answers.append(answer.SerializeToString())
+        except grpc.RpcError as error:
+            self._keep_error(error)
+
+    def _keep_error(self, error: Any) -> None:
+        trailers = b"".join(
+            value if isinstance(value, bytes) else value.encode() for _, value in error.trailing_metadata() or ()
+        )
+        self.answers.append(f"{error.code()} {error.details()} {error.debug_error_string()}".encode() + trailers)
+
+
+def forms_of(secret: str) -> Iterator[bytes]:
+    """What a secret could look like where it doesn't belong: its text and its bytes, plain, in hex and in base64."""
+    tail = secret.rpartition("_")[2]
+    number = 0
+    for digit in tail[:43]:
+        number = number * 62 + DIGITS.index(digit)
+    for raw in (tail.encode(), number.to_bytes(32, "big")):
+        yield raw
+        yield raw.hex().encode()
+        yield raw.hex().upper().encode()
+        for shift in range(3):
+            # Whatever stands before it: the middle of its base64 is one of three.
+            for encode in (base64.b64encode, base64.urlsafe_b64encode):
+                yield encode(b"\0" * shift + raw)[4:40]
+
+
+def found_in(content: bytes, secret: str) -> bool:
+    """Whether any form of the secret is there."""
+    return any(form in content for form in forms_of(secret))
+
+
+def stored(database_url: str, folder: Path) -> bytes:
+    """All that the database holds: SQLite's files as they are, and every table's rows."""
+    if database_url.startswith("sqlite"):
+        path = folder / "rolecall.db"
+        files = b"".join(file.read_bytes() for file in folder.glob("rolecall.db*"))
+        with closing(sqlite3.connect(path)) as connection:
+            return files + "\n".join(connection.iterdump()).encode()
+    with psycopg.connect(database_url) as database:
+        names = database.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall()
+        return b"\n".join(
+            str(row).encode()
+            for (name,) in names
+            for row in database.execute(sql.SQL("SELECT t.*, t::text FROM {} t").format(sql.Identifier(name)))
+        )
+
+
+def misplace(talk: Talk, owner: str, secret: str) -> None:
+    """Send the secret where it doesn't belong: each is refused, or finds nothing."""
+    identifier = owner.split("_")[1]
+    for method, request in (
+        (talk.tokens.CreatePersonalToken, token_pb2.CreatePersonalTokenRequest(name=secret)),
+        (talk.tokens.CreatePersonalToken, token_pb2.CreatePersonalTokenRequest(name="x", request_id=secret)),
+        (talk.tokens.CreatePersonalToken, token_pb2.CreatePersonalTokenRequest(name="x", organization=secret)),
+        (talk.tokens.CreateOrganizationToken, token_pb2.CreateOrganizationTokenRequest(name="x", role=secret)),
+        (talk.tokens.ListTokens, token_pb2.ListTokensRequest(page_token=secret)),
+        (talk.tokens.ListTokens, token_pb2.ListTokensRequest(user_id=secret)),
+        (talk.tokens.RotateToken, token_pb2.RotateTokenRequest(id=secret)),
+        (talk.tokens.RotateToken, token_pb2.RotateTokenRequest(id=identifier, etag=secret)),
+        (talk.tokens.DeleteToken, token_pb2.DeleteTokenRequest(id=secret)),
+        (talk.session.WhoAmI, session_pb2.WhoAmIRequest(organization=secret)),
+        (talk.organization.UpdateOrganization, organization_pb2.UpdateOrganizationRequest(display_name=secret)),
+        (talk.audit.ListAuditEntries, audit_pb2.ListAuditEntriesRequest(filter=audit_pb2.AuditFilter(actor=secret))),
+        (
+            talk.audit.VerifyAuditLog,
+            audit_pb2.VerifyAuditLogRequest(known=audit_pb2.AuditMark(sequence=1, hash=secret)),
+        ),
+        (talk.authorization.Check, pb.CheckRequest(subject=secret + "*", action="view", resource="secrets")),
+        (talk.authorization.Check, pb.CheckRequest(subject=secret, action="view", resource="secrets")),
+        (talk.authorization.Check, pb.CheckRequest(subject=f"token:{secret}", action="view", resource="secrets")),
+        (talk.authorization.Check, pb.CheckRequest(subject=f"user:{secret}", action="view", resource="secrets")),
+        (
+            talk.authorization.BatchCheck,
+            pb.BatchCheckRequest(
+                checks=[pb.BatchCheckItem(subject=f"token:{secret}", action="view", resource="secrets")]
+            ),
+        ),
+        (talk.authorization.ListPermissions, pb.ListPermissionsRequest(subject="role:VIEWER", page_token=secret)),
+    ):
+        talk.call(method, request, owner)
+    talk.call(talk.session.WhoAmI, session_pb2.WhoAmIRequest(), f"{secret}x")
+    talk.call(talk.session.WhoAmI, session_pb2.WhoAmIRequest(), secret[:-1])
+
+
+def use(talk: Talk, owner: str, secret: str) -> None:
+    """Present the secret in every way there is."""
+    talk.call(talk.session.WhoAmI, session_pb2.WhoAmIRequest(), secret)
+    check = pb.CheckRequest(subject_token=secret, action="view", resource="secrets", explain=True)
+    talk.call(talk.authorization.Check, check, owner)
+    talk.call(talk.authorization.Check, pb.CheckRequest(subject_token=f"{secret}0", action="v", resource="x"), owner)
+    item = pb.BatchCheckItem(subject_token=secret, action="view", resource="secrets")
+    wrong = pb.BatchCheckItem(subject_token=secret, action="*", resource="secrets")
+    talk.call(talk.authorization.BatchCheck, pb.BatchCheckRequest(checks=[item, wrong]), owner)
+    talk.call(talk.tokens.ListTokens, token_pb2.ListTokensRequest(), owner)
+    talk.call(talk.audit.ListAuditEntries, audit_pb2.ListAuditEntriesRequest(), secret)
+    talk.stream(
+        talk.audit.ExportAuditEntries,
+        audit_pb2.ExportAuditEntriesRequest(format=audit_pb2.AUDIT_FORMAT_JSON_LINES),
+        owner,
+    )
+
+
+def test_secret_is_in_the_one_answer_that_made_it(database_url: str, tmp_path: Path) -> None:
+    """Minted in every way, presented in every way, repeated and misplaced, with every log at its most talkative."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    copy_policy(folder)
+    (folder / "policies" / "policy.csv").write_text(SMALL_POLICY + RULES)
+    (folder / "policies" / "policy_test.csv").write_text(SMALL_POLICY_TEST)
+    url = "sqlite:///rolecall.db" if database_url.startswith("sqlite") else database_url
+    workspace = Workspace(folder, {"ROLECALL_DATABASE": url})
+    said = [workspace.run("init", "--organization", "acme", "--owner", "ann@acme.io")]
+    said += [workspace.run("tokens", "issue", "--organization", "acme", "--email", "ann@acme.io")]
+    owner, issued = (only_line(finished) for finished in said)
+    serving = Serving(workspace, "--log-level", "debug", "--decision-log", "all")
+    try:
+        with grpc.insecure_channel(serving.address) as channel:
+            talk = Talk(channel)
+            repeated = token_pb2.CreatePersonalTokenRequest(name="laptop", request_id=REPEATED)
+            personal = talk.call(talk.tokens.CreatePersonalToken, repeated, owner)
+            program = talk.call(
+                talk.tokens.CreateOrganizationToken,
+                token_pb2.CreateOrganizationTokenRequest(
+                    name="billing",
+                    role="VIEWER",
+                    restriction=shared_pb2.Restriction(
+                        permissions=[shared_pb2.Permission(resource="secrets", action="view")]
+                    ),
+                    request_id=REPEATED,
+                ),
+                owner,
+            )
+            rotation = token_pb2.RotateTokenRequest(id=personal.token.id, request_id=REPEATED)
+            use(talk, owner, personal.secret)
+            rotated = talk.call(talk.tokens.RotateToken, rotation, owner)
+            again = [
+                talk.call(talk.tokens.CreatePersonalToken, repeated, owner),
+                talk.call(talk.tokens.RotateToken, rotation, owner),
+            ]
+            minted = [personal.secret, program.secret, rotated.secret]
+            for secret in (owner, issued, *minted):
+                misplace(talk, owner, secret)
+                use(talk, owner, secret)
+            talk.call(talk.tokens.DeleteToken, token_pb2.DeleteTokenRequest(id=program.token.id), owner)
+            talk.call(talk.session.SignOut, session_pb2.SignOutRequest(), rotated.secret)
+            for secret in minted:
+                use(talk, owner, secret)
+            running = stored(database_url, folder) if url == database_url else stored(url, folder)
+    finally:
+        serving.process.terminate()
+        serving.process.wait(timeout=20)
+
+    logs = {name: (folder / name).read_bytes() for name in ("serve.log", "decisions.jsonl")}
+    places = {"database": running, "database afterwards": stored(url, folder), **logs}
+    places |= {"standard error": "".join(finished.stderr for finished in said).encode()}
+    assert [answer.secret_lost for answer in again] == [True, True]
+    assert b"refused" in logs["serve.log"]
+    assert logs["decisions.jsonl"].count(b"\n") == 27
+    for secret in (owner, issued, *minted):
+        assert [name for name, content in places.items() if found_in(content, secret)] == []
+        assert secret.split("_")[1].encode() in running
+        answered = [answer for answer in talk.answers if found_in(answer, secret)]
+        assert len(answered) == (secret in minted), answered
