@@ -21,6 +21,9 @@ if [ ! -s "$state/token" ]; then
   mv "$state/token.new" "$state/token"
 fi
 
+# State that an older version made.
+rolecall db upgrade 2>"$state/upgrade.log" || { cat "$state/upgrade.log" >&2; exit 2; }
+
 cat <<TEXT
 
 The token of ann@acme.io, who owns the organization acme, is in $state/token:

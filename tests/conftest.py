@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import grpc
@@ -54,9 +55,27 @@ def pytest_unconfigure() -> None:
         _started.pop().stop()
 
 
+@cache
+def _shipped_policy() -> policies.Build:
+    """The shipped policy, built aside once: what it takes to build one is tested with the policies."""
+    return policies.build_aside(ROOT / "policies", 0.05)
+
+
 @pytest.fixture(autouse=True)
-def _short_comparison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compare with Casbin only briefly at each start of a server: the property tests compare at length."""
+def _quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start servers on the shipped policy without building it anew, and compare others with Casbin only briefly."""
+
+    def build_aside(folder: Path, oracle_seconds: float) -> policies.Build:
+        shipped = ROOT / "policies"
+        files = (policies.MODEL_FILE, policies.POLICY_FILE, policies.TEST_FILE)
+        if all(
+            (folder / name).is_file() and (folder / name).read_bytes() == (shipped / name).read_bytes()
+            for name in files
+        ):
+            return _shipped_policy()
+        return policies.build_aside(folder, oracle_seconds)
+
+    monkeypatch.setattr(live_policy, "build_aside", build_aside)
     monkeypatch.setattr(live_policy, "START_ORACLE_SECONDS", 0.05)
 
 
@@ -202,6 +221,14 @@ def keep_asking(ask: Callable[[], object], seconds: float = 5) -> None:
     while time.monotonic() < until:
         ask()
         time.sleep(0.02)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
+    """Wait until the condition holds, for so long at most."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.05)
 
 
 def sqlite_file(url: str) -> sqlite3.Connection:

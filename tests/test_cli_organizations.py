@@ -6,7 +6,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from conftest import Site, sqlite_file
+from conftest import ROOT, Site, sqlite_file
 from test_cli import Workspace, error_of, only_line
 from test_cli_tokens import cells, usage_of
 from test_client_management import is_live
@@ -105,23 +105,27 @@ def test_missing_options_are_named(operator: Workspace) -> None:
 # db
 
 
-def test_upgrade_begins_the_logs_that_are_missing(operator: Workspace, sqlite_site: Site) -> None:
-    """Organizations from before there was a log: other commands say what to do, and after that all goes on."""
+def test_a_removed_log_begins_anew_on_the_record_only(operator: Workspace, sqlite_site: Site, tmp_path: Path) -> None:
+    """Somebody wiped the log: nothing works, an upgrade signs nothing, and a restart is the new log's first entry."""
     sqlite_site.server.stop(0)
     with closing(sqlite_file(sqlite_site.settings.database)) as connection:
         for table in ("audit_values", "audit_entries", "audit_heads"):
             connection.execute(f"DELETE FROM {table}")
 
-    before = error_of(operator.run("organizations", "list"))
-    upgraded = operator.run("db", "upgrade")
-    again = operator.run("db", "upgrade")
+    restart = ("audit", "restart", "--organization", "acme", "--archive", str(tmp_path / "old.jsonl"))
+    refused = [error_of(operator.run(*words)) for words in (("organizations", "list"), ("db", "upgrade"))]
+    restarted = operator.run(*restart)
+    again = error_of(operator.run(*restart))
     issued = operator.run("tokens", "issue", "--organization", "acme", "--email", "ann@acme.io")
+    with closing(sqlite_file(sqlite_site.settings.database)) as connection:
+        actions = [row[0] for row in connection.execute("SELECT action FROM audit_entries ORDER BY sequence")]
 
-    assert "run `rolecall db upgrade`" in before
-    assert (upgraded.returncode, upgraded.stdout) == (0, "")
-    assert upgraded.stderr == "The audit log of acme begins now.\nThe schema is up to date.\n"
-    assert again.stderr == "The schema is up to date.\n"
+    assert all("whose audit log has lost its end: 1" in message for message in refused)
+    assert all("rolecall audit restart --organization acme" in message for message in refused)
+    assert (restarted.returncode, restarted.stdout) == (0, "")
+    assert "old.jsonl can't be made: File exists" in again
     assert only_line(issued)
+    assert actions == ["RestartAuditLog", "IssueToken"]
 
 
 def test_upgrade_without_the_key_changes_nothing(operator: Workspace, tmp_path: Path) -> None:
@@ -137,3 +141,15 @@ def test_new_tokens_of_the_operator_are_live(operator: Workspace, sqlite_site: S
     operator.run("organizations", "create", "--organization", "globex", "--owner", "hank@globex.io")
 
     assert all(is_live(sqlite_site.address, token) for token in sqlite_site.tokens.values())
+
+
+def test_an_organization_is_founded_on_the_servers_policy_only(operator: Workspace) -> None:
+    """A policy that doesn't fit the organizations there are would keep every server from starting again."""
+    before = json.loads(only_line(operator.run("organizations", "list", "--json")))
+    other = str(ROOT / "policies" / "variants" / "viewer-editor-admin")
+    words = ("--organization", "globex", "--owner", "gil@globex.io", "--policy", other)
+
+    message = error_of(operator.run("organizations", "create", *words))
+
+    assert "doesn't fit the organizations there are" in message
+    assert json.loads(only_line(operator.run("organizations", "list", "--json"))) == before

@@ -14,6 +14,8 @@ from conftest import MakeSite, Site
 from rolecall import keys, operator
 from rolecall.audit import AuditLog
 from rolecall.client import Client
+from rolecall.config import Settings
+from rolecall.decision_log import DecisionLog
 from rolecall.errors import ConfigError, PermissionMissing
 from rolecall.server import build_server
 from rolecall.v1 import authorization_pb2 as pb
@@ -314,3 +316,11 @@ def test_server_with_a_full_disk_stops_in_order(noting: Noting) -> None:
         assert client.check("viewer@acme.io", "view", "secrets")
 
     site.server.stop(0)
+
+
+def test_two_servers_do_not_share_a_file(noting: Noting, file: Path) -> None:
+    """They would rotate each other's lines away."""
+    noting("all")
+
+    with pytest.raises(ConfigError, match="Another server writes the decision log"):
+        DecisionLog(Settings(decision_log="all", decision_log_file=file))

@@ -412,8 +412,8 @@ def test_old_secret_works_until_its_overlap_ends(long_memory: None, town: Town) 
 
     Whose it is, is told when somebody presents it after that.
     """
-    retired: list[Caller] = []
-    minding = Directory(town.storage, on_retired=retired.append)
+    retired: list[tuple[str, str, str]] = []
+    minding = Directory(town.storage, on_retired=lambda *whose: retired.append(whose))
     old = town.tokens["acme/ann"]
     before = minding.caller(old.text)
     new = credentials.mint(CredentialKind.PERSONAL, old.id)
@@ -422,7 +422,7 @@ def test_old_secret_works_until_its_overlap_ends(long_memory: None, town: Town) 
     during = [minding.caller(text) for text in (old.text, new.text)]
     standing_during = [_role(town, _presented(old)), _role(town, _presented(new))]
     time.sleep(max(0, until - now()) / 1_000_000)
-    unseen = Directory(town.storage, on_retired=retired.append)
+    unseen = Directory(town.storage, on_retired=lambda *whose: retired.append(whose))
 
     assert before is not None
     assert [caller and caller.user_id for caller in during] == ["ann", "ann"]
@@ -430,9 +430,11 @@ def test_old_secret_works_until_its_overlap_ends(long_memory: None, town: Town) 
     assert minding.caller(old.text) is None
     assert retired == []
     assert unseen.caller(old.text) is None
-    assert [caller.credential_id for caller in retired] == [old.id]
+    assert retired == [("acme", "ann", old.id)]
     assert minding.caller(new.text) is not None
     assert [_role(town, _presented(old)), _role(town, _presented(new))] == [None, "OWNER"]
+    assert unseen.standings("acme", [_presented(old)]).found == {}
+    assert retired == [("acme", "ann", old.id)] * 2
 
 
 def test_unknown_credential_costs_one_query(town: Town) -> None:

@@ -1,6 +1,7 @@
 """What AuditService does: the organization's log for whoever may look at it."""
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -16,7 +17,7 @@ from rolecall.audit import (
 )
 from rolecall.directory import Directory
 from rolecall.domain import AuditEntry, AuditFilter, Caller, Page
-from rolecall.errors import InvalidField
+from rolecall.errors import InvalidField, RateLimited
 from rolecall.live_policy import LivePolicy
 from rolecall.pages import Pages
 from rolecall.rights import require
@@ -25,6 +26,8 @@ from rolecall.storage import Storage, Transaction
 __all__ = ["AuditPage", "Auditing", "Chunk"]
 
 CHUNK_ENTRIES = 500
+# A walk along a log takes as much of the processor as it gets.
+MAX_VERIFYING = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,8 @@ class Auditing:
         self._live = live
         self._pages = pages
         self._log = log
+        self._lock = threading.Lock()
+        self._verifying: set[str] = set()
 
     def entries(self, caller: Caller, wanted: AuditFilter, page: Page) -> AuditPage:
         """Entries that pass the filter, the newest first. Raises `InvalidField`, `PageToken`."""
@@ -79,14 +84,26 @@ class Auditing:
             yield Chunk(export_lines(found, form, header=header), last)
             header, after = False, last
 
-    def verify(self, caller: Caller, first: int, last: int, known: Mark | None) -> Verdict:
-        """Whether the entries `first` to `last` (0: all) are as they were written. Raises `InvalidField`."""
+    def verify(self, caller: Caller, first: int, last: int, known: Mark | None, confirm: Callable[[], None]) -> Verdict:
+        """Whether the entries `first` to `last` (0: all) are as they were written.
+
+        `confirm` raises where nobody waits for it any more. Raises `InvalidField`, `RateLimited` where the log is being
+        verified already, or too many others are.
+        """
         require(self._live.in_force.policy, caller, "view", "audit-logs")
         if last and last < first:
             raise InvalidField(
                 f"last_sequence is {last}, before first_sequence, {first}: turn them round.", field="last_sequence"
             )
-        return self._storage.read(lambda tx: verify(tx, self._log, caller.organization, first, last, known))
+        organization = caller.organization
+        with self._lock:
+            if organization in self._verifying or len(self._verifying) >= MAX_VERIFYING:
+                raise RateLimited("The audit log is being verified already, or too many others are: try again later.")
+            self._verifying.add(organization)
+        try:
+            return self._storage.read(lambda tx: verify(tx, self._log, organization, first, last, known, confirm))
+        finally:
+            self._verifying.discard(organization)
 
     def _piece(self, caller: Caller, wanted: AuditFilter, after: int, tx: Transaction) -> list[AuditEntry]:
         present = self._directory.again(tx, caller)

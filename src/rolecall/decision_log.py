@@ -1,5 +1,6 @@
 """Which decisions were made: one JSON object a line, in files that are rotated by size."""
 
+import fcntl
 import json
 import os
 import sys
@@ -38,6 +39,11 @@ class DecisionLog:
                 backupCount=settings.decision_log_files - 1,
                 encoding="utf-8",
             )
+        except BlockingIOError:
+            raise ConfigError(
+                f"Another server writes the decision log {settings.decision_log_file}: give each its own with"
+                " ROLECALL_DECISION_LOG_FILE."
+            ) from None
         except OSError as error:
             where = settings.decision_log_file
             raise ConfigError(f"The decision log {where} can't be written: {error.strerror}.") from error
@@ -77,6 +83,12 @@ class _Files(RotatingFileHandler):
 
     def _open(self) -> IO[str]:  # type: ignore[override]
         descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            # Two servers that rotate one set of files would throw away each other's lines.
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            raise
         return os.fdopen(descriptor, "a", encoding=self.encoding)
 
     def write(self, value: dict[str, object]) -> None:

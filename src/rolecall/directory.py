@@ -65,11 +65,15 @@ class Directory:
     """Reads of members and credentials. Threads may share it."""
 
     def __init__(
-        self, storage: Storage, *, look_ups: int = 8, on_retired: Callable[[Caller], None] = lambda _: None
+        self,
+        storage: Storage,
+        *,
+        look_ups: int = 8,
+        on_retired: Callable[[str, str, str], None] = lambda _organization, _user_id, _credential_id: None,
     ) -> None:
         """At most `look_ups` of credentials run at once, and twice as many wait.
 
-        `on_retired` is told whose token it is when somebody presents a secret from before its rotation.
+        `on_retired` is told the organization, user and token when somebody presents a secret from before its rotation.
         """
         self._storage = storage
         self._on_retired = on_retired
@@ -114,11 +118,16 @@ class Directory:
             # Whoever relays the tokens of others must not be shut out from those that are good by those that are not.
             self._guesses.require(asker)
 
+        retired: list[tuple[str, str]] = []
+
         def work(tx: Transaction) -> Standings:
+            retired.clear()
             revision = organization_rows.revision_of(tx, organization)
-            return Standings(revision, _standings(tx, organization, subjects))
+            return Standings(revision, _standings(tx, organization, subjects, retired))
 
         standings = self._storage.read(work)
+        for user_id, credential_id in retired:
+            self._on_retired(organization, user_id, credential_id)
         for subject in presented:
             if subject in standings.found:
                 self._note_live(subject.value, subject.digest)
@@ -136,10 +145,15 @@ class Directory:
             return
 
         def work(tx: Transaction) -> None:
-            for credential_id, at in uses.items():
+            # In one order everywhere, lest two processes wait for each other.
+            for credential_id, at in sorted(uses.items()):
                 credential_rows.used(tx, credential_id, at, at - USE_MICROSECONDS)
 
-        self._storage.write(work)
+        try:
+            self._storage.write(work)
+        except BaseException:
+            self._uses |= uses
+            raise
 
     def _look_up(self, presented: Presented, peer: str) -> Held:
         """Look up what may be a stranger's guess: in its turn, and unless too many of the peer's were wrong."""
@@ -164,7 +178,7 @@ class Directory:
         at = now()
         held = self._storage.read(lambda tx: credential_rows.live_holder(tx, presented.id, presented.digest, at))
         if held and held.retired:
-            self._on_retired(held.caller)
+            self._on_retired(held.caller.organization, held.caller.user_id, presented.id)
         if held is None or held.retired:
             held = _NOBODY
         else:
@@ -181,8 +195,14 @@ class Directory:
             self._uses[credential_id] = now()
 
 
-def _standings(tx: Transaction, organization: str, subjects: Collection[Subject]) -> dict[Subject, Standing]:
-    """One query for each way in which subjects are named."""
+def _standings(
+    tx: Transaction, organization: str, subjects: Collection[Subject], retired: list[tuple[str, str]]
+) -> dict[Subject, Standing]:
+    """One query for each way in which subjects are named.
+
+    Adds to `retired` whose tokens were presented with a secret from before their rotation: the user's id and the
+    token's.
+    """
     values: dict[SubjectKind, set[str]] = {}
     for subject in subjects:
         values.setdefault(subject.kind, set()).add(subject.value)
@@ -203,8 +223,10 @@ def _standings(tx: Transaction, organization: str, subjects: Collection[Subject]
                 role = by_email.get(subject.value)
             case SubjectKind.TOKEN_ID | SubjectKind.PRESENTED:
                 held = by_token.get(subject.value)
-                if held and (subject.kind is SubjectKind.TOKEN_ID or _is_one_of(subject.digest, held[2])):
-                    role, restriction, _ = held
+                if held and (subject.kind is SubjectKind.TOKEN_ID or _is_one_of(subject.digest, held.digests)):
+                    role, restriction = held.role, held.restriction
+                elif held and _is_one_of(subject.digest, held.retired):
+                    retired.append((held.user_id, subject.value))
         if role is not None:
             found[subject] = Standing(role, restriction)
     return found

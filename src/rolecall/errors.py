@@ -6,6 +6,7 @@ A message is one sentence that says what is wrong, followed by what to do next. 
 from typing import ClassVar, Self
 
 __all__ = [
+    "AuditLogBroken",
     "BatchSize",
     "CallFailed",
     "ConfigError",
@@ -183,6 +184,10 @@ class Internal(RolecallError):
     """A defect. The log has its details, the client only the request id."""
 
     status, reason = "INTERNAL", "INTERNAL"
+
+
+class AuditLogBroken(Internal):
+    """An audit log has no valid end: nothing is changed until its operator has put that right."""
 
 
 class ConfigError(RolecallError):

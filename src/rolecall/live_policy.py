@@ -24,7 +24,7 @@ from rolecall.storage import Storage, Transaction
 from rolecall.storage import members as member_rows
 from rolecall.storage import tokens as token_rows
 
-__all__ = ["InForce", "LivePolicy", "Refusal"]
+__all__ = ["InForce", "LivePolicy", "Refusal", "misfits"]
 
 # Three `stat` calls each time, 10 µs. Looking beats being told: it also sees a replaced folder and a network mount.
 LOOK_SECONDS = 0.05
@@ -172,39 +172,13 @@ class LivePolicy:
         )
 
     def _gate(self, policy: Policy) -> tuple[Finding, ...]:
-        """What would become of the members there are: roles that vanish, organizations without an owner."""
-
-        def work(tx: Transaction) -> tuple[set[str], set[str], list[str]]:
-            ownerless = member_rows.organizations_without(tx, policy.owner_roles, limit=5)
-            return member_rows.roles_held(tx), token_rows.roles_held(tx, now()), ownerless
-
-        held, held_by_tokens, ownerless = self._storage.read(work)
-        findings = [
-            _finding(
-                f"Members or tokens hold the role `{role}`, which this policy lacks.",
-                f"Keep `{role}` until nobody holds it.",
-            )
-            for role in sorted((held | held_by_tokens) - set(policy.roles))
-        ]
-        findings += [
-            _finding(
-                f"An organization's token holds the role `{role}`, which in this policy may `owners update`.",
-                f"Delete the tokens with the role `{role}` first, or leave that permission with another role.",
-            )
-            for role in sorted(held_by_tokens & set(policy.owner_roles))
-        ]
-        if ownerless:
-            # Which organizations there are is the operator's business, not that of everybody who may see the policy.
-            if ownerless != self._ownerless:
-                _log.error("policy leaves organizations without an owner", organizations=ownerless)
-            findings.append(
-                _finding(
-                    "An organization would have no member who may `owners update`; the server's log names it.",
-                    "Leave that permission with a role that somebody holds there.",
-                )
-            )
+        """What would become of the members and tokens there are."""
+        findings, ownerless = self._storage.read(lambda tx: misfits(tx, policy))
+        # Which organizations there are is the operator's business, not that of everybody who may see the policy.
+        if ownerless and ownerless != self._ownerless:
+            _log.error("policy leaves organizations without an owner", organizations=ownerless)
         self._ownerless = ownerless
-        return tuple(findings)
+        return findings
 
     def _look(self) -> _Look:
         looks: list[tuple[int, int, int, int, int] | None] = []
@@ -216,6 +190,37 @@ class LivePolicy:
             else:
                 looks.append((stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino, stat.st_dev))
         return tuple(looks)
+
+
+def misfits(tx: Transaction, policy: Policy) -> tuple[tuple[Finding, ...], list[str]]:
+    """Why the policy doesn't fit the members and tokens there are: roles that vanish, organizations without an owner.
+
+    Those organizations, a few of them, are named apart.
+    """
+    ownerless = member_rows.organizations_without(tx, policy.owner_roles, limit=5)
+    held_by_tokens = token_rows.roles_held(tx, now())
+    findings = [
+        _finding(
+            f"Members or tokens hold the role `{role}`, which this policy lacks.",
+            f"Keep `{role}` until nobody holds it.",
+        )
+        for role in sorted((member_rows.roles_held(tx) | held_by_tokens) - set(policy.roles))
+    ]
+    findings += [
+        _finding(
+            f"An organization's token holds the role `{role}`, which in this policy may `owners update`.",
+            f"Delete the tokens with the role `{role}` first, or leave that permission with another role.",
+        )
+        for role in sorted(held_by_tokens & set(policy.owner_roles))
+    ]
+    if ownerless:
+        findings.append(
+            _finding(
+                "An organization would have no member who may `owners update`; the server's log names it.",
+                "Leave that permission with a role that somebody holds there.",
+            )
+        )
+    return tuple(findings), ownerless
 
 
 def _warnings(result: Build) -> tuple[Finding, ...]:

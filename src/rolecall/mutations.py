@@ -66,7 +66,10 @@ class Done(Generic[T]):
 
 
 class Unchanged(Exception, Generic[T]):
-    """Raised where all is as the caller wants it already: `answer` is given, and nothing written."""
+    """Raised where nothing is to be written: `answer` is given.
+
+    All is as the caller wants it already, or the request is a repeated one, and this was its first answer.
+    """
 
     def __init__(self, answer: T) -> None:
         super().__init__("nothing to do")
@@ -143,7 +146,11 @@ def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
 def require_etag(given: str, present: str) -> None:
     """Raise `EtagMismatch` where an etag is given that isn't the present one."""
     if given and given != present:
-        raise EtagMismatch("It has changed since the etag was read: read it again, and see if you still want this.")
+        raise EtagMismatch(
+            f"It has changed since the etag `{given[:32]}` was read: read it again, and see if you still want this.",
+            field="etag",
+            etag=present,
+        )
 
 
 def _require_new(tx: Transaction, request: Request, at: int, answers: TypeAdapter[T]) -> None:

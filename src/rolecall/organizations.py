@@ -11,7 +11,7 @@ from rolecall.audit import OPERATOR, AuditLog, Event, Private
 from rolecall.credentials import Minted, new_id
 from rolecall.domain import Caller, Member, Organization, now
 from rolecall.errors import InvalidField, OrganizationExists, OrganizationNotFound, PolicyInvalid
-from rolecall.live_policy import LivePolicy
+from rolecall.live_policy import LivePolicy, misfits
 from rolecall.mutations import Attempt, Done, Moment, Mutations, require_etag
 from rolecall.operator import add_token
 from rolecall.policy import Policy
@@ -75,9 +75,12 @@ def view(tx: Transaction, policy: Policy, organization: str) -> OrganizationView
     found = rows.get(tx, organization)
     if found is None:
         raise OrganizationNotFound.named(organization)
-    if rows.owner_count(tx, organization, policy.owner_roles) != 1:
+    owners = rows.owner_count(tx, organization, policy.owner_roles)
+    if owners > 1:
         return OrganizationView(found)
     roles = " or ".join(policy.owner_roles)
+    if not owners:
+        return OrganizationView(found, (f"The organization has no owner: nobody holds the role {roles}.",))
     warning = f"The organization has a single owner: give a second person the role {roles}, lest it end up without one."
     return OrganizationView(found, (warning,))
 
@@ -111,6 +114,13 @@ def found(
                 f" with `rolecall tokens issue --organization {organization} --email ADDRESS`.",
                 organization=organization,
             )
+        findings, _ = misfits(tx, policy)
+        if findings:
+            # A server would refuse to serve both.
+            said = " ".join(finding.message for finding in findings)
+            raise PolicyInvalid(
+                f"The policy doesn't fit the organizations there are: {said} Is it that of the servers?"
+            )
         founded = Organization(organization, organization, 1, now())
         rows.add(tx, founded)
         log.begin(tx, organization)
@@ -133,4 +143,4 @@ def _add_member(tx: Transaction, organization: str, role: str, address: Address)
 
 def _described(member: Member) -> Mapping[str, Any]:
     """A member as the audit log tells of them."""
-    return {"user": member.user_id, "role": member.role, "email": Private(member.user_id, member.email)}
+    return {"user": member.user_id, "role": member.role, "email": Private(member.user_id, member.email, "email")}

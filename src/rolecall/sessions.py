@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from rolecall.domain import Caller, Member, Permission, Token, now
+from rolecall.domain import Caller, Member, Permission, Token
 from rolecall.errors import UnauthenticatedCredential
 from rolecall.live_policy import LivePolicy
 from rolecall.mutations import Attempt, Done, Moment, Mutations
@@ -57,7 +57,7 @@ class Sessions:
 
         def effect(moment: Moment, _: None) -> Done[int]:
             caller = moment.caller
-            credential_rows.revoke(moment.tx, caller.organization, caller.credential_id, now())
+            credential_rows.revoke(moment.tx, caller.organization, caller.credential_id, moment.at)
             return Done(moment.tx.revision, f"token:{caller.credential_id}", {"kind": caller.kind.name.lower()})
 
         return self._mutations.run(attempt, int, lambda _: None, effect)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from rolecall.domain import Caller, CredentialKind, Restriction, Token, TokenState
-from rolecall.errors import InvalidField, RoleBeyondCaller, TokenNotFound, UnknownRoleName
+from rolecall.errors import InvalidField, PermissionMissing, RoleBeyondCaller, TokenNotFound, UnknownRoleName
 from rolecall.mutations import Moment
 from rolecall.policy import Policy, Reach, few, is_cut_down
 from rolecall.rights import is_beyond, may, require, require_person
@@ -132,7 +132,9 @@ def visible(
         return TokenQuery(user_id, organizations=False, state=state, at=at)
     owner = None if may(policy, caller, "view", "member-tokens") else caller.user_id
     organizations = kind is None and may(policy, caller, "view", "organization-tokens")
-    return TokenQuery(owner, organizations=organizations, state=state, at=at)
+    # A program sees its own token, as a person does.
+    own = "" if caller.user_id or kind else caller.credential_id
+    return TokenQuery(owner, organizations=organizations, state=state, at=at, own=own)
 
 
 def rotatable(moment: Moment, token_id: str) -> Token:
@@ -143,7 +145,13 @@ def rotatable(moment: Moment, token_id: str) -> Token:
     token = rows.get(moment.tx, moment.caller.organization, token_id)
     if token is None or not _is_own(moment.caller, token) or not token.user_id:
         require_person(moment.caller, "create tokens")
-        moment.require("create", "organization-tokens")
+        if not may(moment.policy, moment.caller, "create", "organization-tokens"):
+            raise PermissionMissing(
+                "It is none of your own tokens (is the id right?), and the organization's are rotated by whoever may"
+                " `organization-tokens create`.",
+                action="create",
+                resource="organization-tokens",
+            )
         if token is None or token.user_id:
             raise TokenNotFound(f"There is no token `{token_id}` to rotate here. Nobody rotates another person's.")
         require_organization_role(moment, token.role)
@@ -166,12 +174,18 @@ def deletable(moment: Moment, token_id: str) -> Token:
     caller = moment.caller
     token = rows.get(moment.tx, caller.organization, token_id)
     if token and _is_own(caller, token):
+        # Else a stolen check-only token could end all others of its holder.
         _require_no_more(caller, token)
         return token
     others = may(moment.policy, caller, "delete", "member-tokens")
     organizations = may(moment.policy, caller, "delete", "organization-tokens")
     if not others and not organizations:
-        moment.require("delete", "member-tokens")
+        raise PermissionMissing(
+            "It is none of your own tokens that this credential may delete (is the id right?), and"
+            f" {caller.role} may delete no others: that takes `member-tokens delete`.",
+            action="delete",
+            resource="member-tokens",
+        )
     if token is None or not (others if token.user_id else organizations):
         raise TokenNotFound(f"There is no token `{token_id}` here: see which there are with ListTokens.")
     if token.user_id and is_beyond(moment.policy, caller, token.role):

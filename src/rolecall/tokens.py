@@ -138,6 +138,7 @@ class Tokens:
 
         def effect(moment: Moment, token: Token) -> Done[Deleted]:
             if token.revoke_time is not None:
+                # The revision that this transaction made goes with it.
                 raise Unchanged(Deleted(token, moment.tx.revision - 1))
             require_etag(etag, token.etag)
             credential_rows.revoke(moment.tx, token.organization, token.id, moment.at)
@@ -182,9 +183,9 @@ def _issue(moment: Moment, kind: CredentialKind, role: str | None, wish: Wish) -
     return Done(issued, f"token:{token.id}", {"after": described(token)})
 
 
-def _name(token: Token) -> Private:
-    """A token's name may be a person's, or say something about them."""
-    return Private(token.user_id or token.created_by, token.name)
+def _name(token: Token) -> Private | str:
+    """What a person calls their own token may say something about them; a program's name doesn't."""
+    return Private(token.user_id, token.name) if token.user_id else token.name
 
 
 def _present(tx: Transaction, token: Token) -> Token:

@@ -1,6 +1,5 @@
 """Logs that are long enough to have checkpoints, calls with a request id, and a hand in the database."""
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +33,6 @@ __all__ = [
     "stored",
     "token_id",
     "verify",
-    "wait_for",
 ]
 
 WHOLE = (audit_pb2.AUDIT_VERDICT_WHOLE, 0)
@@ -170,11 +168,3 @@ def token_id(secret: str) -> str:
     parsed = credentials.parse(secret)
     assert parsed
     return parsed.id
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 15.0) -> None:
-    """Wait until the condition holds."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.05)

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from audit_logs import WHOLE, call, dump, entries, grow, head, log_of, revision, sql, stored, token_id, verify, wait_for
-from conftest import Site
+from audit_logs import WHOLE, call, dump, entries, grow, head, log_of, revision, sql, stored, token_id, verify
+from conftest import Site, wait_until
 from google.protobuf.duration_pb2 import Duration
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -303,7 +303,7 @@ def test_refused_changes_write_denials_only(site: Site) -> None:
     for kind, rpc, request, token in refused:
         with pytest.raises(kind):
             call(site, rpc, request, token)
-    wait_for(lambda: head(site).sequence >= length + len(refused))
+    wait_until(lambda: head(site).sequence >= length + len(refused))
     after = dump(site)
 
     found = entries(site, DENIED)

@@ -8,9 +8,9 @@ import pytest
 from audit_logs import WHOLE, call, dump, entries, grow, head, log_of, restore, sql, stored, verify
 from conftest import Site
 
-from rolecall.audit import prune
+from rolecall.audit import erase, prune
 from rolecall.audit.chain import NO_HASH, Seal, hash_of
-from rolecall.errors import Internal, InvalidField
+from rolecall.errors import AuditLogBroken, Internal, InvalidField
 from rolecall.keys import ServerKey
 from rolecall.storage.audit import Stored
 from rolecall.v1 import audit_pb2, organization_pb2, token_pb2
@@ -345,7 +345,7 @@ def with_other_number(site: Site) -> None:
 
 def with_more_values(site: Site) -> None:
     """A value that the entry doesn't speak of."""
-    sql(site, "INSERT INTO audit_values SELECT organization, sequence, 9, person, salt, value FROM audit_values"
+    sql(site, "INSERT INTO audit_values SELECT organization, sequence, 9, person, kind, salt, value FROM audit_values"
         " WHERE sequence = 151")  # fmt: skip
 
 
@@ -412,10 +412,36 @@ def test_known_marks_are_checked(sqlite_site: Site) -> None:
     assert verify(sqlite_site, known=(last.sequence + 1, last.hash)) == (TAMPERED, last.sequence + 1)
 
 
-def test_ranges_behind_the_end_are_whole(long_log: Site) -> None:
-    """A range in which there is nothing yet has nothing bad in it."""
-    assert verify(long_log, LENGTH + 1, LENGTH + 1) == WHOLE
-    assert verify(long_log, 300, 400) == WHOLE
+@pytest.mark.parametrize(("first", "last", "field"), [(LENGTH + 1, 0, "first_sequence"), (1, 400, "last_sequence")])
+def test_ranges_behind_the_end_are_refused(sqlite_site: Site, first: int, last: int, field: str) -> None:
+    """Who asks for entries that should be there must not be told that nothing is bad."""
+    with pytest.raises(InvalidField) as refused:
+        verify(sqlite_site, first, last)
+
+    assert refused.value.field == field
+
+
+def test_personal_values_that_nobody_erased_are_missed(long_log: Site) -> None:
+    """A value that is gone without an entry that erased it is tampering; after an erasure it isn't."""
+    person, first = sql(long_log, "SELECT person, MIN(sequence) FROM audit_values WHERE person LIKE 'p%' GROUP BY 1")[0]
+    before = dump(long_log)
+    sql(long_log, "DELETE FROM audit_values WHERE person = :person", person=person)
+    removed = verify(long_log)
+    restore(long_log, before)
+    erase(long_log.server.storage, log_of(long_log), "acme", person)
+
+    assert removed == (TAMPERED, first)
+    assert verify(long_log) == WHOLE
+
+
+def test_a_forged_prefix_is_not_pruned(long_log: Site) -> None:
+    """Pruning would sign what somebody made look old."""
+    sql(long_log, "UPDATE audit_entries SET time = 0 WHERE sequence <= 14")
+    before = dump(long_log)
+
+    with pytest.raises(AuditLogBroken):
+        prune(long_log.server.storage, log_of(long_log), "acme", 1)
+    assert dump(long_log) == before
 
 
 @pytest.mark.parametrize("sequence", [0, LENGTH + 4])

@@ -1,13 +1,14 @@
 """A person's values can be erased, and old entries dropped; the log verifies afterwards, and tells of both."""
 
+import io
 from pathlib import Path
 
 import pytest
 from audit_logs import WHOLE, dump, entries, grow, head, log_of, revision, sql, stored, verify
 from conftest import MakeSite, Site, add_member
 
-from rolecall import audit
-from rolecall.audit import Event, Private
+from rolecall import Client, audit
+from rolecall.audit import Event, Private, upkeep
 from rolecall.client import plain
 from rolecall.domain import now
 from rolecall.errors import InvalidField, MemberNotFound, OrganizationNotFound
@@ -17,7 +18,7 @@ CANARY = "Canary Q. Zeisig"
 
 def names_of(person: str) -> Event:
     """An event with two values of a person, deep within its details, and one of somebody else."""
-    people = [{"name": Private(person, CANARY), "email": Private(person, "Canary@acme.io")}]
+    people = [{"name": Private(person, CANARY), "email": Private(person, "Canary@acme.io", "email")}]
     return Event("acme", "operator", "Note", "", {"people": people, "other": Private("other", "Somebody Else")})
 
 
@@ -153,10 +154,10 @@ def test_everything_can_be_dropped_again_and_again(site: Site) -> None:
     """Only the entry that tells of it is left; the log goes on, and can be dropped once more."""
     grow(site, 210)
     log = log_of(site)
-    first = audit.prune(site.storage, log, "acme", now() + 60_000_000)
+    first = audit.prune(site.storage, log, "acme", now())
     left = entries(site)
     verdicts = [verify(site)]
-    second = audit.prune(site.storage, log, "acme", now() + 60_000_000)
+    second = audit.prune(site.storage, log, "acme", now())
     verdicts.append(verify(site))
     grow(site, 150)
     verdicts += [verify(site), verify(site, 300, 310), verify(site, 1, 200)]
@@ -197,7 +198,7 @@ def test_only_the_named_organizations_entries_are_dropped(site: Site) -> None:
     site.storage.write(lambda tx: log.begin(tx, "globex"))
     grow(site, 120, lambda _: Event("globex", "operator", "Note"))
     before = stored(site, "globex")
-    audit.prune(site.storage, log, "acme", now() + 60_000_000)
+    audit.prune(site.storage, log, "acme", now())
     with pytest.raises(OrganizationNotFound):
         audit.prune(site.storage, log, "initech", now())
 
@@ -225,7 +226,7 @@ def test_an_older_beginning_put_back_is_found(site: Site) -> None:
     """The signed beginning from before a pruning: the entries that it speaks of are missing."""
     old = head(site)
     grow(site, 20)
-    audit.prune(site.storage, log_of(site), "acme", now() + 60_000_000)
+    audit.prune(site.storage, log_of(site), "acme", now())
     statement = "UPDATE audit_heads SET start_sequence = :sequence, start_hash = :hash, start_signature = :signature"
     sql(site, statement, sequence=old.start_sequence, hash=old.start_hash, signature=old.start_signature)
 
@@ -239,3 +240,43 @@ def test_erasing_a_member_without_values_finds_nothing(make_site: MakeSite, sqli
 
     with pytest.raises(MemberNotFound):
         audit.erase(site.storage, log_of(site), "acme", "zoe@acme.io")
+
+
+def test_a_name_like_an_address_erases_nobody_else(site: Site) -> None:
+    """A member who called a token like somebody's address isn't taken for that person."""
+    with Client(site.address, site.tokens["CONTRIBUTOR"]) as client:
+        client.tokens.create_personal("viewer@acme.io")
+    audit.erase(site.storage, log_of(site), "acme", "viewer@acme.io")
+
+    assert "viewer@acme.io" in values(site)
+    assert plain(entries(site)[-1])["details"]["users"] == [site.members["VIEWER"].user_id]
+
+
+def test_a_long_log_is_pruned_in_parts(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No writer waits for the whole of it; each part leaves a log that is whole."""
+    monkeypatch.setattr(upkeep, "PRUNE_AT_ONCE", 50)
+    grow(site, 120)
+    length = head(site).sequence
+    pruned = audit.prune(site.storage, log_of(site), "acme", now())
+
+    assert (pruned.entries, pruned.last_sequence) == (length, length)
+    assert [entry.action for entry in entries(site)] == ["PruneAuditLog"] * 3
+    assert verify(site) == WHOLE
+
+
+def test_a_log_begins_anew_on_the_record(site: Site) -> None:
+    """What a forged log held is archived, and the new one's first entry tells where the old one ended."""
+    grow(site, 20)
+    old = head(site)
+    sql(site, "UPDATE audit_heads SET signature = :junk", junk=b"j" * 32)
+    archive = io.StringIO()
+    count = audit.restart(site.storage, log_of(site), "acme", archive)
+
+    (entry,) = entries(site)
+    assert count == len(archive.getvalue().splitlines()) == old.sequence
+    assert (entry.sequence, entry.action, entry.actor) == (1, "RestartAuditLog", "operator")
+    assert plain(entry)["details"] == {
+        "entries": count,
+        "ended": {"sequence": old.sequence, "hash": bytes(old.hash).hex(), "key_id": old.key_id},
+    }
+    assert verify(site) == WHOLE

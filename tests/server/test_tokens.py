@@ -943,3 +943,34 @@ def test_a_restriction_holds_no_invisible_characters(sqlite_site: Site) -> None:
         said = desk.refused("OWNER", Personal(name="x", restriction=restriction((resource, "view"))))
 
         assert (said.code, said.field) == (INVALID, "restriction.permissions[0].resource")
+
+
+def test_an_old_secret_makes_nothing_that_outlives_it(site: Site) -> None:
+    """During the overlap of a rotation, what the old secret mints ends with it, and it gets no newer secret."""
+    desk = Desk(site)
+    made = desk.send("OWNER", Personal(name="leaked"))
+    rotated = desk.send("OWNER", pb.RotateTokenRequest(id=made.token.id, overlap=Duration(seconds=60)))
+    minted = desk.send(made.secret, Personal(name="copy"))
+    refused = desk.refused(made.secret, pb.RotateTokenRequest(id=made.token.id))
+
+    assert minted.token.expire_time.ToMicroseconds() <= now() + 60_000_000
+    assert (refused.code, refused.reason) == (DENIED, "ROLE_BEYOND_CALLER")
+    assert desk.send(rotated.secret, Personal(name="as usual")).token.expire_time == made.token.expire_time
+
+
+def test_a_restriction_has_a_size(sqlite_site: Site) -> None:
+    """A thousand tokens must fit into one page, so a restriction can't be as large as a message."""
+    desk = Desk(sqlite_site)
+    wide = restriction(*((f"parameters/{'x' * 100}{number}", "view") for number in range(20)))
+    said = desk.refused("CONTRIBUTOR", Personal(name="x", restriction=wide))
+
+    assert (said.code, said.field) == (INVALID, "restriction.permissions")
+    assert "more than 2048" in said.message
+
+
+def test_a_program_sees_its_own_token(sqlite_site: Site) -> None:
+    """Like a person, and no other."""
+    desk = Desk(sqlite_site)
+    mine, _ = (desk.send("OWNER", Organizational(name=name, role="VIEWER")) for name in ("mine", "other"))
+
+    assert [token.id for token in desk.send(mine.secret, pb.ListTokensRequest()).tokens] == [mine.token.id]

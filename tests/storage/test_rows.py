@@ -86,7 +86,8 @@ def _holder(storage: Storage, minted: Minted, at: int = MADE) -> Held | None:
 def _holders(
     storage: Storage, ids: list[str], at: int = MADE, organization: str = "acme"
 ) -> dict[str, tuple[str, Restriction, set[bytes]]]:
-    return storage.read(lambda tx: credential_rows.live_holders(tx, organization, ids, at))
+    found = storage.read(lambda tx: credential_rows.live_holders(tx, organization, ids, at))
+    return {name: (token.role, token.restriction, token.digests) for name, token in found.items()}
 
 
 def _page(

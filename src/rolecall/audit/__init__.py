@@ -4,7 +4,7 @@ from rolecall.audit.denials import Denials
 from rolecall.audit.export import AuditFormat, export_lines
 from rolecall.audit.log import OPERATOR, AuditLog, Event, Private
 from rolecall.audit.reading import list_entries, read_entries
-from rolecall.audit.upkeep import begin_missing, check_key, erase, prune
+from rolecall.audit.upkeep import begin_first, check_key, erase, prune, restart
 from rolecall.audit.verify import Mark, Verdict, verify
 
 __all__ = [
@@ -16,12 +16,13 @@ __all__ = [
     "Mark",
     "Private",
     "Verdict",
-    "begin_missing",
+    "begin_first",
     "check_key",
     "erase",
     "export_lines",
     "list_entries",
     "prune",
     "read_entries",
+    "restart",
     "verify",
 ]

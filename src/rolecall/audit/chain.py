@@ -28,9 +28,9 @@ def hash_of(organization: str, entry: Stored) -> bytes:
     return hashlib.sha256(entry.previous_hash + text.encode()).digest()
 
 
-def commitment(salt: bytes, person: str, value: str) -> str:
+def commitment(salt: bytes, person: str, kind: str, value: str) -> str:
     """What the chain holds of a personal value: its proof while it is there, nothing once it and the salt are gone."""
-    return hashlib.sha256(salt + json.dumps([person, value]).encode()).hexdigest()
+    return hashlib.sha256(salt + json.dumps([person, kind, value]).encode()).hexdigest()
 
 
 class Seal:

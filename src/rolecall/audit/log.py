@@ -4,21 +4,25 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import structlog
 
 from rolecall.audit.chain import NO_HASH, Seal, commitment, hash_of, text_of
 from rolecall.domain import now
+from rolecall.errors import AuditLogBroken
 from rolecall.keys import ServerKey
 from rolecall.storage import Transaction
 from rolecall.storage import audit as rows
 from rolecall.storage.audit import Checkpoint, Head, Stored, Value
 
-__all__ = ["CHECKPOINT_EVERY", "OPERATOR", "AuditLog", "Event", "Private"]
+__all__ = ["CHECKPOINT_EVERY", "ERASE", "OPERATOR", "AuditLog", "Event", "Private"]
 
 # Who acts where somebody works on the database itself.
 OPERATOR = "operator"
+
+# The action by which an operator erases a person's values.
+ERASE = "EraseAuditValues"
 
 CHECKPOINT_EVERY = 100
 SALT_BYTES = 16
@@ -32,6 +36,7 @@ class Private:
 
     person: str
     value: str
+    kind: Literal["name", "email"] = "name"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +67,14 @@ class AuditLog:
     def locked_head(self, tx: Transaction, organization: str) -> Head:
         """The end of the log; nobody else writes to it until the transaction ends.
 
-        Raises `RuntimeError` where it isn't what this server signed: to go on would sign what somebody forged.
+        Raises `AuditLogBroken` where it isn't what this server signed: to go on would sign what somebody forged.
         """
         head = rows.head(tx, organization, locked=True)
         if head is None or not self.seal.holds_head(head) or not self.seal.holds_start(head):
-            signed = f" (signed with the key {head.key_id}, this server's is {self.seal.key_id})" if head else ""
-            raise RuntimeError(
-                f"The audit log of {organization} has no valid head{signed}: it was tampered with, the key file is"
-                " another one, or `rolecall db upgrade` has not been run. Nothing is changed until that is put right."
+            raise AuditLogBroken(
+                f"The audit log of {organization} has no valid end, so nothing can be changed there: somebody tampered"
+                " with it. Its operator can restore the database, or begin anew with `rolecall audit restart`.",
+                organization=organization,
             )
         return head
 
@@ -114,9 +119,10 @@ def _committed(value: Any, sequence: int, values: list[Value]) -> Any:
     """The details with a commitment in the place of each personal value; those are added to `values`."""
     match value:
         case Private():
-            kept = Value(sequence, len(values), value.person, os.urandom(SALT_BYTES), value.value)
+            kept = Value(sequence, len(values), value.person, value.kind, os.urandom(SALT_BYTES), value.value)
             values.append(kept)
-            return {"private": kept.number, "sha256": commitment(kept.salt, kept.person, kept.value)}
+            sealed = commitment(kept.salt, kept.person, kept.kind, kept.value)
+            return {"private": kept.number, "person": kept.person, "sha256": sealed}
         case Mapping():
             return {key: _committed(item, sequence, values) for key, item in value.items()}
         case list() | tuple():

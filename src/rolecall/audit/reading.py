@@ -1,7 +1,6 @@
 """Reading entries as people want them: personal values in their places."""
 
 import json
-from collections.abc import Iterable
 from typing import Any
 
 from rolecall.domain import AuditEntry, AuditFilter
@@ -9,9 +8,11 @@ from rolecall.storage import Transaction
 from rolecall.storage import audit as rows
 from rolecall.storage.audit import Stored
 
-__all__ = ["list_entries", "read_entries"]
+__all__ = ["commitments", "list_entries", "read_entries"]
 
 ERASED = "[erased]"
+# What stands in stored details for a personal value.
+PLACEHOLDER = {"private", "person", "sha256"}
 
 
 def list_entries(
@@ -40,7 +41,7 @@ def _entry(stored: Stored, values: dict[tuple[int, int], str]) -> AuditEntry:
 def _filled(value: Any, sequence: int, values: dict[tuple[int, int], str]) -> Any:
     """The details with each commitment replaced by what it stands for."""
     if isinstance(value, dict):
-        if value.keys() == {"private", "sha256"}:
+        if value.keys() == PLACEHOLDER:
             return values.get((sequence, value["private"]), ERASED)
         return {key: _filled(item, sequence, values) for key, item in value.items()}
     if isinstance(value, list):
@@ -48,16 +49,16 @@ def _filled(value: Any, sequence: int, values: dict[tuple[int, int], str]) -> An
     return value
 
 
-def commitments(details: str) -> Iterable[tuple[int, str]]:
-    """Each commitment in an entry's stored details, with its number."""
-    if '"sha256"' not in details:
-        return
-    todo = [json.loads(details)]
+def commitments(details: str) -> dict[int, tuple[str, str]]:
+    """Whose each personal value in an entry's stored details is, and the commitment to it, by its number."""
+    found: dict[int, tuple[str, str]] = {}
+    todo = [json.loads(details)] if '"sha256"' in details else []
     while todo:
         value = todo.pop()
         if isinstance(value, dict):
-            if value.keys() == {"private", "sha256"}:
-                yield value["private"], value["sha256"]
+            if value.keys() == PLACEHOLDER:
+                found[value["private"]] = (value["person"], value["sha256"])
             todo.extend(value.values())
         elif isinstance(value, list):
             todo.extend(value)
+    return found

@@ -1,12 +1,14 @@
 """Is the log whole? Every entry's hash, their sequence, the personal values still there, and the signed marks."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
 from rolecall.audit.chain import Seal, commitment, hash_of
-from rolecall.audit.log import CHECKPOINT_EVERY, AuditLog
+from rolecall.audit.log import CHECKPOINT_EVERY, ERASE, OPERATOR, AuditLog
 from rolecall.audit.reading import commitments
+from rolecall.domain import AuditFilter
 from rolecall.errors import InvalidField
 from rolecall.storage import Transaction
 from rolecall.storage import audit as rows
@@ -45,12 +47,19 @@ class _Bad(Exception):
 
 
 def verify(
-    tx: Transaction, log: AuditLog, organization: str, first: int = 0, last: int = 0, known: Mark | None = None
+    tx: Transaction,
+    log: AuditLog,
+    organization: str,
+    first: int = 0,
+    last: int = 0,
+    known: Mark | None = None,
+    confirm: Callable[[], None] = lambda: None,
 ) -> Verdict:
     """Check the entries `first` to `last` (0: from the beginning, to the end), from the mark before to the mark behind.
 
-    `known` is an entry whose hash somebody kept elsewhere; it is checked too. Raises `InvalidField` where that one was
-    pruned.
+    `known` is an entry whose hash somebody kept elsewhere; it is checked too. `confirm` is called now and then, and may
+    raise. Raises `InvalidField` where that one was
+    pruned, or the log doesn't reach so far.
     """
     head = rows.head(tx, organization)
     if head is None:
@@ -59,7 +68,10 @@ def verify(
         raise InvalidField(
             f"Entry {known.sequence} was pruned: name one of those behind {head.start_sequence}.", field="known"
         )
-    walk = _Walk(tx, log.seal, head)
+    for field, number in (("first_sequence", first), ("last_sequence", last)):
+        if number > head.sequence:
+            raise InvalidField(f"{field} is {number}, and the log ends at {head.sequence}.", field=field)
+    walk = _Walk(tx, log.seal, head, confirm)
     try:
         walk.along(first, last, known)
     except _Bad as bad:
@@ -70,10 +82,11 @@ def verify(
 class _Walk:
     """One walk along the log, from one signed mark to another."""
 
-    def __init__(self, tx: Transaction, seal: Seal, head: Head) -> None:
+    def __init__(self, tx: Transaction, seal: Seal, head: Head, confirm: Callable[[], None]) -> None:
         self._tx = tx
         self._seal = seal
         self._head = head
+        self._confirm = confirm
         self._organization = head.organization
         self._checkpoints = rows.checkpoints(tx, head.organization)
         self.entries = 0
@@ -112,11 +125,12 @@ class _Walk:
 
     def _follow(self, sequence: int, digest: bytes, end: int, known: Mark | None) -> bytes:
         """Look at the entries behind `sequence` up to `end`; answers the hash of the last."""
+        erased = self._erased()
         with (
             closing(rows.stream(self._tx, self._organization, sequence + 1, end)) as entries,
             closing(rows.values(self._tx, self._organization, sequence + 1, end)) as values,
         ):
-            personal = _Values(values)
+            personal = _Values(values, erased)
             self._check_known(sequence, digest, known)
             for entry in entries:
                 sequence += 1
@@ -131,10 +145,17 @@ class _Walk:
                 self._check_known(sequence, digest, known)
                 if sequence % CHECKPOINT_EVERY == 0:
                     self._check_checkpoint(sequence, digest)
+                    self._confirm()
                 self.entries += 1
         if sequence < end:
             raise _Bad(sequence + 1, f"Entry {sequence + 1} is missing.")
         return digest
+
+    def _erased(self) -> dict[str, int]:
+        """In which entry each person was erased last."""
+        erasing = AuditFilter(actor=OPERATOR, action=ERASE)
+        entries = rows.oldest_since(self._tx, self._organization, erasing, self._head.start_sequence, None)
+        return {user: entry.sequence for entry in entries for user in _users(entry)}
 
     def _check_known(self, sequence: int, digest: bytes, known: Mark | None) -> None:
         if known and known.sequence == sequence and known.hash != digest:
@@ -173,19 +194,31 @@ class _Walk:
 
 
 class _Values:
-    """The personal values along the walk; each must be what its entry committed to."""
+    """The personal values along the walk; each must be what its entry committed to, or erased by an operator."""
 
-    def __init__(self, values: Iterator[Value]) -> None:
+    def __init__(self, values: Iterator[Value], erased: dict[str, int]) -> None:
+        """`erased`: in which entry each person was erased last."""
         self._values = values
         self._next = next(values, None)
+        self._erased = erased
 
     def check(self, entry: Stored) -> None:
-        """Raise `_Bad` where a value of the entry isn't the one that was written. One that is gone was erased."""
-        committed = dict(commitments(entry.details))
+        """Raise `_Bad` where a value of the entry isn't the one that was written."""
+        committed = commitments(entry.details)
         while self._next and self._next.sequence <= entry.sequence:
             value, self._next = self._next, next(self._values, None)
-            if committed.get(value.number) != _commitment(value):
+            if committed.pop(value.number, None) != (value.person, _commitment(value)):
                 raise _Bad(value.sequence, f"A name or address of entry {value.sequence} was changed.")
+        if any(self._erased.get(person, 0) <= entry.sequence for person, _ in committed.values()):
+            raise _Bad(entry.sequence, f"A name or address of entry {entry.sequence} is gone, and no entry erased it.")
+
+
+def _users(entry: Stored) -> list[str]:
+    """Whom an erasing entry names; nobody where that was spoilt, which the walk finds."""
+    try:
+        return [str(user) for user in json.loads(entry.details)["users"]]
+    except (TypeError, ValueError, KeyError):
+        return []
 
 
 def _hash_of(organization: str, entry: Stored) -> bytes:
@@ -198,6 +231,6 @@ def _hash_of(organization: str, entry: Stored) -> bytes:
 
 def _commitment(value: Value) -> str:
     try:
-        return commitment(value.salt, value.person, value.value)
+        return commitment(value.salt, value.person, value.kind, value.value)
     except (TypeError, ValueError):
         return ""

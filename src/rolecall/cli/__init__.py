@@ -8,6 +8,7 @@ import typer
 
 from rolecall import __version__
 from rolecall.cli import audit, check, db, init, organizations, output, policy, serve, tokens, whoami
+from rolecall.cli.logs import configure_logs
 from rolecall.errors import RolecallError, UnauthenticatedCredential
 
 __all__ = ["app", "main"]
@@ -47,6 +48,7 @@ def _root(
 
 def main() -> None:
     """Run the command line. Exits with 2 on errors."""
+    configure_logs()
     try:
         app()
     except RolecallError as error:

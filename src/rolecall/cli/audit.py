@@ -2,7 +2,9 @@
 
 import itertools
 import sys
+from datetime import datetime
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -19,7 +21,7 @@ from rolecall.cli.opening import (
     open_database,
     plain,
 )
-from rolecall.errors import InvalidField
+from rolecall.errors import ConfigError, InvalidField
 
 __all__ = ["app"]
 
@@ -27,8 +29,10 @@ app = typer.Typer(help="See what was changed by whom, and whether the log is who
 
 MAX_NUMBER = 2**63 - 1
 
-Since = Annotated[str | None, typer.Option(help="From this moment on, as in 2027-01-31.")]
-Until = Annotated[str | None, typer.Option(help="Before this moment.")]
+Since = Annotated[
+    datetime | None, typer.Option(parser=moment, metavar="MOMENT", help="From this moment on, as in 2027-01-31.")
+]
+Until = Annotated[datetime | None, typer.Option(parser=moment, metavar="MOMENT", help="Before this moment.")]
 Actor = Annotated[str, typer.Option(help="By this actor: user:ID, token:ID or operator.")]
 Action = Annotated[str, typer.Option(help="Of this action, as in CreatePersonalToken.")]
 Object = Annotated[str, typer.Option("--object", help="Done to this, as in token:ID.")]
@@ -141,13 +145,17 @@ def erase(
 
     with open_database(config_file, database, key_file) as (storage, log):
         count = audit.erase(storage, log, organization, person)
+        if not storage.scrub():
+            output.say("A server is reading: SQLite's -wal file holds the values until its next checkpoint.")
     output.say(f"{count} values of {person} are erased.")
 
 
 @app.command()
 def prune(
     organization: Organization,
-    before: Annotated[str, typer.Option(help="Entries before this moment go, as in 2027-01-31.")],
+    before: Annotated[
+        datetime, typer.Option(parser=moment, metavar="MOMENT", help="Entries before it go, as in 2027-01-31.")
+    ],
     config_file: ConfigFile = None,
     database: Database = None,
     key_file: KeyFile = None,
@@ -155,18 +163,44 @@ def prune(
     """For the operator, at the database: drop the oldest entries. What is left still verifies."""
     from rolecall import audit
 
-    at = int(moment(before).timestamp() * 1_000_000)
+    at = int(before.timestamp() * 1_000_000)
     with open_database(config_file, database, key_file) as (storage, log):
         pruned = audit.prune(storage, log, organization, at)
     output.say(f"{pruned.entries} entries are gone; the log begins behind {pruned.last_sequence}.")
 
 
-def _filter(since: str | None, until: str | None, actor: str, action: str, done_to: str, outcome: Outcome) -> Any:
+@app.command()
+def restart(
+    organization: Organization,
+    archive: Annotated[Path, typer.Option(help="A new file for the entries of the log that ends, as JSON lines.")],
+    config_file: ConfigFile = None,
+    database: Database = None,
+    key_file: KeyFile = None,
+) -> None:
+    """For the operator, at the database: give up a log that was tampered with or whose key is lost, and begin anew.
+
+    The new log's first entry says so.
+    """
+    from rolecall import audit
+
+    with open_database(config_file, database, key_file, sound=False) as (storage, log):
+        try:
+            file = archive.open("x", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"The archive {archive} can't be made: {error.strerror}.") from error
+        with file:
+            count = audit.restart(storage, log, organization, file)
+    output.say(f"{count} entries are in {archive}; the audit log of {organization} begins anew.")
+
+
+def _filter(
+    since: datetime | None, until: datetime | None, actor: str, action: str, done_to: str, outcome: Outcome
+) -> Any:
     from rolecall.client import audit_filter
 
     return audit_filter(
-        since=moment(since) if since else None,
-        until=moment(until) if until else None,
+        since=since,
+        until=until,
         actor=actor,
         action=action,
         done_to=done_to,

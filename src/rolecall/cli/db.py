@@ -19,15 +19,17 @@ def _group() -> None:
 @app.command()
 def upgrade(config_file: ConfigFile = None, database: Database = None, key_file: KeyFile = None) -> None:
     """Bring the schema to what this version needs; nothing where it is there already."""
-    from rolecall.audit import AuditLog, begin_missing, check_key
+    from rolecall.audit import AuditLog, begin_first, check_key
     from rolecall.storage import Storage
 
     settings = config.load(config_file, database=database, key_file=key_file)
     storage = Storage(settings.database)
-    storage.upgrade()
+    storage.require_file()
     log = AuditLog(keys.read(settings.key_file))
-    for organization in begin_missing(storage, log):
-        output.say(f"The audit log of {organization} begins now.")
+    begun: list[str] = []
+    storage.upgrade(lambda tx, found: begun.extend(begin_first(tx, log, found)))
     check_key(storage, log)
     storage.close()
-    output.say("The schema is up to date.")
+    for organization in begun:
+        output.say(f"The audit log of {organization} begins now.")
+    output.say(f"The schema is up to date; the audit logs are signed with the key {log.seal.key_id}.")

@@ -51,7 +51,7 @@ def list_organizations(
             item.organization.id,
             item.organization.display_name,
             item.members,
-            rfc3339(item.organization.create_time),
+            output.short_time(rfc3339(item.organization.create_time)),
             item.organization.revision,
         )
         for item in found

@@ -16,6 +16,7 @@ __all__ = [
     "DENY",
     "ERROR",
     "compact",
+    "day",
     "print_csv",
     "print_explanation",
     "print_json",
@@ -63,20 +64,33 @@ def print_csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
-    """Print a table for people."""
+    """Print a table for people; in a terminal that is too narrow for it, one block a row."""
+    kept = [tuple(row) for row in rows]
+    terminal = sys.stdout.isatty()
     table = Table(title=title or None, title_justify="left")
     for name in header:
         table.add_column(name, overflow="fold")
-    for row in rows:
+    for row in kept:
         table.add_row(*row)
     # A file or pipe has no width: nothing is folded there.
-    width = None if sys.stdout.isatty() else 10_000
-    Console(markup=False, emoji=False, highlight=False, width=width).print(table)
+    console = Console(markup=False, emoji=False, highlight=False, width=None if terminal else 10_000)
+    if console.measure(table).maximum <= console.width:
+        console.print(table)
+        return
+    for row in kept:
+        for name, value in zip(header, row, strict=True):
+            print_value(f"{name + ':':<15}{value}")
+        print_value("")
 
 
 def short_time(text: str | None) -> str:
     """A moment for people, to the second; empty for none."""
     return f"{text[:10]} {text[11:19]}Z" if text else ""
+
+
+def day(text: str | None) -> str:
+    """The day of a moment, in UTC; empty for none."""
+    return text[:10] if text else ""
 
 
 def compact(value: object) -> str:
@@ -85,8 +99,6 @@ def compact(value: object) -> str:
         return ", ".join(f"{key}: {compact(item)}" for key, item in value.items() if item is not None)
     if isinstance(value, list):
         return "[" + ", ".join(compact(item) for item in value) + "]"
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
     return str(value)
 
 

@@ -1,7 +1,6 @@
 """`rolecall serve`."""
 
 import gc
-import logging
 import os
 import signal
 import sys
@@ -14,7 +13,7 @@ import typer
 
 from rolecall import __version__, config
 from rolecall.cli import output
-from rolecall.config import Settings
+from rolecall.cli.logs import configure_logs
 
 __all__ = ["serve"]
 
@@ -55,7 +54,7 @@ def serve(
         log_level=log_level,
         log_format=log_format,
     )
-    _configure_logs(settings)
+    configure_logs(settings.log_level, settings.log_format)
     output.quiet_grpc()
     from rolecall.server import build_server
 
@@ -73,32 +72,12 @@ def serve(
     gc.freeze()
     how = "TLS" if settings.tls else "plain text"
     version = server.live.in_force.policy.version
-    output.say(f"Rolecall {__version__} answers on {server.address} ({how}), policy {version} from {settings.policy}.")
+    tell = structlog.get_logger("rolecall").info if settings.log_format == "json" else output.say
+    tell(f"Rolecall {__version__} answers on {server.address} ({how}), policy {version} from {settings.policy}.")
     while signals.get() == signal.SIGHUP:
         server.live.wake()
-    output.say("Stopping.")
+    tell("Stopping.")
     server.stop()
     sys.stderr.flush()
     # A thread that a hanging database holds would keep the process for ever.
     os._exit(0)
-
-
-def _configure_logs(settings: Settings) -> None:
-    text = settings.log_format == "text" or (settings.log_format == "auto" and sys.stderr.isatty())
-    renderer: structlog.types.Processor
-    renderer = (
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if text else structlog.processors.JSONRenderer()
-    )
-    # Locals of a traceback's frames would show requests and secrets.
-    traceback = structlog.processors.ExceptionRenderer()
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            traceback,
-            renderer,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[settings.log_level.upper()]),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )

@@ -1,6 +1,5 @@
 """`rolecall tokens`: through a server for those who hold a token, and at the database for the operator."""
 
-import math
 from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated, Any
@@ -83,13 +82,27 @@ def list_tokens(
             token["role"],
             _bound(token),
             token["user_id"] or "(organization)",
-            output.short_time(token["expire_time"]),
-            output.short_time(token["last_used_time"]) or "never",
+            output.day(token["create_time"]),
+            token["created_by"],
+            output.day(token["expire_time"]),
+            output.day(token["last_used_time"]) or "never",
             token["state"],
         )
         for token in found
     ]
-    header = ("id", "token", "name", "role", "restricted to", "holder", "expires", "last used", "state")
+    header = (
+        "id",
+        "token",
+        "name",
+        "role",
+        "restricted to",
+        "holder",
+        "created",
+        "by",
+        "expires",
+        "last used",
+        "state",
+    )
     output.print_table(header, rows)
 
 
@@ -102,9 +115,6 @@ def rotate(
     json: Json = False,
 ) -> None:
     """Print a token's new secret, once. Its id, role and expiry stay."""
-    if math.isnan(overlap):
-        # It passes any bounds.
-        raise typer.BadParameter("Give a number of hours, 0 to 24.")
     span = timedelta(hours=overlap)
     with open_client() as client:
         made = plain(client.tokens.rotate(token_id, overlap=span))

@@ -20,7 +20,7 @@ __all__ = ["AuditClient", "OrganizationClient", "SessionClient", "TokenClient", 
 PAGE_SIZE = 1000
 # A stream that breaks off is taken up again where it was; not for ever, if nothing comes.
 RESUMES = 5
-# A log of a million entries takes about ten seconds.
+# A log of a million entries takes some ten to thirty seconds.
 VERIFY_SECONDS = 600.0
 
 E = TypeVar("E")

@@ -30,10 +30,19 @@ def _value(value: Any, field: Any) -> Any:
         return rfc3339(value.seconds * 1_000_000 + value.nanos // 1000)
     if isinstance(value, Message):
         known = value.DESCRIPTOR.full_name.startswith("rolecall.")
-        return plain(value) if known else MessageToDict(value)
+        return plain(value) if known else _tidy(MessageToDict(value))
     if field.enum_type is not None:
         # The first value of each enum is its prefix and UNSPECIFIED.
         prefix = field.enum_type.values[0].name.removesuffix("UNSPECIFIED")
         known_value = field.enum_type.values_by_number.get(value)
         return known_value.name.removeprefix(prefix).lower() if known_value else str(value)
     return value
+
+
+def _tidy(value: Any) -> Any:
+    """What a Struct holds, in one order, and its whole numbers as such."""
+    if isinstance(value, dict):
+        return {key: _tidy(value[key]) for key in sorted(value)}
+    if isinstance(value, list):
+        return [_tidy(item) for item in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

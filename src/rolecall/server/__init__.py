@@ -17,7 +17,6 @@ from rolecall.authorizer import Authorizer
 from rolecall.config import Settings, check_listening, split_address
 from rolecall.decision_log import DecisionLog
 from rolecall.directory import Directory
-from rolecall.domain import Caller
 from rolecall.errors import ConfigError, UnauthenticatedCredential
 from rolecall.live_policy import LivePolicy
 from rolecall.mutations import Mutations
@@ -141,9 +140,10 @@ def _build_core(settings: Settings, key: keys.ServerKey, storage: Storage, live:
     pages = Pages(key)
     denials = Denials(storage, log)
 
-    def note_old_secret(caller: Caller) -> None:
-        held = (caller.organization, caller.actor, "PresentRotatedSecret", f"token:{caller.credential_id}")
-        denials.note(Event(*held, credential_id=caller.credential_id, reason=UnauthenticatedCredential.reason))
+    def note_old_secret(organization: str, user_id: str, credential_id: str) -> None:
+        actor = f"user:{user_id}" if user_id else f"token:{credential_id}"
+        held = (organization, actor, "PresentRotatedSecret", f"token:{credential_id}")
+        denials.note(Event(*held, credential_id=credential_id, reason=UnauthenticatedCredential.reason))
 
     directory = Directory(storage, look_ups=max(1, settings.threads // 4), on_retired=note_old_secret)
     authorizer = Authorizer(storage, directory, live, pages)

@@ -1,6 +1,7 @@
 """AuditService."""
 
 import binascii
+import re
 from collections.abc import Iterator
 
 from google.protobuf.struct_pb2 import Struct
@@ -17,6 +18,7 @@ __all__ = ["AuditService"]
 
 MAX_TEXT = 128
 
+_ADDRESS = re.compile(r"[^@\s]@[^@\s]")
 _FORMATS = {pb.AUDIT_FORMAT_CSV: AuditFormat.CSV, pb.AUDIT_FORMAT_JSON_LINES: AuditFormat.JSON_LINES}
 _OUTCOMES = {pb.AUDIT_OUTCOME_UNSPECIFIED: None, pb.AUDIT_OUTCOME_DONE: False, pb.AUDIT_OUTCOME_DENIED: True}
 
@@ -51,7 +53,7 @@ class AuditService:
         first = _sequence(request.first_sequence, "first_sequence")
         last = _sequence(request.last_sequence, "last_sequence")
         known = _mark(request.known) if request.HasField("known") else None
-        verdict = self._auditing.verify(call.caller_in(request.organization), first, last, known)
+        verdict = self._auditing.verify(call.caller_in(request.organization), first, last, known, call.confirm)
         head = verdict.head
         return pb.VerifyAuditLogResponse(
             verdict=pb.AUDIT_VERDICT_WHOLE if verdict.whole else pb.AUDIT_VERDICT_TAMPERED,
@@ -71,6 +73,10 @@ def _filter(message: pb.AuditFilter) -> AuditFilter:
                 f"filter.{name} has more than {MAX_TEXT} characters, or an invisible one: give it as entries show it.",
                 field=f"filter.{name}",
             )
+    for name, forms in (("actor", "user:ID, token:ID, operator or others"), ("object", "token:ID or user:ID")):
+        text = getattr(message, name)
+        if _ADDRESS.search(text):
+            raise InvalidField(f"filter.{name} is an address; entries have {forms}.", field=f"filter.{name}")
     if message.outcome not in _OUTCOMES:
         raise InvalidField("filter.outcome is unknown: give done or denied, or none.", field="filter.outcome")
     start = fields.moment(message.start_time, "filter.start_time") if message.HasField("start_time") else None

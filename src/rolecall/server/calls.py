@@ -131,23 +131,25 @@ class Calls:
 
         Nobody's message is waited for before its sender is known.
         """
-        caller = None
+        caller = request = None
         try:
             caller = self._authenticate(incoming)
-            answer: bytes = self._run(method, incoming, caller).SerializeToString()
+            request = _parse(method, next(incoming.messages, None))
+            answer: bytes = self._run(method, incoming, caller, request).SerializeToString()
         except Exception as error:  # noqa: BLE001 - whatever it is, the client must not see its text, nor wait for ever
-            return self._status(method, incoming, caller, error)
+            return self._status(method, incoming, caller, request, error)
         return answer
 
     def stream(self, method: Method, incoming: Incoming) -> Iterator[bytes | status_pb2.Status]:
         """The serialized answers to a call, one by one; the last may be the status that says why there are no more."""
-        caller = None
+        caller = request = None
         try:
             caller = self._authenticate(incoming)
-            for message in self._run(method, incoming, caller):
+            request = _parse(method, next(incoming.messages, None))
+            for message in self._run(method, incoming, caller, request):
                 yield message.SerializeToString()
         except Exception as error:  # noqa: BLE001 - as above
-            yield self._status(method, incoming, caller, error)
+            yield self._status(method, incoming, caller, request, error)
 
     def _authenticate(self, incoming: Incoming) -> Caller:
         """The caller behind the one credential presented. Raises `UnauthenticatedCredential`."""
@@ -160,12 +162,13 @@ class Calls:
             raise UnauthenticatedCredential
         return caller
 
-    def _run(self, method: Method, incoming: Incoming, caller: Caller) -> Any:
-        request = _parse(method, next(incoming.messages, None))
+    def _run(self, method: Method, incoming: Incoming, caller: Caller, request: Message) -> Any:
         action = method.name.rpartition("/")[2]
         return method.run(request, Call(caller, action, incoming.request_id, incoming.confirm))
 
-    def _status(self, method: Method, incoming: Incoming, caller: Caller | None, error: Exception) -> status_pb2.Status:
+    def _status(
+        self, method: Method, incoming: Incoming, caller: Caller | None, request: Message | None, error: Exception
+    ) -> status_pb2.Status:
         """What the client is told of `error`; the operator is told what matters to them."""
         request_id = incoming.request_id
         if isinstance(error, grpc.RpcError):
@@ -174,19 +177,20 @@ class Calls:
         if not isinstance(error, RolecallError):
             _log.error("failed", method=method.name, request_id=request_id, exc_info=error)
             error = Internal(f"The server failed: its log says more under the request id {request_id}.")
-        elif isinstance(error, StorageUnavailable):
+        elif isinstance(error, StorageUnavailable | Internal):
             self._log_outage(error, request_id)
         elif caller and method.managing and error.status == "PERMISSION_DENIED":
-            self._denials.note(_denied(method, caller, error, request_id))
+            self._denials.note(_denied(method, caller, request, error, request_id))
         _log.debug("refused", method=method.name, request_id=request_id, reason=error.reason)
         return status_of(error, request_id)
 
-    def _log_outage(self, error: StorageUnavailable, request_id: str) -> None:
+    def _log_outage(self, error: StorageUnavailable | Internal, request_id: str) -> None:
         """Tell the operator; not for every call, as every call fails."""
         if time.monotonic() >= self._quiet_until:
             self._quiet_until = time.monotonic() + OUTAGE_LOG_SECONDS
             cause = str(getattr(error.__cause__, "orig", None) or error.__cause__ or "").strip().partition("\n")[0]
-            _log.error("database unavailable", request_id=request_id, error=error.message, cause=cause)
+            event = "database unavailable" if isinstance(error, StorageUnavailable) else "audit log broken"
+            _log.error(event, request_id=request_id, error=error.message, cause=cause)
 
 
 def peer_of(address: str) -> str:
@@ -211,11 +215,14 @@ def _parse(method: Method, raw: bytes | None) -> Message:
         raise InvalidField(f"The message is no {name}: send one in protobuf's binary form.", field="") from error
 
 
-def _denied(method: Method, caller: Caller, error: RolecallError, request_id: str) -> Event:
+def _denied(method: Method, caller: Caller, request: Message | None, error: RolecallError, request_id: str) -> Event:
+    # The only things that requests name so far. Whoever is refused a permission has named one that is well-formed.
+    token_id = getattr(request, "id", "") if "TokenService" in method.name else ""
     return Event(
         caller.organization,
         caller.actor,
         method.name.rpartition("/")[2],
+        f"token:{token_id}" if token_id else "",
         details=error.metadata,
         credential_id=caller.credential_id,
         request_id=request_id,

@@ -30,6 +30,8 @@ __all__ = [
 
 MAX_NAME = 64
 MAX_PERMISSIONS = 100
+# So that a page of a thousand tokens, or of entries about them, fits into a message.
+MAX_RESTRICTION_BYTES = 2048
 MAX_CREDENTIAL_ID = 64
 # What a Timestamp and a Duration may hold: the years 1 to 9999, 10,000 years.
 _SECONDS = range(-62_135_596_800, 253_402_300_800)
@@ -100,6 +102,11 @@ def restriction(message: shared_pb2.Restriction) -> Restriction:
         raise InvalidField(
             f"restriction has {len(message.permissions)} permissions; it must have 1 to {MAX_PERMISSIONS}:"
             " leave the whole field out for a token that is not restricted.",
+            field="restriction.permissions",
+        )
+    if message.ByteSize() > MAX_RESTRICTION_BYTES:
+        raise InvalidField(
+            f"restriction has {message.ByteSize()} bytes, more than {MAX_RESTRICTION_BYTES}: use fewer or wider ones.",
             field="restriction.permissions",
         )
     for number, item in enumerate(message.permissions):

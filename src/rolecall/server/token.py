@@ -81,13 +81,15 @@ def _wish(request: Create) -> Wish:
 
 
 def _role(text: str) -> str:
-    if not text or len(text) > MAX_ROLE:
-        raise InvalidField("role is not set, or too long: name a role of the policy.", field="role")
+    if not text:
+        raise InvalidField("role is not set: name a role of the policy.", field="role")
+    if len(text) > MAX_ROLE:
+        raise InvalidField(f"role has {len(text)} characters, more than any role: see ListRoles.", field="role")
     return text
 
 
 def _user_id(text: str) -> str:
-    if len(text) > MAX_USER_ID or not text.isprintable():
+    if text and (len(text) > MAX_USER_ID or not text.isascii() or not text.isalnum()):
         raise InvalidField("user_id is no user's id: give it as WhoAmI or ListSubjects shows it.", field="user_id")
     return text
 

@@ -62,20 +62,34 @@ class Storage:
             upgrade_schema(self._engine)
         self.check()
 
-    def upgrade(self) -> None:
-        """Bring the schema of the database to what this version needs. Raises `ConfigError`."""
-        self._require_file()
-        upgrade_schema(self._engine)
+    def upgrade(self, fill: Callable[[Transaction, str | None], None] = lambda _tx, _found: None) -> None:
+        """Bring the schema of the database to what this version needs. Raises `ConfigError`.
+
+        `fill` adds, in the same transaction, what no migration can: it is told the schema that was found.
+        """
+        self.require_file()
+        upgrade_schema(self._engine, lambda connection, found: fill(Transaction(connection), found))
 
     def check(self) -> None:
         """Raise `ConfigError` where there is no database, or its schema is older or newer than this version's."""
-        self._require_file()
+        self.require_file()
         check_schema(self._engine)
 
-    def _require_file(self) -> None:
+    def require_file(self) -> None:
+        """Raise `ConfigError` where SQLite would make a new, empty file."""
         if file_is_missing(self._url):
             where = self._url.database
             raise ConfigError(f"There is no database {where}: run `rolecall init`, or correct ROLECALL_DATABASE.")
+
+    def scrub(self) -> bool:
+        """Have SQLite drop its log of changes, where what was erased still stands; False where it is in use."""
+        if self._postgresql:
+            return True
+        with self._engine.connect() as connection:
+            driver = connection.connection.driver_connection
+            assert driver is not None  # noqa: S101 - for the type checker
+            busy: int = driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        return not busy
 
     def close(self) -> None:
         """Let go of all connections."""

@@ -28,9 +28,12 @@ __all__ = [
     "add_head",
     "add_values",
     "checkpoints",
-    "denied_since",
+    "clear",
+    "denied_at",
     "erase",
+    "hash_at",
     "head",
+    "last_before",
     "move_head",
     "move_start",
     "oldest_since",
@@ -66,11 +69,12 @@ class Stored(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """A personal value of an entry: its number within it, whose it is, and what makes up its commitment."""
+    """A personal value of an entry: its number within it, whose it is, what sort, and what makes up its commitment."""
 
     sequence: int
     number: int
     person: str
+    kind: str
     salt: bytes
     value: str
 
@@ -101,7 +105,7 @@ class Checkpoint:
 
 
 _ENTRY = [audit_entries.c[name] for name in Stored._fields]
-_VALUES = select(*(audit_values.c[name] for name in ("sequence", "number", "person", "salt", "value")))
+_VALUES = select(*(audit_values.c[name] for name in ("sequence", "number", "person", "kind", "salt", "value")))
 # Made once, as SQLAlchemy takes longer to put a statement together than SQLite to run it.
 _ADD = insert(audit_entries)
 _HEAD = select(audit_heads).where(audit_heads.c.organization == bindparam("organization"))
@@ -122,6 +126,12 @@ def head(tx: Transaction, organization: str, *, locked: bool = False) -> Head | 
     """The head of the log; None where there is none. `locked`: nobody else writes to the log until the end."""
     row = tx.connection.execute(_LOCKED_HEAD if locked else _HEAD, {"organization": organization}).one_or_none()
     return Head(*row) if row else None
+
+
+def clear(tx: Transaction, organization: str) -> None:
+    """Delete the whole log, its head included."""
+    for table in (audit_values, audit_entries, audit_checkpoints, audit_heads):
+        tx.connection.execute(delete(table).where(table.c.organization == organization))
 
 
 def without_head(tx: Transaction) -> list[str]:
@@ -188,8 +198,10 @@ def page(tx: Transaction, organization: str, wanted: AuditFilter, below: int | N
     return [Stored(*row) for row in rows]
 
 
-def oldest_since(tx: Transaction, organization: str, wanted: AuditFilter, above: int, limit: int) -> list[Stored]:
-    """At most `limit` entries from the oldest to the newest, those behind the sequence number `above`."""
+def oldest_since(
+    tx: Transaction, organization: str, wanted: AuditFilter, above: int, limit: int | None
+) -> list[Stored]:
+    """At most `limit` entries (None: all) from the oldest to the newest, those behind the sequence number `above`."""
     query = _filtered(organization, wanted).where(audit_entries.c.sequence > above)
     rows = tx.connection.execute(query.order_by(audit_entries.c.sequence).limit(limit))
     return [Stored(*row) for row in rows]
@@ -231,8 +243,10 @@ def values_of(tx: Transaction, organization: str, sequences: Collection[int]) ->
     return [Value(*row) for row in rows]
 
 
-def denied_since(tx: Transaction, organization: str, actor: str, action: str, reason: str, since: int) -> bool:
-    """Whether such a refusal was recorded since the moment `since`."""
+def denied_at(
+    tx: Transaction, organization: str, actor: str, action: str, reason: str, since: int, until: int
+) -> int | None:
+    """When such a refusal was last recorded between the two moments; None where it wasn't."""
     recent = (
         select(audit_entries.c.time, audit_entries.c.action, audit_entries.c.reason)
         .where(audit_entries.c.organization == organization, audit_entries.c.actor == actor)
@@ -240,24 +254,25 @@ def denied_since(tx: Transaction, organization: str, actor: str, action: str, re
         .limit(BATCH)
         .subquery()
     )
-    found = select(recent.c.time).where(recent.c.action == action, recent.c.reason == reason, recent.c.time > since)
-    return tx.connection.execute(found.limit(1)).first() is not None
+    same = (recent.c.action == action, recent.c.reason == reason, recent.c.time > since, recent.c.time <= until)
+    last: int | None = tx.connection.scalar(select(func.max(recent.c.time)).where(*same))
+    return last
 
 
 def persons_with(tx: Transaction, organization: str, email: str) -> set[str]:
-    """The ids of those whose address is or was `email`, a key: members, and owners of such a value in the log."""
+    """The ids of those whose address is or was `email`, a key: members, and those whom the log has with it."""
     found = set(
         tx.connection.scalars(
             select(members.c.user_id).where(members.c.organization == organization, members.c.email_key == email)
         )
     )
-    return found | set(
-        tx.connection.scalars(
-            select(audit_values.c.person)
-            .where(audit_values.c.organization == organization, func.lower(audit_values.c.value) == email)
-            .distinct()
-        )
+    # Not any value: a member could name a token like somebody's address.
+    was = select(audit_values.c.person).where(
+        audit_values.c.organization == organization,
+        audit_values.c.kind == "email",
+        func.lower(audit_values.c.value) == email,
     )
+    return found | set(tx.connection.scalars(was))
 
 
 def erase(tx: Transaction, organization: str, person: str) -> int:
@@ -267,26 +282,28 @@ def erase(tx: Transaction, organization: str, person: str) -> int:
     ).rowcount
 
 
-def prune(tx: Transaction, organization: str, before: int) -> tuple[int, bytes, int] | None:
-    """Delete the entries at the beginning of the log that are all from before the moment `before`.
-
-    Answers the sequence number and hash of the last of them, and their number; None where there is none.
-    """
+def last_before(tx: Transaction, organization: str, before: int) -> int:
+    """The sequence number of the last entry that, like all before it, is from before the moment; 0 for none."""
     mine = audit_entries.c.organization == organization
     kept = tx.connection.scalar(select(func.min(audit_entries.c.sequence)).where(mine, audit_entries.c.time >= before))
-    query = select(audit_entries.c.sequence, audit_entries.c.hash).where(mine)
     if kept is not None:
-        query = query.where(audit_entries.c.sequence < kept)
-    last = tx.connection.execute(query.order_by(audit_entries.c.sequence.desc()).limit(1)).one_or_none()
-    if last is None:
-        return None
-    gone = tx.connection.execute(delete(audit_entries).where(mine, audit_entries.c.sequence <= last.sequence)).rowcount
-    tx.connection.execute(
-        delete(audit_checkpoints).where(
-            audit_checkpoints.c.organization == organization, audit_checkpoints.c.sequence <= last.sequence
+        return int(kept) - 1
+    return int(tx.connection.scalar(select(func.max(audit_entries.c.sequence)).where(mine)) or 0)
+
+
+def hash_at(tx: Transaction, organization: str, sequence: int) -> bytes | None:
+    """The hash of one entry; None where there is none of this number."""
+    return tx.connection.scalar(
+        select(audit_entries.c.hash).where(
+            audit_entries.c.organization == organization, audit_entries.c.sequence == sequence
         )
     )
-    return last.sequence, last.hash, gone
+
+
+def prune(tx: Transaction, organization: str, upto: int) -> None:
+    """Delete the entries and checkpoints up to this sequence number."""
+    for table in (audit_entries, audit_checkpoints):
+        tx.connection.execute(delete(table).where(table.c.organization == organization, table.c.sequence <= upto))
 
 
 def _filtered(organization: str, wanted: AuditFilter) -> Select[Any]:

@@ -3,7 +3,7 @@
 import hmac
 import json
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sqlalchemy import ColumnElement, Join, and_, bindparam, func, insert, or_, select, update
 
@@ -15,6 +15,7 @@ from rolecall.storage.transaction import Transaction
 
 __all__ = [
     "Held",
+    "LiveToken",
     "NewCredential",
     "add",
     "held_credentials",
@@ -37,6 +38,17 @@ def held_credentials() -> Join:
 def present_role() -> ColumnElement[str]:
     """The role that a credential acts with: an organization token's own, else its holder's present one."""
     return func.coalesce(credentials.c.role, members.c.role)
+
+
+@dataclass(frozen=True, slots=True)
+class LiveToken:
+    """A live credential: whose it is, what it acts with, and the digests of its secrets."""
+
+    user_id: str
+    role: str
+    restriction: Restriction
+    digests: set[bytes]
+    retired: set[bytes]
 
 
 # Made once, as SQLAlchemy takes longer to put a statement together than SQLite to run it.
@@ -181,24 +193,24 @@ def live_holder(tx: Transaction, credential_id: str, digest: bytes, at: int) -> 
     )
     if retired is None:
         return None
-    return Held(caller, min(row.expire_time, retired), retired=retired <= at)
+    until = min(row.expire_time, retired)
+    # What an old secret makes must not outlive it.
+    return Held(replace(caller, expire_time=until), until, retired=retired <= at)
 
 
-def live_holders(
-    tx: Transaction, organization: str, credential_ids: Collection[str], at: int
-) -> dict[str, tuple[str, Restriction, set[bytes]]]:
-    """The role, the restriction and the digests that work at `at`, of each of the organization's live credentials."""
+def live_holders(tx: Transaction, organization: str, credential_ids: Collection[str], at: int) -> dict[str, LiveToken]:
+    """Each of the organization's credentials that lives at `at`, with its secrets that work and those that did."""
     rows = tx.connection.execute(
         _LIVE.where(credentials.c.organization == organization, credentials.c.id.in_(credential_ids)), {"at": at}
     )
-    found = {row.id: (row.role, restriction_of(row.restriction), {row.digest}) for row in rows}
-    old = tx.connection.execute(
-        select(retired_secrets.c.credential_id, retired_secrets.c.digest).where(
-            retired_secrets.c.credential_id.in_(found), retired_secrets.c.expire_time > at
-        )
-    )
+    found = {
+        row.id: LiveToken(row.user_id or "", row.role, restriction_of(row.restriction), {row.digest}, set())
+        for row in rows
+    }
+    old = tx.connection.execute(select(retired_secrets).where(retired_secrets.c.credential_id.in_(found)))
     for row in old:
-        found[row.credential_id][2].add(row.digest)
+        token = found[row.credential_id]
+        (token.digests if row.expire_time > at else token.retired).add(row.digest)
     return found
 
 

@@ -1,12 +1,13 @@
 """Alembic, driven from here: the schema that this version needs, and what to do about another one."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from rolecall.errors import ConfigError
@@ -36,8 +37,11 @@ def is_empty(engine: Engine) -> bool:
     return _revision_of(engine) is None
 
 
-def upgrade_schema(engine: Engine) -> None:
-    """Bring the schema to this version's; nothing where it is there already. Raises `ConfigError`."""
+def upgrade_schema(engine: Engine, fill: Callable[[Connection, str | None], None] = lambda _tx, _found: None) -> None:
+    """Bring the schema to this version's; nothing where it is there already. Raises `ConfigError`.
+
+    `fill` is called in the same transaction, with the schema that was found.
+    """
     found = _revision_of(engine)
     script = ScriptDirectory.from_config(_config())
     if found is not None:
@@ -50,6 +54,7 @@ def upgrade_schema(engine: Engine) -> None:
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({UPGRADE_LOCK})")
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+            fill(connection, found)
     except DBAPIError as error:
         reason = str(error.orig).strip().splitlines()[0]
         raise ConfigError(
@@ -75,7 +80,7 @@ def _revision_of(engine: Engine) -> str | None:
         reason = str(error.orig).strip().splitlines()[0] if isinstance(error, DBAPIError) else "its URL is wrong"
         raise ConfigError(
             f"The database {where} can't be used: {reason}."
-            " Is it running, does nobody else hold it, and is ROLECALL_DATABASE right?"
+            " Is it running, or are the file and its folder there and writable; is ROLECALL_DATABASE right?"
         ) from error
 
 

@@ -185,6 +185,8 @@ audit_values = Table(
     Column[int]("sequence", BigInteger, primary_key=True, autoincrement=False),
     Column[int]("number", BigInteger, primary_key=True, autoincrement=False),
     Column[str]("person", Text, nullable=False),
+    # email or name.
+    Column[str]("kind", Text, nullable=False),
     Column[bytes]("salt", LargeBinary(16), nullable=False),
     Column[str]("value", Text, nullable=False),
     ForeignKeyConstraint(

@@ -28,12 +28,14 @@ class TokenQuery:
     """Which of an organization's tokens are wanted.
 
     `owner`: those of this person, of everybody (None), or of nobody (""). `organizations`: the organization's too.
+    `own`: and the one with this id.
     """
 
     owner: str | None
     organizations: bool
     state: TokenState | None
     at: int
+    own: str = ""
 
 
 def get(tx: Transaction, organization: str, token_id: str) -> Token | None:
@@ -69,7 +71,11 @@ def _wanted(query: TokenQuery) -> ColumnElement[bool]:
     personal: ColumnElement[bool] = credentials.c.user_id.is_not(None)
     if query.owner is not None:
         personal = credentials.c.user_id == query.owner
-    whose = or_(personal, credentials.c.user_id.is_(None) if query.organizations else false())
+    whose = or_(
+        personal,
+        credentials.c.user_id.is_(None) if query.organizations else false(),
+        credentials.c.id == query.own if query.own else false(),
+    )
     match query.state:
         case None:
             return whose

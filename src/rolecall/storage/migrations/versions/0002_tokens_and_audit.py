@@ -97,6 +97,7 @@ def _make_audit_tables() -> None:
         sa.Column("sequence", sa.BigInteger, nullable=False),
         sa.Column("number", sa.BigInteger, nullable=False),
         sa.Column("person", sa.Text, nullable=False),
+        sa.Column("kind", sa.Text, nullable=False),
         sa.Column("salt", sa.LargeBinary(16), nullable=False),
         sa.Column("value", sa.Text, nullable=False),
         sa.PrimaryKeyConstraint("organization", "sequence", "number", name="pk_audit_values"),
