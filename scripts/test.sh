@@ -2,7 +2,8 @@
 # Runs the whole suite with coverage, and holds the coverage against its bars.
 set -eu
 rm -f .coverage .coverage.*
-pytest -n auto --cov --cov-report= "$@"
+# A worker that is done takes over from one that is busy with the long ones.
+pytest -n auto --dist worksteal --cov --cov-report= "$@"
 # What decides and what lets in has less room for the untested than the rest.
 careful='*/rolecall/policy/*,*/rolecall/authorizer.py,*/rolecall/credentials.py,*/rolecall/storage/credentials.py'
 coverage report --skip-covered --include="$careful" --fail-under=95
