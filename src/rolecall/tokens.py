@@ -177,8 +177,22 @@ def _issue(moment: Moment, kind: CredentialKind, role: str | None, wish: Wish) -
         expire_time,
     )
     credential_rows.add(moment.tx, new)
-    token = rows.get(moment.tx, caller.organization, minted.id)
-    assert token is not None  # noqa: S101 - for the type checker: it was just added
+    token = Token(
+        new.organization,
+        minted.id,
+        minted.kind,
+        new.name,
+        user_id or "",
+        new.created_by,
+        role or caller.role,
+        new.restriction,
+        minted.last_four,
+        new.create_time,
+        new.expire_time,
+        last_used_time=None,
+        revoke_time=None,
+        changed=moment.tx.revision,
+    )
     issued = Issued(token, moment.tx.revision, minted.text)
     return Done(issued, f"token:{token.id}", {"after": described(token)})
 

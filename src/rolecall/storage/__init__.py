@@ -156,9 +156,13 @@ class Storage:
     def _once(self, work: Callable[[Transaction], T], options: dict[str, Any]) -> T:
         touched: list[str] = []
         try:
-            with self._engine.connect().execution_options(**options) as connection, connection.begin():
+            with self._engine.connect().execution_options(**options) as connection:
+                if WRITES in options:
+                    # A reader begins with its first statement, and may find that it needs none.
+                    connection.begin()
                 tx = Transaction(connection, touched=touched)
                 answer = work(tx)
+                connection.commit()
         finally:
             # Whatever became of it: a commit may fail and be done all the same.
             if touched:

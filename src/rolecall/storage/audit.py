@@ -108,6 +108,7 @@ _ENTRY = [audit_entries.c[name] for name in Stored._fields]
 _VALUES = select(*(audit_values.c[name] for name in ("sequence", "number", "person", "kind", "salt", "value")))
 # Made once, as SQLAlchemy takes longer to put a statement together than SQLite to run it.
 _ADD = insert(audit_entries)
+_ADD_VALUES = insert(audit_values)
 _HEAD = select(audit_heads).where(audit_heads.c.organization == bindparam("organization"))
 _LOCKED_HEAD = _HEAD.with_for_update()
 _MOVE_HEAD = (
@@ -175,7 +176,7 @@ def add(tx: Transaction, organization: str, entry: Stored) -> None:
 
 def add_values(tx: Transaction, organization: str, new: list[Value]) -> None:
     """Insert the personal values of an entry."""
-    tx.connection.execute(insert(audit_values), [{"organization": organization, **_values(value)} for value in new])
+    tx.connection.execute(_ADD_VALUES, [{"organization": organization, **_values(value)} for value in new])
 
 
 def add_checkpoint(tx: Transaction, new: Checkpoint) -> None:
