@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Generator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from sqlalchemy import Select, bindparam, delete, exists, func, insert, or_, select, update
@@ -120,7 +120,7 @@ _MOVE_HEAD = (
 
 def add_head(tx: Transaction, new: Head) -> None:
     """Insert the head of a new log."""
-    tx.connection.execute(insert(audit_heads).values(**_values(new)))
+    tx.connection.execute(insert(audit_heads).values(**asdict(new)))
 
 
 def head(tx: Transaction, organization: str, *, locked: bool = False) -> Head | None:
@@ -176,12 +176,12 @@ def add(tx: Transaction, organization: str, entry: Stored) -> None:
 
 def add_values(tx: Transaction, organization: str, new: list[Value]) -> None:
     """Insert the personal values of an entry."""
-    tx.connection.execute(_ADD_VALUES, [{"organization": organization, **_values(value)} for value in new])
+    tx.connection.execute(_ADD_VALUES, [{"organization": organization, **asdict(value)} for value in new])
 
 
 def add_checkpoint(tx: Transaction, new: Checkpoint) -> None:
     """Insert a checkpoint."""
-    tx.connection.execute(insert(audit_checkpoints).values(**_values(new)))
+    tx.connection.execute(insert(audit_checkpoints).values(**asdict(new)))
 
 
 def checkpoints(tx: Transaction, organization: str) -> dict[int, Checkpoint]:
@@ -319,7 +319,3 @@ def _filtered(organization: str, wanted: AuditFilter) -> Select[Any]:
     if wanted.denied is not None:
         query = query.where((audit_entries.c.reason != "") if wanted.denied else (audit_entries.c.reason == ""))
     return query
-
-
-def _values(row: object) -> dict[str, Any]:
-    return {name: getattr(row, name) for name in row.__slots__}  # type: ignore[attr-defined]
