@@ -1,0 +1,33 @@
+"""Frozen values that every layer speaks in. Imports nothing of ours. Times are UTC microseconds since 1970."""
+
+from rolecall.domain.credentials import Caller, CredentialKind, Token, TokenState
+from rolecall.domain.decisions import CheckResult, Explanation, ItemError, Question, Reason, Subject, SubjectKind
+from rolecall.domain.lists import AuditEntry, AuditFilter, Page
+from rolecall.domain.people import Member, Organization
+from rolecall.domain.permissions import Effect, Permission, Restriction, Role
+from rolecall.domain.times import now, rfc3339
+
+__all__ = [
+    "AuditEntry",
+    "AuditFilter",
+    "Caller",
+    "CheckResult",
+    "CredentialKind",
+    "Effect",
+    "Explanation",
+    "ItemError",
+    "Member",
+    "Organization",
+    "Page",
+    "Permission",
+    "Question",
+    "Reason",
+    "Restriction",
+    "Role",
+    "Subject",
+    "SubjectKind",
+    "Token",
+    "TokenState",
+    "now",
+    "rfc3339",
+]

@@ -1,0 +1,107 @@
+"""Questions and their answers."""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from rolecall.domain.permissions import Effect
+
+__all__ = ["CheckResult", "Explanation", "ItemError", "Question", "Reason", "Subject", "SubjectKind"]
+
+
+class Reason(Enum):
+    """Why a decision is what it is. Only GRANTED goes with ALLOW."""
+
+    GRANTED = "an allow rule matches and no deny rule does"
+    FORBIDDEN = "a deny rule matches"
+    NOT_GRANTED = "no rule matches"
+    NOT_A_MEMBER = "the subject is no member of the organization"
+    UNKNOWN_ROLE = "the policy has no such role"
+    UNKNOWN_RESOURCE = "no rule matches, and the policy names no such resource type"
+    UNKNOWN_ACTION = "no rule matches, and the policy names no such action"
+    TOKEN_INVALID = "no such live token in the organization"  # noqa: S105 - a reason, not a secret
+    TOKEN_SCOPE = "the token's own restriction does not reach that far"  # noqa: S105 - as above
+
+
+class SubjectKind(Enum):
+    """How a subject is named."""
+
+    USER_ID = "user:<id>"
+    EMAIL = "user:<address>"
+    TOKEN_ID = "token:<id>"  # noqa: S105 - a form, not a secret
+    PRESENTED = "a presented token"
+    ROLE = "role:<name>"
+
+
+_FORMS = {
+    SubjectKind.USER_ID: "user:",
+    SubjectKind.EMAIL: "user:",
+    SubjectKind.TOKEN_ID: "token:",
+    SubjectKind.PRESENTED: "token:",
+    SubjectKind.ROLE: "role:",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """Who is asked about. `value` is the id, the address key or the role; `digest` a presented token's SHA-256."""
+
+    kind: SubjectKind
+    value: str
+    digest: bytes = field(default=b"", repr=False)
+
+    @property
+    def text(self) -> str:
+        """The subject as people write it; a presented token by its id, never its secret."""
+        return f"{_FORMS[self.kind]}{self.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """May `subject` do `action` on `resource`?"""
+
+    subject: Subject
+    action: str
+    resource: str
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a decision came out as it did. Empty where there is nothing to say."""
+
+    summary: str
+    rule: str = ""
+    file: str = ""
+    line: int = 0
+    role_chain: tuple[str, ...] = ()
+    nearest_miss: str = ""
+    nearest_miss_line: int = 0
+    roles_that_pass: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ItemError:
+    """What is wrong with one item of a batch."""
+
+    field: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """The answer to one question. True in a condition only where the decision is ALLOW."""
+
+    reason: Reason
+    role: str = ""
+    revision: int = 0
+    policy_version: str = ""
+    explanation: Explanation | None = None
+    error: ItemError | None = None
+    decision: Effect = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Derive the decision from the reason, so that the two can't disagree."""
+        object.__setattr__(self, "decision", Effect.ALLOW if self.reason is Reason.GRANTED else Effect.DENY)
+
+    def __bool__(self) -> bool:
+        """Whether it is allowed: `if client.check(...)` must not pass because an object is truthy."""
+        return self.decision is Effect.ALLOW
