@@ -6,6 +6,7 @@ state=$PWD/.run
 mkdir -p "$state"
 export ROLECALL_DATABASE="${ROLECALL_DATABASE:-sqlite:///$state/rolecall.db}"
 export ROLECALL_KEY_FILE="${ROLECALL_KEY_FILE:-$state/rolecall.key}"
+export ROLECALL_MAIL_FOLDER="${ROLECALL_MAIL_FOLDER:-$state/mail}"
 export ROLECALL_POLICY="${ROLECALL_POLICY:-$PWD/policies}"
 export ROLECALL_LISTEN="${ROLECALL_LISTEN:-127.0.0.1:50051}"
 unset ROLECALL_TOKEN ROLECALL_ORGANIZATION ROLECALL_ADDRESS

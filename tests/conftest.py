@@ -190,7 +190,14 @@ def make_site(policy_folder: Path, tmp_path: Path) -> Iterator[MakeSite]:
         founded = organizations.found(storage, log, policy, "acme", "ann@acme.io", demo=True)
         members = {member.role: member for member in (founded.owner, *founded.others)}
         minted = {role: operator.issue(storage, log, "acme", member.email).text for role, member in members.items()}
-        values = {"database": database_url, "policy": folder, "key_file": key_file, "listen": "127.0.0.1:0", **settings}
+        values = {
+            "database": database_url,
+            "policy": folder,
+            "key_file": key_file,
+            "listen": "127.0.0.1:0",
+            "mail_folder": tmp_path / "mail",
+            **settings,
+        }
         configured = Settings(**values)  # type: ignore[arg-type]
         server = build_server(configured)
         site = Site(server, storage, configured, folder, members, minted)

@@ -3,17 +3,17 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rolecall.client import Client
+    from rolecall.client import Client, Guest
 
-__all__ = ["Client", "__version__"]
+__all__ = ["Client", "Guest", "__version__"]
 
 __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
     """Import the client on first use: the server chooses grpc's settings before grpc is imported."""
-    if name == "Client":
-        from rolecall.client import Client  # noqa: PLC0415 - see above
+    if name in ("Client", "Guest"):
+        from rolecall import client  # noqa: PLC0415 - see above
 
-        return Client
+        return getattr(client, name)
     raise AttributeError(f"module 'rolecall' has no attribute {name!r}")

@@ -6,7 +6,7 @@ from email_validator import EmailNotValidError, validate_email
 
 from rolecall.errors import InvalidField
 
-__all__ = ["Address", "key_of", "parse"]
+__all__ = ["Address", "key_of", "mailbox", "parse"]
 
 MAX_LENGTH = 254
 
@@ -30,6 +30,12 @@ def parse(text: str, field: str = "email") -> Address:
     # Without SMTPUTF8, every valid address has an ASCII form.
     assert result.ascii_email is not None  # noqa: S101 - for the type checker
     return Address(result.normalized, result.ascii_email.lower())
+
+
+def mailbox(text: str) -> str:
+    """The address as mail servers take it: its domain in A-labels, its local part as written. Raises as `parse`."""
+    key = parse(text).key
+    return f"{text.rpartition('@')[0]}@{key.rpartition('@')[2]}"
 
 
 def key_of(text: str, field: str) -> str:

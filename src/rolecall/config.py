@@ -44,6 +44,30 @@ class Settings(BaseSettings):
     """How many calls are worked on at once."""
     connection_seconds: Annotated[int, Field(ge=1, le=86_400)] = 60
     """How long a connection lives before clients are asked to open a new one; frees what idle streams hold."""
+    public_address: str = ""
+    """Where people reach the server, host:port, as mails tell it; `listen` without it."""
+    smtp_host: str = ""
+    """The mail server. Without one, mails become files in `mail_folder`."""
+    smtp_port: Annotated[int, Field(ge=1, le=65_535)] = 587
+    """Its port."""
+    smtp_security: Literal["starttls", "tls", "none"] = "starttls"
+    """How the connection to it is protected; `none` on this machine only, or without a login."""
+    smtp_user: str = ""
+    """Who logs in there; empty for no login."""
+    smtp_password: Annotated[str, Field(repr=False)] = ""
+    """The login's password. Better: `smtp_password_file`."""
+    smtp_password_file: Path | None = None
+    """A file that holds the password alone."""
+    smtp_ca_file: Path | None = None
+    """PEM file with the authority that signed the mail server's certificate, where it is none of the system's."""
+    mail_from: str = "Rolecall <rolecall@localhost>"
+    """Whom mails come from."""
+    mail_folder: Path = Path("mail")
+    """Where mails become files, as long as there is no `smtp_host`. Whoever reads them can sign in as their readers."""
+    mail_templates: Path | None = None
+    """A folder with templates that are used instead of those of the same name that Rolecall brings."""
+    link_template: str = ""
+    """The link in mails, as `https://app.example.com/{action}#{secret}`; without it, mails tell the command to run."""
     decision_log: Literal["off", "denies", "all"] = "off"
     """Which decisions are noted in a file of JSON lines."""
     decision_log_file: Path = Path("decisions.jsonl")

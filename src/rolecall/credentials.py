@@ -1,4 +1,4 @@
-"""Credentials as text: `<prefix>_<22 base62 id>_<43 base62 secret><6 base62 CRC32>`.
+"""Credentials and mailed secrets as text: `<prefix>_<22 base62 id>_<43 base62 secret><6 base62 CRC32>`.
 
 The prefix and the checksum let secret scanners find one in a repository, and let a server turn away a mistyped one
 without asking the database. Only the SHA-256 of the text is ever stored.
@@ -10,18 +10,18 @@ import secrets
 import zlib
 from dataclasses import dataclass, field
 
-from rolecall.domain import CredentialKind
+from rolecall.domain import CredentialKind, LinkKind
 
-__all__ = ["Minted", "Presented", "holds_one", "is_id", "mint", "new_id", "parse"]
+__all__ = ["Minted", "Presented", "holds_one", "is_id", "mint", "new_id", "parse", "parse_link", "text_of"]
 
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _ID_BYTES, _ID_LENGTH = 16, 22
 _SECRET_BYTES, _SECRET_LENGTH = 32, 43
 _CHECKSUM_LENGTH = 6
 _ID_SHAPE = re.compile(rf"[0-9A-Za-z]{{{_ID_LENGTH}}}")
-_SHAPE = re.compile(
-    rf"({'|'.join(CredentialKind)})_([0-9A-Za-z]{{{_ID_LENGTH}}})_[0-9A-Za-z]{{{_SECRET_LENGTH + _CHECKSUM_LENGTH}}}"
-)
+_REST = rf"_([0-9A-Za-z]{{{_ID_LENGTH}}})_[0-9A-Za-z]{{{_SECRET_LENGTH + _CHECKSUM_LENGTH}}}"
+_SHAPE = re.compile(rf"({'|'.join(CredentialKind)}){_REST}")
+_LINK_SHAPE = re.compile(rf"({'|'.join(LinkKind)}){_REST}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +51,14 @@ class Minted:
 def mint(kind: CredentialKind, identifier: str | None = None) -> Minted:
     """A new credential of 256 random bits; with `identifier`, a new secret of that one."""
     identifier = identifier or new_id()
-    body = f"{kind}_{identifier}_{_base62(secrets.token_bytes(_SECRET_BYTES), _SECRET_LENGTH)}"
-    text = body + _checksum(body)
+    text = text_of(kind, identifier, secrets.token_bytes(_SECRET_BYTES))
     return Minted(kind, identifier, text, hashlib.sha256(text.encode()).digest())
+
+
+def text_of(kind: CredentialKind | LinkKind, identifier: str, secret: bytes) -> str:
+    """The text of these 32 secret bytes."""
+    body = f"{kind}_{identifier}_{_base62(secret, _SECRET_LENGTH)}"
+    return body + _checksum(body)
 
 
 def new_id() -> str:
@@ -64,19 +69,29 @@ def new_id() -> str:
 def parse(text: str) -> Presented | None:
     """The credential in `text`; None where its shape or checksum is wrong."""
     match = _SHAPE.fullmatch(text)
-    if match is None or text[-_CHECKSUM_LENGTH:] != _checksum(text[:-_CHECKSUM_LENGTH]):
+    if match is None or not _is_typed_right(text):
         return None
     return Presented(CredentialKind(match[1]), match[2], hashlib.sha256(text.encode()).digest())
 
 
+def parse_link(text: str) -> tuple[LinkKind, str] | None:
+    """What the mailed secret in `text` is for, and the id of that; None where its shape or checksum is wrong."""
+    match = _LINK_SHAPE.fullmatch(text)
+    return (LinkKind(match[1]), match[2]) if match and _is_typed_right(text) else None
+
+
 def holds_one(text: str) -> bool:
     """Whether a credential, or what looks like one, stands anywhere in `text`: then it must not be repeated."""
-    return _SHAPE.search(text) is not None
+    return _SHAPE.search(text) is not None or _LINK_SHAPE.search(text) is not None
 
 
 def is_id(text: str) -> bool:
     """Whether `text` could be a credential's id."""
     return _ID_SHAPE.fullmatch(text) is not None
+
+
+def _is_typed_right(text: str) -> bool:
+    return text[-_CHECKSUM_LENGTH:] == _checksum(text[:-_CHECKSUM_LENGTH])
 
 
 def _checksum(body: str) -> str:

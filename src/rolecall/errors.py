@@ -3,16 +3,24 @@
 A message is one sentence that says what is wrong, followed by what to do next. It never holds a secret.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar, Self
 
 __all__ = [
+    "AlreadyMember",
     "AuditLogBroken",
     "BatchSize",
     "CallFailed",
     "ConfigError",
+    "DuplicateInvitation",
     "EtagMismatch",
     "Internal",
     "InvalidField",
+    "InvitationAccepted",
+    "InvitationExpired",
+    "InvitationNotFound",
+    "InviterLostRight",
+    "LastOwner",
     "MemberNotFound",
     "OrganizationExists",
     "OrganizationNotFound",
@@ -31,6 +39,7 @@ __all__ = [
     "UnknownRoleName",
     "WriteConflict",
     "by_reason",
+    "combined",
 ]
 
 
@@ -45,6 +54,8 @@ class RolecallError(Exception):
         self.message = message
         self.field = field
         self.metadata = metadata
+        # Where several things are at fault, all of them; this error then speaks of the gravest.
+        self.all: tuple[RolecallError, ...] = ()
 
 
 class UnauthenticatedCredential(RolecallError):
@@ -108,10 +119,28 @@ class TokenNotFound(RolecallError):
     status, reason = "NOT_FOUND", "TOKEN_NOT_FOUND"
 
 
+class InvitationNotFound(RolecallError):
+    """The organization has no such invitation, or a secret is none that works."""
+
+    status, reason = "NOT_FOUND", "INVITATION_NOT_FOUND"
+
+
 class OrganizationExists(RolecallError):
     """There is an organization of this name."""
 
     status, reason = "ALREADY_EXISTS", "ORGANIZATION_EXISTS"
+
+
+class DuplicateInvitation(RolecallError):
+    """The address is invited already."""
+
+    status, reason = "ALREADY_EXISTS", "DUPLICATE_INVITATION"
+
+
+class AlreadyMember(RolecallError):
+    """The address is a member's."""
+
+    status, reason = "ALREADY_EXISTS", "ALREADY_MEMBER"
 
 
 class InvalidField(RolecallError):
@@ -148,6 +177,30 @@ class PolicyInvalid(RolecallError):
     """A policy has errors, or doesn't fit the members there are."""
 
     status, reason = "FAILED_PRECONDITION", "POLICY_INVALID"
+
+
+class LastOwner(RolecallError):
+    """The organization would be left without an owner."""
+
+    status, reason = "FAILED_PRECONDITION", "LAST_OWNER"
+
+
+class InvitationExpired(RolecallError):
+    """The invitation's time is over."""
+
+    status, reason = "FAILED_PRECONDITION", "INVITATION_EXPIRED"
+
+
+class InvitationAccepted(RolecallError):
+    """Somebody joined by the invitation already."""
+
+    status, reason = "FAILED_PRECONDITION", "INVITATION_ACCEPTED"
+
+
+class InviterLostRight(RolecallError):
+    """Whoever invited may no longer invite to this role."""
+
+    status, reason = "FAILED_PRECONDITION", "INVITER_LOST_RIGHT"
 
 
 class RevisionNotReached(RolecallError):
@@ -200,6 +253,17 @@ class CallFailed(RolecallError):
     """No answer of the service: it can't be reached, took too long, or broke off. Only the client library raises it."""
 
     status, reason = "UNAVAILABLE", "CALL_FAILED"
+
+
+def combined(errors: Sequence[RolecallError]) -> RolecallError:
+    """One error for all of them: of the category that is nearest to the request itself, with the rest in `all`."""
+    order = ("INVALID_ARGUMENT", "PERMISSION_DENIED")
+    # `min` keeps the first of several.
+    gravest = min(errors, key=lambda error: order.index(error.status) if error.status in order else len(order))
+    more = f" ({len(errors) - 1} more: see the details.)" if len(errors) > 1 else ""
+    found = type(gravest)(f"{gravest.field}: {gravest.message}{more}", field=gravest.field, **gravest.metadata)
+    found.all = tuple(errors)
+    return found
 
 
 def by_reason(reason: str) -> type[RolecallError] | None:

@@ -18,7 +18,7 @@ from rolecall.storage import Storage, Transaction
 from rolecall.storage import requests as request_rows
 from rolecall.storage.requests import Request
 
-__all__ = ["Attempt", "Done", "Moment", "Mutations", "Unchanged", "require_etag"]
+__all__ = ["Arrival", "Attempt", "Done", "Entered", "Moment", "Mutations", "Unchanged", "require_etag"]
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -43,6 +43,19 @@ class Attempt:
 
 
 @dataclass(frozen=True, slots=True)
+class Arrival:
+    """A stranger's call, without a credential: the RPC, the id of the call, whom its address stands for.
+
+    `confirm` raises where the stranger has given up waiting.
+    """
+
+    action: str
+    call_id: str
+    peer: str
+    confirm: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True, slots=True)
 class Moment:
     """The caller, the policy and the rows as they are together within one transaction."""
 
@@ -63,6 +76,14 @@ class Done(Generic[T]):
     answer: T
     object: str
     details: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Entered(Done[T]):
+    """What somebody did who came without a credential: the person whom they proved to be, and their new session."""
+
+    user_id: str = ""
+    session_id: str = ""
 
 
 class Unchanged(Exception, Generic[T]):
@@ -135,6 +156,30 @@ class Mutations:
         except Unchanged as unchanged:
             answer: T = unchanged.answer
             return answer
+
+    def enter(self, arrival: Arrival, organization: str, effect: Callable[[Transaction, Policy, int], Entered[T]]) -> T:
+        """The answer after a stranger's change is committed with its audit entry.
+
+        `effect` is told the transaction, the policy and the moment, finds out who it is, and writes; it may run again.
+        Raises what it raises, `OrganizationNotFound`, `WriteConflict`, `StorageUnavailable`.
+        """
+
+        def work(tx: Transaction) -> T:
+            entered = effect(tx, self._live.in_force.policy, now())
+            event = Event(
+                organization,
+                f"user:{entered.user_id}",
+                arrival.action,
+                entered.object,
+                entered.details,
+                entered.session_id,
+                arrival.call_id,
+            )
+            self._log.record(tx, event)
+            arrival.confirm()
+            return entered.answer
+
+        return self._storage.mutate(organization, work)
 
 
 @lru_cache

@@ -1,10 +1,10 @@
 """What a caller may do itself: its holder's present role, cut down to the presented credential's restriction."""
 
 from rolecall.domain import Caller
-from rolecall.errors import PermissionMissing, PersonOnly
+from rolecall.errors import PermissionMissing, PersonOnly, RoleBeyondCaller, UnknownRoleName
 from rolecall.policy import Policy, few, is_within, permits
 
-__all__ = ["is_beyond", "may", "require", "require_person"]
+__all__ = ["is_beyond", "may", "require", "require_any", "require_handling", "require_known", "require_person"]
 
 
 def may(policy: Policy, caller: Caller, action: str, resource: str) -> bool:
@@ -39,3 +39,38 @@ def require_person(caller: Caller, what: str) -> None:
 def is_beyond(policy: Policy, caller: Caller, role: str) -> bool:
     """Whether a role is an owner's, or may something that the caller may not (requirements, rule 1)."""
     return role in policy.owner_roles or not is_within(policy, role, caller.role, caller.restriction)
+
+
+def require_known(policy: Policy, role: str, field: str) -> None:
+    """Raise `UnknownRoleName` for `field` unless the policy has the role."""
+    if role not in policy.roles:
+        raise UnknownRoleName(
+            f"The policy has no role `{role}`: choose one of {few(policy.roles)}.", field=field, role=role
+        )
+
+
+def require_any(policy: Policy, caller: Caller, verb: str) -> None:
+    """Raise `PermissionMissing` unless there is any role that the caller may `verb` people with."""
+    if not may(policy, caller, verb, "owners"):
+        require(policy, caller, verb, "members")
+
+
+def require_handling(policy: Policy, caller: Caller, verb: str, role: str, field: str = "") -> None:
+    """Raise unless the caller may `verb` (invite, update, remove) people to or from a role (requirements, rule 1).
+
+    Raises `PermissionMissing` where it may not handle members at all, `RoleBeyondCaller` where it may, but not this
+    role.
+    """
+    if not is_beyond(policy, caller, role):
+        require(policy, caller, verb, "members")
+    elif not may(policy, caller, verb, "owners"):
+        require(policy, caller, verb, "members")
+        what = "may `owners update`" if role in policy.owner_roles else "may something that the credential may not"
+        raise RoleBeyondCaller(
+            f"{role} {what}, so to {verb} it takes `owners {verb}`: choose another role, or ask somebody who may"
+            f" ({few(policy.roles_that_may(verb, 'owners'))}).",
+            field=field,
+            role=role,
+            action=verb,
+            resource="owners",
+        )

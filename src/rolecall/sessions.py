@@ -1,19 +1,35 @@
-"""The presented credential itself: whose it is, what it may do, and its end."""
+"""Sessions: opened by a mailed link; the presented credential: whose it is, what it may do, and its end."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from rolecall.domain import Caller, Member, Permission, Token
-from rolecall.errors import UnauthenticatedCredential
+import structlog
+
+from rolecall import addresses, credentials
+from rolecall.credentials import Minted
+from rolecall.domain import Caller, CredentialKind, LinkKind, Member, Permission, Token, now
+from rolecall.errors import RateLimited, UnauthenticatedCredential
+from rolecall.limits import Limit
+from rolecall.links import Links
 from rolecall.live_policy import LivePolicy
-from rolecall.mutations import Attempt, Done, Moment, Mutations
+from rolecall.mutations import Arrival, Attempt, Done, Entered, Moment, Mutations
 from rolecall.organizations import OrganizationView, view
-from rolecall.policy import narrowed
+from rolecall.policy import Policy, narrowed
 from rolecall.storage import Storage, Transaction
 from rolecall.storage import credentials as credential_rows
+from rolecall.storage import mails as mail_rows
 from rolecall.storage import members as member_rows
 from rolecall.storage import tokens as token_rows
+from rolecall.storage.credentials import NewCredential
+from rolecall.storage.mails import Mail, SignInRequest
 
-__all__ = ["Identity", "Sessions"]
+__all__ = ["SESSION_LIFE", "Entrance", "Identity", "Sessions", "open_session"]
+
+# Design, section 6.
+SESSION_LIFE = 12 * 60 * 60 * 1_000_000
+LINK_LIFE = 15 * 60 * 1_000_000
+# A request to sign in has one secret only.
+GENERATION = 1
+_log = structlog.get_logger("rolecall.sessions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,13 +42,79 @@ class Identity:
     permissions: tuple[Permission, ...]
 
 
-class Sessions:
-    """What SessionService does."""
+@dataclass(frozen=True, slots=True)
+class Entrance:
+    """Somebody who came in by a mailed secret: the member, and the new session, whose text is shown once."""
 
-    def __init__(self, mutations: Mutations, storage: Storage, live: LivePolicy) -> None:
+    member: Member
+    session: Minted = field(repr=False)
+    expire_time: int
+    revision: int
+
+
+class Sessions:
+    """What SessionService does. Every method raises `StorageUnavailable`, those that write `WriteConflict` too."""
+
+    def __init__(self, mutations: Mutations, storage: Storage, live: LivePolicy, links: Links) -> None:
         self._mutations = mutations
         self._storage = storage
         self._live = live
+        self._links = links
+        self._limits = {
+            # Few for one address, so that nobody's mailbox is flooded.
+            "address": Limit("sign-in mails for one address", rate=1 / 300, burst=3),
+            "peer": Limit("sign-in mails from one machine", rate=1 / 10, burst=30),
+            "organization": Limit("sign-in mails for one organization", rate=2, burst=200),
+        }
+
+    def request_sign_in(self, arrival: Arrival, organization: str, email: str) -> None:
+        """Have a link mailed, if the address is a member's. What is written tells nothing of that.
+
+        Beyond the limits nothing is, and nobody is told but the operator. Raises `InvalidField`.
+        """
+        address = addresses.parse(email)
+        keys = {"address": f"{organization} {address.key}", "peer": arrival.peer, "organization": organization}
+        try:
+            for name, key in keys.items():
+                self._limits[name].require(key)
+        except RateLimited as error:
+            _log.warning("no sign-in mail", organization=organization, peer=arrival.peer, error=error.message)
+            return
+        for name, key in keys.items():
+            self._limits[name].failed(key)
+        at = now()
+        request = SignInRequest(credentials.new_id(), organization, address.key, at + LINK_LIFE)
+
+        def work(tx: Transaction) -> None:
+            mail_rows.prune_sign_ins(tx, at)
+            mail_rows.add_sign_in(tx, request)
+            mail_rows.add(tx, [Mail(credentials.new_id(), organization, LinkKind.SIGN_IN, request.id, GENERATION)], at)
+
+        self._storage.write(work)
+
+    def sign_in(self, arrival: Arrival, organization: str, secret: str) -> Entrance:
+        """Open a session for whoever has the mailed secret; once. Raises `UnauthenticatedCredential`.
+
+        `organization` is empty, or where the link must lead.
+        """
+        link = credentials.parse_link(secret)
+        # What is forged is found out without asking the database.
+        if link is None or not self._links.opens(secret, LinkKind.SIGN_IN, link[1], GENERATION):
+            raise _no_link()
+        _, request_id = link
+        request = self._storage.read(lambda tx: mail_rows.sign_in(tx, request_id))
+        if request is None or organization not in ("", request.organization):
+            raise _no_link()
+
+        def effect(tx: Transaction, _: Policy, at: int) -> Entered[Entrance]:
+            member = member_rows.get(tx, request.organization, request.user_id)
+            if not mail_rows.use_sign_in(tx, request_id) or request.expire_time <= at or member is None:
+                raise _no_link()
+            entrance = open_session(tx, member, at)
+            session_id = entrance.session.id
+            return Entered(entrance, f"user:{member.user_id}", {"session": session_id}, member.user_id, session_id)
+
+        return self._mutations.enter(arrival, request.organization, effect)
 
     def who_am_i(self, caller: Caller) -> Identity:
         """The caller as it stands. Raises `UnauthenticatedCredential` where it went away just now."""
@@ -61,3 +143,22 @@ class Sessions:
             return Done(moment.tx.revision, f"token:{caller.credential_id}", {"kind": caller.kind.name.lower()})
 
         return self._mutations.run(attempt, int, lambda _: None, effect)
+
+
+def open_session(tx: Transaction, member: Member, at: int) -> Entrance:
+    """A new session of the member. Leaves the audit log to the caller."""
+    minted = credentials.mint(CredentialKind.SESSION)
+    expire_time = at + SESSION_LIFE
+    new = NewCredential(
+        minted, member.organization, member.user_id, None, "session", None, member.user_id, at, expire_time
+    )
+    credential_rows.add(tx, new)
+    return Entrance(member, minted, expire_time, tx.revision)
+
+
+def _no_link() -> UnauthenticatedCredential:
+    return UnauthenticatedCredential(
+        "The secret is none that signs anybody in: it was used, or mailed more than 15 minutes ago, or is not whole."
+        " Ask for another mail with RequestSignIn, or `rolecall sign-in ADDRESS`.",
+        field="secret",
+    )

@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 
 from rolecall.domain import Caller, CredentialKind, Restriction, Token, TokenState
-from rolecall.errors import InvalidField, PermissionMissing, RoleBeyondCaller, TokenNotFound, UnknownRoleName
+from rolecall.errors import InvalidField, PermissionMissing, RoleBeyondCaller, TokenNotFound
 from rolecall.mutations import Moment
-from rolecall.policy import Policy, Reach, few, is_cut_down
-from rolecall.rights import is_beyond, may, require, require_person
+from rolecall.policy import Policy, Reach, is_cut_down
+from rolecall.rights import is_beyond, may, require, require_known, require_person
 from rolecall.storage import tokens as rows
 from rolecall.storage.tokens import TokenQuery
 
@@ -98,10 +98,7 @@ def require_organization_role(moment: Moment, role: str) -> None:
     require_person(moment.caller, "create tokens")
     moment.require("create", "organization-tokens")
     policy = moment.policy
-    if role not in policy.roles:
-        raise UnknownRoleName(
-            f"The policy has no role `{role}`: choose one of {few(policy.roles)}.", field="role", role=role
-        )
+    require_known(policy, role, "role")
     if role in policy.owner_roles:
         raise RoleBeyondCaller(
             f"{role} may `owners update`, which no organization's token may: choose another role.",

@@ -72,7 +72,11 @@ def _shape(database: Engine) -> dict[str, dict[str, Any]]:
             "primary key": inspector.get_pk_constraint(table),
             "foreign keys": sorted(inspector.get_foreign_keys(table), key=_name),
             "unique": sorted(inspector.get_unique_constraints(table), key=_name),
-            "indexes": sorted(inspector.get_indexes(table), key=_name),
+            "indexes": [
+                # What an index leaves out is a piece of SQL, which isn't equal to another one.
+                {**index, "dialect_options": {key: str(value) for key, value in index["dialect_options"].items()}}
+                for index in sorted(inspector.get_indexes(table), key=_name)
+            ],
             "checks": sorted(inspector.get_check_constraints(table), key=_name),
         }
         for table in inspector.get_table_names()

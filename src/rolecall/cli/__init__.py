@@ -7,7 +7,21 @@ import traceback
 import typer
 
 from rolecall import __version__
-from rolecall.cli import audit, check, db, init, organizations, output, policy, serve, tokens, whoami
+from rolecall.cli import (
+    audit,
+    check,
+    db,
+    entering,
+    init,
+    invitations,
+    members,
+    organizations,
+    output,
+    policy,
+    serve,
+    tokens,
+    whoami,
+)
 from rolecall.cli.logs import configure_logs
 from rolecall.errors import RolecallError, UnauthenticatedCredential
 
@@ -26,7 +40,11 @@ app.command()(check.check)
 app.command()(check.permissions)
 app.command()(check.subjects)
 app.command()(whoami.whoami)
+app.command()(entering.accept)
+app.command("sign-in")(entering.sign_in)
 app.add_typer(policy.app, name="policy")
+app.add_typer(members.app, name="members")
+app.add_typer(invitations.app, name="invitations")
 app.add_typer(tokens.app, name="tokens")
 app.add_typer(organizations.app, name="organizations")
 app.add_typer(audit.app, name="audit")
@@ -53,9 +71,11 @@ def main() -> None:
         app()
     except RolecallError as error:
         hint = ""
-        if isinstance(error, UnauthenticatedCredential):
+        if isinstance(error, UnauthenticatedCredential) and not error.field:
             hint = " Is ROLECALL_TOKEN live? The operator can print a new one with `rolecall tokens issue`."
         output.say(f"error: {error.message}{hint}")
+        for problem in error.all:
+            output.say(f"  {problem.message}")
         sys.exit(output.ERROR)
     except BrokenPipeError:
         # Whoever read our output has enough of it; Python must not complain when it flushes the rest.

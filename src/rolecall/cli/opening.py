@@ -13,7 +13,7 @@ from rolecall.cli.output import quiet_grpc
 
 if TYPE_CHECKING:
     from rolecall.audit import AuditLog
-    from rolecall.client import Client
+    from rolecall.client import Client, Guest
     from rolecall.storage import Storage
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "moment",
     "open_client",
     "open_database",
+    "open_guest",
     "plain",
 ]
 
@@ -41,6 +42,14 @@ def open_client() -> "Client":
     from rolecall.client import Client
 
     return Client()
+
+
+def open_guest(organization: str = "") -> "Guest":
+    """A client of the server at ROLECALL_ADDRESS that presents nothing. Raises `ConfigError`."""
+    quiet_grpc()
+    from rolecall.client import Guest
+
+    return Guest(organization=organization or None)
 
 
 def plain(message: Any) -> dict[str, Any]:

@@ -5,8 +5,10 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from rolecall.domain import Explanation
@@ -22,10 +24,13 @@ __all__ = [
     "print_json",
     "print_table",
     "print_value",
+    "progress",
     "quiet_grpc",
     "say",
     "short_time",
 ]
+
+T = TypeVar("T")
 
 # Exit codes of everything that decides.
 ALLOW, DENY, ERROR = 0, 1, 2
@@ -81,6 +86,13 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str
         for name, value in zip(header, row, strict=True):
             print_value(f"{name + ':':<15}{value}")
         print_value("")
+
+
+def progress(items: Sequence[T], what: str) -> Iterable[T]:
+    """The items one by one, with a bar on standard error where a person looks on and there are several."""
+    if len(items) < 2 or not sys.stderr.isatty():
+        return items
+    return track(items, description=what, console=Console(stderr=True))
 
 
 def short_time(text: str | None) -> str:

@@ -73,7 +73,10 @@ def serve(
     how = "TLS" if settings.tls else "plain text"
     version = server.live.in_force.policy.version
     tell = structlog.get_logger("rolecall").info if settings.log_format == "json" else output.say
-    tell(f"Rolecall {__version__} answers on {server.address} ({how}), policy {version} from {settings.policy}.")
+    tell(
+        f"Rolecall {__version__} answers on {server.address} ({how}), policy {version} from {settings.policy}."
+        f" {server.mail}"
+    )
     while signals.get() == signal.SIGHUP:
         server.live.wake()
     tell("Stopping.")

@@ -12,8 +12,8 @@ from types import TracebackType
 from typing import Self
 
 from rolecall.client import convert
-from rolecall.client.channel import open_channel
-from rolecall.client.connection import Connection
+from rolecall.client.connection import PAGE_SIZE, connect
+from rolecall.client.guest import Guest
 from rolecall.client.management import (
     AuditClient,
     OrganizationClient,
@@ -21,8 +21,9 @@ from rolecall.client.management import (
     TokenClient,
     audit_filter,
 )
+from rolecall.client.people import InvitationClient, MemberClient
 from rolecall.client.plain import plain
-from rolecall.config import PREFIX, unknown_variables
+from rolecall.config import PREFIX
 from rolecall.domain import CheckResult, Member, Permission, Role
 from rolecall.errors import ConfigError
 from rolecall.v1 import authorization_pb2 as pb
@@ -30,16 +31,14 @@ from rolecall.v1 import policy_pb2
 from rolecall.v1.authorization_pb2_grpc import AuthorizationServiceStub
 from rolecall.v1.policy_pb2_grpc import PolicyServiceStub
 
-__all__ = ["Client", "audit_filter", "plain"]
-
-DEFAULT_ADDRESS = "127.0.0.1:50051"
-PAGE_SIZE = 1000
+__all__ = ["Client", "Guest", "audit_filter", "plain"]
 
 
 class Client:
     """A connection to a Rolecall server. Threads may share it.
 
-    `tokens`, `session`, `organization` and `audit` manage what their names say, for whoever may.
+    `tokens`, `session`, `organization`, `members`, `invitations` and `audit` manage what their names say, for whoever
+    may. Whoever has no token yet is a `Guest`.
     """
 
     def __init__(
@@ -58,23 +57,20 @@ class Client:
         unless `ca_file` says otherwise; any other with TLS, unless `plaintext` (ROLECALL_PLAINTEXT_EXPOSES_TOKENS=true)
         says otherwise. Raises `ConfigError` where there is no token, or the address is none.
         """
-        if problems := unknown_variables():
-            raise ConfigError("\n".join(problems))
-        address = address or os.environ.get(f"{PREFIX}ADDRESS", DEFAULT_ADDRESS)
         token = token or os.environ.get(f"{PREFIX}TOKEN", "")
         if not token:
             raise ConfigError("There is no token to present: set ROLECALL_TOKEN to one.")
-        if not token.isascii() or not token.isprintable() or " " in token:
-            raise ConfigError("The token is malformed: it holds a blank, a line break or another stray character.")
-        self._organization = organization or os.environ.get(f"{PREFIX}ORGANIZATION", "")
-        channel = open_channel(address, ca_file or os.environ.get(f"{PREFIX}CA_FILE"), plaintext)
-        self._connection = Connection(channel, address, token, self._organization, timeout)
+        self._connection = connect(address, token, organization, timeout, ca_file, plaintext)
+        self._organization = self._connection.organization
+        channel = self._connection.channel
         self._authorization = AuthorizationServiceStub(channel)
         self._policy = PolicyServiceStub(channel)
         self.tokens = TokenClient(self._connection)
         self.session = SessionClient(self._connection)
         self.organization = OrganizationClient(self._connection)
         self.audit = AuditClient(self._connection)
+        self.members = MemberClient(self._connection)
+        self.invitations = InvitationClient(self._connection)
 
     def __enter__(self) -> Self:
         return self

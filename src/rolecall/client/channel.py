@@ -15,8 +15,15 @@ __all__ = ["open_channel"]
 _SERVICE_CONFIG = json.dumps(
     {
         "methodConfig": [
-            # A second try would find the credential dead that the first one killed.
-            {"name": [{"service": "rolecall.v1.SessionService", "method": "SignOut"}]},
+            # A second try would find the credential dead, or the secret used up, by the first one.
+            {
+                "name": [
+                    {"service": "rolecall.v1.SessionService", "method": "SignOut"},
+                    {"service": "rolecall.v1.SessionService", "method": "SignIn"},
+                    {"service": "rolecall.v1.InvitationService", "method": "AcceptInvitation"},
+                    {"service": "rolecall.v1.MemberService", "method": "LeaveOrganization"},
+                ]
+            },
             {
                 "name": [{}],
                 "retryPolicy": {

@@ -1,28 +1,35 @@
 """One connection to a server: every call with its deadline, its credential, and the errors that the server meant."""
 
+import os
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
 
 from rolecall.client import convert
-from rolecall.errors import CallFailed
+from rolecall.client.channel import open_channel
+from rolecall.config import PREFIX, unknown_variables
+from rolecall.errors import CallFailed, ConfigError, InvalidField
 
-__all__ = ["Connection"]
+__all__ = ["PAGE_SIZE", "Connection", "connect", "pick"]
+
+PAGE_SIZE = 1000
+DEFAULT_ADDRESS = "127.0.0.1:50051"
 
 T = TypeVar("T")
 
 
 class Connection:
-    """What the parts of a `Client` share."""
+    """What the parts of a `Client` share. Without a token, no credential is presented."""
 
     def __init__(self, channel: grpc.Channel, address: str, token: str, organization: str, timeout: float) -> None:
         self.channel = channel
         self.organization = organization
         self._address = address
         self._timeout = timeout
-        self._metadata = (("authorization", f"Bearer {token}"),)
+        self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
 
     def call(self, method: Callable[..., T], request: object, *, at_least: float = 0.0) -> T:
         """The answer to one call, which may take so many seconds at least. Raises `RolecallError`."""
@@ -53,3 +60,29 @@ class Connection:
             yield from method(request, metadata=self._metadata)
         except grpc.RpcError as error:
             raise convert.error(error, self._address) from error
+
+
+def connect(
+    address: str | None,
+    token: str,
+    organization: str | None,
+    timeout: float,
+    ca_file: Path | str | None,
+    plaintext: bool | None,  # noqa: FBT001 - three values, as `Client` has them
+) -> Connection:
+    """A connection as `Client` describes it; what is None comes from the environment. Raises `ConfigError`."""
+    if problems := unknown_variables():
+        raise ConfigError("\n".join(problems))
+    address = address or os.environ.get(f"{PREFIX}ADDRESS", DEFAULT_ADDRESS)
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise ConfigError("The token is malformed: it holds a blank, a line break or another stray character.")
+    organization = organization or os.environ.get(f"{PREFIX}ORGANIZATION", "")
+    channel = open_channel(address, ca_file or os.environ.get(f"{PREFIX}CA_FILE"), plaintext)
+    return Connection(channel, address, token, organization, timeout)
+
+
+def pick(known: dict[str, T], word: str, field: str) -> T:
+    """What `word` stands for. Raises `InvalidField`."""
+    if word not in known:
+        raise InvalidField(f"{field} is `{word}`: give one of {', '.join(filter(None, known))}.", field=field)
+    return known[word]

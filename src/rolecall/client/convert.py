@@ -89,7 +89,13 @@ def error(failure: grpc.RpcError, address: str) -> errors.RolecallError:
     field = violations.field_violations[0].field if violations.field_violations else ""
     meant = kind(status.message, field=field)
     meant.metadata.update(info.metadata)
+    if len(violations.field_violations) > 1:
+        meant.all = tuple(_violation(item) for item in violations.field_violations)
     return meant
+
+
+def _violation(item: error_details_pb2.BadRequest.FieldViolation) -> errors.RolecallError:
+    return (errors.by_reason(item.reason) or errors.InvalidField)(item.description, field=item.field)
 
 
 def _reason(answer: pb.CheckResponse | pb.BatchCheckResult) -> Reason:

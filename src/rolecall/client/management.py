@@ -2,13 +2,13 @@
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from rolecall.client.connection import Connection
-from rolecall.errors import CallFailed, InvalidField
+from rolecall.client.connection import PAGE_SIZE, Connection, pick
+from rolecall.errors import CallFailed
 from rolecall.v1 import audit_pb2, organization_pb2, session_pb2, shared_pb2, token_pb2
 from rolecall.v1.audit_pb2_grpc import AuditServiceStub
 from rolecall.v1.organization_pb2_grpc import OrganizationServiceStub
@@ -17,13 +17,10 @@ from rolecall.v1.token_pb2_grpc import TokenServiceStub
 
 __all__ = ["AuditClient", "OrganizationClient", "SessionClient", "TokenClient", "audit_filter"]
 
-PAGE_SIZE = 1000
 # A stream that breaks off is taken up again where it was; not for ever, if nothing comes.
 RESUMES = 5
 # A log of a million entries takes some ten to thirty seconds.
 VERIFY_SECONDS = 600.0
-
-E = TypeVar("E")
 
 _KINDS = {
     "": shared_pb2.CREDENTIAL_KIND_UNSPECIFIED,
@@ -94,9 +91,9 @@ class TokenClient:
         """
         request = token_pb2.ListTokensRequest(
             organization=self._connection.organization,
-            kind=_pick(_KINDS, kind, "kind"),
+            kind=pick(_KINDS, kind, "kind"),
             user_id=user_id,
-            state=_pick(_STATES, state, "state"),
+            state=pick(_STATES, state, "state"),
             page_size=PAGE_SIZE,
         )
         for page in self._connection.pages(self._stub.ListTokens, request):
@@ -173,7 +170,7 @@ class AuditClient:
     def export(self, form: str, wanted: audit_pb2.AuditFilter | None = None) -> Iterator[bytes]:
         """The entries as pieces of a file, csv or jsonl, the oldest first. What breaks off is taken up again."""
         request = audit_pb2.ExportAuditEntriesRequest(
-            organization=self._connection.organization, filter=wanted, format=_pick(_FORMATS, form, "form")
+            organization=self._connection.organization, filter=wanted, format=pick(_FORMATS, form, "form")
         )
         idle = 0
         while True:
@@ -216,7 +213,7 @@ def audit_filter(
         actor=actor,
         action=action,
         object=done_to,
-        outcome=_pick(_OUTCOMES, outcome, "outcome"),
+        outcome=pick(_OUTCOMES, outcome, "outcome"),
     )
 
 
@@ -229,12 +226,6 @@ def _bound(request: Any, expires: datetime | timedelta | None, restriction: Iter
         request.restriction.SetInParent()
         for resource, action in restriction:
             request.restriction.permissions.add(resource=resource, action=action)
-
-
-def _pick(known: dict[str, E], word: str, field: str) -> E:
-    if word not in known:
-        raise InvalidField(f"{field} is `{word}`: give one of {', '.join(filter(None, known))}.", field=field)
-    return known[word]
 
 
 def _time(value: datetime) -> Timestamp:

@@ -1,9 +1,9 @@
 """Frozen values that every layer speaks in. Imports nothing of ours. Times are UTC microseconds since 1970."""
 
-from rolecall.domain.credentials import Caller, CredentialKind, Token, TokenState
+from rolecall.domain.credentials import Caller, CredentialKind, LinkKind, Token, TokenState
 from rolecall.domain.decisions import CheckResult, Explanation, ItemError, Question, Reason, Subject, SubjectKind
 from rolecall.domain.lists import AuditEntry, AuditFilter, Page
-from rolecall.domain.people import Member, Organization
+from rolecall.domain.people import Delivery, Invitation, InvitationState, Member, MemberOrder, Organization
 from rolecall.domain.permissions import Effect, Permission, Restriction, Role
 from rolecall.domain.times import now, rfc3339
 
@@ -13,10 +13,15 @@ __all__ = [
     "Caller",
     "CheckResult",
     "CredentialKind",
+    "Delivery",
     "Effect",
     "Explanation",
+    "Invitation",
+    "InvitationState",
     "ItemError",
+    "LinkKind",
     "Member",
+    "MemberOrder",
     "Organization",
     "Page",
     "Permission",

@@ -5,7 +5,7 @@ from enum import StrEnum
 
 from rolecall.domain.permissions import Restriction
 
-__all__ = ["Caller", "CredentialKind", "Token", "TokenState"]
+__all__ = ["Caller", "CredentialKind", "LinkKind", "Token", "TokenState"]
 
 
 class CredentialKind(StrEnum):
@@ -14,6 +14,13 @@ class CredentialKind(StrEnum):
     PERSONAL = "rcp"
     ORGANIZATION = "rco"
     SESSION = "rcs"
+
+
+class LinkKind(StrEnum):
+    """What a mailed secret is for; the value is the prefix that its text begins with."""
+
+    INVITATION = "rci"
+    SIGN_IN = "rcl"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health
 
 from rolecall import keys
+from rolecall.acceptance import Acceptance
 from rolecall.audit import AuditLog, Denials, Event, check_key
 from rolecall.auditing import Auditing
 from rolecall.authorizer import Authorizer
@@ -18,7 +19,11 @@ from rolecall.config import Settings, check_listening, split_address
 from rolecall.decision_log import DecisionLog
 from rolecall.directory import Directory
 from rolecall.errors import ConfigError, UnauthenticatedCredential
+from rolecall.invitations import Invitations
+from rolecall.links import Links
 from rolecall.live_policy import LivePolicy
+from rolecall.mail import Letters, Sender, transport_for
+from rolecall.members import Members
 from rolecall.mutations import Mutations
 from rolecall.organizations import Organizations
 from rolecall.pages import Pages
@@ -26,7 +31,9 @@ from rolecall.server.audit import AuditService
 from rolecall.server.authorization import AuthorizationService
 from rolecall.server.background import Background
 from rolecall.server.calls import Calls, Method
+from rolecall.server.invitation import InvitationService
 from rolecall.server.lanes import Handler, handler_for
+from rolecall.server.member import MemberService
 from rolecall.server.organization import OrganizationService
 from rolecall.server.policy import PolicyService
 from rolecall.server.probes import add_health
@@ -36,9 +43,18 @@ from rolecall.server.token import TokenService
 from rolecall.sessions import Sessions
 from rolecall.storage import Storage
 from rolecall.tokens import Tokens
-from rolecall.v1 import audit_pb2, authorization_pb2, organization_pb2, policy_pb2, session_pb2, token_pb2
+from rolecall.v1 import (
+    audit_pb2,
+    authorization_pb2,
+    invitation_pb2,
+    member_pb2,
+    organization_pb2,
+    policy_pb2,
+    session_pb2,
+    token_pb2,
+)
 
-__all__ = ["Server", "build_server"]
+__all__ = ["OPEN_METHODS", "Server", "build_server"]
 
 MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 MAX_WAITING_CALLS = 10_000
@@ -48,17 +64,30 @@ STOP_SECONDS = 5.0
 
 _log = structlog.get_logger("rolecall.server")
 
-# Connections that calls don't use: for the policy's gate, the background, and exports.
-MORE_CONNECTIONS = 6
+# Connections that calls don't use: for the policy's gate, the background, mail, and exports.
+MORE_CONNECTIONS = 7
+
+# The calls that take no credential: whoever makes one proves who they are by a mailed secret, or asks for that.
+OPEN_METHODS = frozenset(
+    {
+        "/rolecall.v1.InvitationService/AcceptInvitation",
+        "/rolecall.v1.SessionService/RequestSignIn",
+        "/rolecall.v1.SessionService/SignIn",
+    }
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A server that is ready to start. `address` is where it listens, with the port that it got."""
+    """A server that is ready to start. `address` is where it listens, with the port that it got.
+
+    `mail` tells where mails go.
+    """
 
     address: str
     live: LivePolicy
     storage: Storage
+    mail: str
     _core: "_Core"
     _grpc: grpc.Server
     _health: health.HealthServicer
@@ -67,6 +96,7 @@ class Server:
         """Answer calls from now on."""
         self.live.start()
         self._core.background.start()
+        self._core.sender.start()
         self._grpc.start()
 
     def stop(self, grace: float = STOP_SECONDS) -> None:
@@ -85,12 +115,14 @@ class _Core:
     calls: Calls
     services: dict[FileDescriptor, Any]
     background: Background
+    sender: Sender
     denials: Denials
     directory: Directory
     decisions: DecisionLog
 
     def close(self) -> None:
         """End the background work, and write down what is still to be."""
+        self.sender.stop()
         self.background.stop()
         try:
             self.denials.flush(closing=True)
@@ -107,7 +139,10 @@ def build_server(settings: Settings) -> Server:
     storage = Storage(settings.database, pool_size=settings.threads + MORE_CONNECTIONS)
     storage.check()
     live = LivePolicy(settings.policy, storage)
-    core = _build_core(settings, key, storage, live)
+    transport = transport_for(settings)
+    links = Links(key)
+    sender = Sender(storage, links, Letters(settings), transport)
+    core = _build_core(settings, key, storage, live, links, sender)
 
     server = grpc.server(
         futures.ThreadPoolExecutor(settings.threads, thread_name_prefix="call"),
@@ -131,10 +166,12 @@ def build_server(settings: Settings) -> Server:
     checker = add_health(server, names)
     if settings.reflection:
         add_reflection(server, names)
-    return Server(_bind(server, settings), live, storage, core, server, checker)
+    return Server(_bind(server, settings), live, storage, transport.where, core, server, checker)
 
 
-def _build_core(settings: Settings, key: keys.ServerKey, storage: Storage, live: LivePolicy) -> _Core:
+def _build_core(
+    settings: Settings, key: keys.ServerKey, storage: Storage, live: LivePolicy, links: Links, sender: Sender
+) -> _Core:
     log = AuditLog(key)
     check_key(storage, log)
     pages = Pages(key)
@@ -153,12 +190,16 @@ def _build_core(settings: Settings, key: keys.ServerKey, storage: Storage, live:
         authorization_pb2.DESCRIPTOR: AuthorizationService(authorizer, decisions),
         policy_pb2.DESCRIPTOR: PolicyService(authorizer, live),
         token_pb2.DESCRIPTOR: TokenService(Tokens(mutations, storage, live, pages)),
-        session_pb2.DESCRIPTOR: SessionService(Sessions(mutations, storage, live)),
+        session_pb2.DESCRIPTOR: SessionService(Sessions(mutations, storage, live, links)),
+        member_pb2.DESCRIPTOR: MemberService(Members(mutations, storage, live, pages)),
+        invitation_pb2.DESCRIPTOR: InvitationService(
+            Invitations(mutations, storage, live, pages), Acceptance(mutations, storage, links)
+        ),
         organization_pb2.DESCRIPTOR: OrganizationService(Organizations(mutations, storage, live)),
         audit_pb2.DESCRIPTOR: AuditService(Auditing(storage, directory, live, pages, log)),
     }
     background = Background(denials.flush, directory.flush_uses)
-    return _Core(Calls(directory, denials), services, background, denials, directory, decisions)
+    return _Core(Calls(directory, denials), services, background, sender, denials, directory, decisions)
 
 
 def _handlers(file: FileDescriptor, servicer: Any, calls: Calls) -> dict[str, dict[str, Handler]]:
@@ -168,7 +209,8 @@ def _handlers(file: FileDescriptor, servicer: Any, calls: Calls) -> dict[str, di
         for rpc in service.methods:
             name = f"/{service.full_name}/{rpc.name}"
             managing = file is not authorization_pb2.DESCRIPTOR
-            method = Method(name, GetMessageClass(rpc.input_type), getattr(servicer, rpc.name), managing)
+            run = getattr(servicer, rpc.name)
+            method = Method(name, GetMessageClass(rpc.input_type), run, managing, open=name in OPEN_METHODS)
             handler = handler_for(method, calls, streaming=rpc.server_streaming)
             handlers.setdefault(service.full_name, {})[rpc.name] = handler
     return handlers

@@ -28,7 +28,7 @@ from rolecall.errors import (
     StorageUnavailable,
     UnauthenticatedCredential,
 )
-from rolecall.mutations import Attempt
+from rolecall.mutations import Arrival, Attempt
 from rolecall.server import fields
 from rolecall.server.status import status_of
 
@@ -44,6 +44,13 @@ _BEARER = re.compile(r"bearer ([!-~]+)", re.IGNORECASE)
 _REQUEST_ID_SHAPE = re.compile(r"[!-~]{1,128}")
 _log = structlog.get_logger("rolecall.calls")
 
+# What requests name: in which service, by which field, and as what.
+_NAMED = (
+    ("TokenService", "id", "token"),
+    ("InvitationService", "id", "invitation"),
+    ("MemberService", "user_id", "user"),
+)
+
 Metadata = Iterable[tuple[str, str | bytes]]
 
 
@@ -51,13 +58,19 @@ Metadata = Iterable[tuple[str, str | bytes]]
 class Method:
     """One RPC. `run` answers a message, or for a streaming one an iterator of them.
 
-    `managing`: refusals go into the audit log.
+    `managing`: refusals go into the audit log. `open`: it takes no credential, and `run` an `Arrival`.
     """
 
     name: str
     request_type: type[Message]
-    run: Callable[[Any, "Call"], Any]
+    run: Callable[[Any, Any], Any]
     managing: bool
+    open: bool = False
+
+    @property
+    def action(self) -> str:
+        """The RPC's own name."""
+        return self.name.rpartition("/")[2]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +142,11 @@ class Calls:
     def answer(self, method: Method, incoming: Incoming) -> bytes | status_pb2.Status:
         """The serialized answer to a unary call, or the status that says why there is none. Never raises.
 
-        Nobody's message is waited for before its sender is known.
+        Nobody's message is waited for before its sender is known, but for the open ones.
         """
         caller = request = None
         try:
-            caller = self._authenticate(incoming)
+            caller = None if method.open else self._authenticate(incoming)
             request = _parse(method, next(incoming.messages, None))
             answer: bytes = self._run(method, incoming, caller, request).SerializeToString()
         except Exception as error:  # noqa: BLE001 - whatever it is, the client must not see its text, nor wait for ever
@@ -162,9 +175,10 @@ class Calls:
             raise UnauthenticatedCredential
         return caller
 
-    def _run(self, method: Method, incoming: Incoming, caller: Caller, request: Message) -> Any:
-        action = method.name.rpartition("/")[2]
-        return method.run(request, Call(caller, action, incoming.request_id, incoming.confirm))
+    def _run(self, method: Method, incoming: Incoming, caller: Caller | None, request: Message) -> Any:
+        if caller is None:
+            return method.run(request, Arrival(method.action, incoming.request_id, incoming.peer(), incoming.confirm))
+        return method.run(request, Call(caller, method.action, incoming.request_id, incoming.confirm))
 
     def _status(
         self, method: Method, incoming: Incoming, caller: Caller | None, request: Message | None, error: Exception
@@ -216,13 +230,16 @@ def _parse(method: Method, raw: bytes | None) -> Message:
 
 
 def _denied(method: Method, caller: Caller, request: Message | None, error: RolecallError, request_id: str) -> Event:
-    # The only things that requests name so far. Whoever is refused a permission has named one that is well-formed.
-    token_id = getattr(request, "id", "") if "TokenService" in method.name else ""
+    # Whoever is refused a permission has named one that is well-formed.
+    done_to = ""
+    for service, name, kind in _NAMED:
+        if service in method.name and (value := getattr(request, name, "")):
+            done_to = f"{kind}:{value}"
     return Event(
         caller.organization,
         caller.actor,
-        method.name.rpartition("/")[2],
-        f"token:{token_id}" if token_id else "",
+        method.action,
+        done_to,
         details=error.metadata,
         credential_id=caller.credential_id,
         request_id=request_id,

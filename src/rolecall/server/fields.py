@@ -10,12 +10,14 @@ from rolecall.domain import CredentialKind, Effect, Member, Page, Permission, Re
 from rolecall.errors import InvalidField
 from rolecall.organizations import OrganizationView
 from rolecall.policy import pattern_problem
-from rolecall.v1 import organization_pb2, shared_pb2, token_pb2
+from rolecall.sessions import Entrance
+from rolecall.v1 import organization_pb2, session_pb2, shared_pb2, token_pb2
 
 __all__ = [
     "KINDS",
     "credential_id",
     "duration",
+    "is_id",
     "member",
     "moment",
     "name",
@@ -24,15 +26,24 @@ __all__ = [
     "permission",
     "request_id",
     "restriction",
+    "role",
+    "secret",
+    "session",
+    "slug",
+    "text",
     "timestamp",
     "token",
+    "user_id",
 ]
 
 MAX_NAME = 64
 MAX_PERMISSIONS = 100
 # So that a page of a thousand tokens, or of entries about them, fits into a message.
 MAX_RESTRICTION_BYTES = 2048
-MAX_CREDENTIAL_ID = 64
+MAX_ID = 64
+MAX_ROLE = 64
+# As long as an address may be.
+MAX_TEXT = 254
 # What a Timestamp and a Duration may hold: the years 1 to 9999, 10,000 years.
 _SECONDS = range(-62_135_596_800, 253_402_300_800)
 _DURATION_SECONDS = 315_576_000_000
@@ -49,6 +60,10 @@ _STATES = {state: token_pb2.TokenState.Value(f"TOKEN_STATE_{state.name}") for st
 class _Paged(Protocol):
     page_size: int
     page_token: str
+
+
+class _Searched(Protocol):
+    text: str
 
 
 def page(message: _Paged) -> Page:
@@ -69,14 +84,61 @@ def name(text: str, field: str) -> str:
     return text
 
 
+def is_id(text: str) -> bool:
+    """Whether it may be an id: any other wrong one is simply not found."""
+    return 0 < len(text) <= MAX_ID and text.isalnum() and text.isascii()
+
+
+def slug(text: str) -> str:
+    """An organization's name, as a stranger gives it; empty for none. Raises `InvalidField`."""
+    if len(text) > MAX_NAME or not text.isprintable():
+        raise InvalidField("organization is no organization's name: correct it.", field="organization")
+    return text
+
+
+def secret(text: str) -> str:
+    """A mailed secret. Raises `InvalidField` where there is none; whether it is right is seen later."""
+    if not text:
+        raise InvalidField("secret is not set: give it as the mail holds it.", field="secret")
+    return text
+
+
+def session(value: Entrance) -> session_pb2.Session:
+    """A new session as a message."""
+    return session_pb2.Session(secret=value.session.text, expire_time=timestamp(value.expire_time))
+
+
 def credential_id(text: str) -> str:
-    """A credential's id. Raises `InvalidField` where it is none by far; any other wrong one is simply not found."""
-    if not text or len(text) > MAX_CREDENTIAL_ID or not text.isalnum() or not text.isascii():
+    """A credential's id. Raises `InvalidField` where it is none by far."""
+    if not is_id(text):
         # Not repeated: it may be the whole token.
         raise InvalidField(
             "id is no token's id: give the 22 letters and digits between a token's two underscores.", field="id"
         )
     return text
+
+
+def role(text: str) -> str:
+    """A role's name; whether the policy has it is seen later. Raises `InvalidField`."""
+    if not text:
+        raise InvalidField("role is not set: name a role of the policy.", field="role")
+    if len(text) > MAX_ROLE:
+        raise InvalidField(f"role has {len(text)} characters, more than any role: see ListRoles.", field="role")
+    return text
+
+
+def user_id(text: str) -> str:
+    """A person's id; empty for none. Raises `InvalidField` where it is none by far."""
+    if text and not is_id(text):
+        raise InvalidField("user_id is no user's id: give it as WhoAmI or ListMembers shows it.", field="user_id")
+    return text
+
+
+def text(message: _Searched) -> str:
+    """What a list is searched for; empty for anything. Raises `InvalidField`."""
+    if len(message.text) > MAX_TEXT or "\0" in message.text:
+        raise InvalidField(f"text has more than {MAX_TEXT} characters, or a NUL: shorten it.", field="text")
+    return message.text
 
 
 def request_id(text: str) -> str:
@@ -155,7 +217,7 @@ def member(value: Member) -> shared_pb2.Member:
         email=value.email,
         display_name=value.display_name,
         role=value.role,
-        etag=f"{value.update_time:x}",
+        etag=value.etag,
         create_time=timestamp(value.create_time),
         update_time=timestamp(value.update_time),
     )

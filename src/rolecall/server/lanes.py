@@ -46,9 +46,12 @@ def handler_for(method: Method, calls: Calls, *, streaming: bool) -> Handler:
             yield answer
 
     if not streaming:
+        if method.open:
+            # A stranger who sends no message holds none of the callers' threads.
+            on_threads_of_their_own(method.action, unary)
         return grpc.stream_unary_rpc_method_handler(unary)
     # Whoever reads slowly holds a thread for as long.
-    on_threads_of_their_own(method.name.rpartition("/")[2], stream)
+    on_threads_of_their_own(method.action, stream)
     return grpc.stream_stream_rpc_method_handler(stream)
 
 

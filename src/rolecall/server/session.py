@@ -1,6 +1,8 @@
 """SessionService."""
 
 from rolecall.domain import Token
+from rolecall.errors import InvalidField
+from rolecall.mutations import Arrival
 from rolecall.server import fields
 from rolecall.server.calls import Call
 from rolecall.sessions import Sessions
@@ -12,10 +14,27 @@ MAX_PERMISSIONS = 1000
 
 
 class SessionService:
-    """Looks at the presented credential, and ends it."""
+    """Signs people in, looks at the presented credential, and ends it."""
 
     def __init__(self, sessions: Sessions) -> None:
         self._sessions = sessions
+
+    def RequestSignIn(self, request: pb.RequestSignInRequest, arrival: Arrival) -> pb.RequestSignInResponse:
+        """Have a link mailed."""
+        if not request.organization:
+            raise InvalidField("organization is not set: say where you want to sign in.", field="organization")
+        self._sessions.request_sign_in(arrival, fields.slug(request.organization), request.email)
+        return pb.RequestSignInResponse()
+
+    def SignIn(self, request: pb.SignInRequest, arrival: Arrival) -> pb.SignInResponse:
+        """Open a session."""
+        entered = self._sessions.sign_in(arrival, fields.slug(request.organization), fields.secret(request.secret))
+        return pb.SignInResponse(
+            organization=entered.member.organization,
+            member=fields.member(entered.member),
+            session=fields.session(entered),
+            revision=entered.revision,
+        )
 
     def WhoAmI(self, request: pb.WhoAmIRequest, call: Call) -> pb.WhoAmIResponse:
         """Say who the caller is."""

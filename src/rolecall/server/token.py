@@ -13,9 +13,6 @@ from rolecall.v1 import token_pb2 as pb
 
 __all__ = ["TokenService"]
 
-MAX_ROLE = 64
-MAX_USER_ID = 64
-
 _KINDS: dict[int, CredentialKind] = {
     number: kind for kind, number in fields.KINDS.items() if kind is not CredentialKind.SESSION
 }
@@ -40,14 +37,14 @@ class TokenService:
         self, request: pb.CreateOrganizationTokenRequest, call: Call
     ) -> pb.CreateOrganizationTokenResponse:
         """Create a token for a program."""
-        wish, role = _wish(request), _role(request.role)
+        wish, role = _wish(request), fields.role(request.role)
         return _issued(
             pb.CreateOrganizationTokenResponse, self._tokens.create_organization(call.attempt(request), wish, role)
         )
 
     def ListTokens(self, request: pb.ListTokensRequest, call: Call) -> pb.ListTokensResponse:
         """List the tokens that the caller may see."""
-        kind, state, user_id = _kind(request.kind), _state(request.state), _user_id(request.user_id)
+        kind, state, user_id = _kind(request.kind), _state(request.state), fields.user_id(request.user_id)
         caller = call.caller_in(request.organization)
         page = self._tokens.list(caller, kind, user_id, state, fields.page(request))
         return pb.ListTokensResponse(
@@ -78,20 +75,6 @@ def _wish(request: Create) -> Wish:
             return Wish(name, None, fields.duration(request.ttl, "ttl"), restriction)
         case None:
             return Wish(name, restriction=restriction)
-
-
-def _role(text: str) -> str:
-    if not text:
-        raise InvalidField("role is not set: name a role of the policy.", field="role")
-    if len(text) > MAX_ROLE:
-        raise InvalidField(f"role has {len(text)} characters, more than any role: see ListRoles.", field="role")
-    return text
-
-
-def _user_id(text: str) -> str:
-    if text and (len(text) > MAX_USER_ID or not text.isascii() or not text.isalnum()):
-        raise InvalidField("user_id is no user's id: give it as WhoAmI or ListSubjects shows it.", field="user_id")
-    return text
 
 
 def _kind(number: int) -> CredentialKind | None:

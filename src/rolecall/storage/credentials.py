@@ -23,6 +23,7 @@ __all__ = [
     "live_holders",
     "present_role",
     "restriction_of",
+    "restriction_text",
     "revoke",
     "rotate",
     "used",
@@ -111,7 +112,7 @@ def add(tx: Transaction, new: NewCredential) -> None:
             "user_id": new.user_id,
             "role": new.role,
             "name": new.name,
-            "restriction": _restriction_text(new.restriction),
+            "restriction": restriction_text(new.restriction),
             "created_by": new.created_by,
             "digest": new.minted.digest,
             "last_four": new.minted.last_four,
@@ -221,7 +222,8 @@ def restriction_of(text: str | None) -> Restriction:
     return tuple(Permission(resource, action, Effect.ALLOW) for resource, action in json.loads(text))
 
 
-def _restriction_text(restriction: Restriction) -> str | None:
+def restriction_text(restriction: Restriction) -> str | None:
+    """The restriction as a row holds it."""
     if restriction is None:
         return None
     return json.dumps([[permission.resource, permission.action] for permission in restriction], ensure_ascii=False)

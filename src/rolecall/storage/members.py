@@ -3,9 +3,9 @@
 from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import Row, exists, insert, select
+from sqlalchemy import ColumnElement, Row, and_, delete, exists, func, insert, or_, select, tuple_, update
 
-from rolecall.domain import Member
+from rolecall.domain import Member, MemberOrder
 from rolecall.storage.organizations import record_change
 from rolecall.storage.tables import members, organizations
 from rolecall.storage.transaction import Transaction
@@ -13,13 +13,24 @@ from rolecall.storage.transaction import Transaction
 __all__ = [
     "add",
     "by_email",
+    "by_emails",
+    "change_role",
     "get",
     "organizations_without",
+    "page",
     "page_with_roles",
+    "remove",
     "roles_by_email",
     "roles_by_id",
     "roles_held",
 ]
+
+# What each order goes by; the second makes it one order only.
+_ORDERS = {
+    MemberOrder.EMAIL: (members.c.email_key, members.c.user_id),
+    MemberOrder.DISPLAY_NAME: (members.c.display_name, members.c.user_id),
+    MemberOrder.NEWEST: (members.c.create_time, members.c.user_id),
+}
 
 
 def add(tx: Transaction, member: Member, email_key: str) -> None:
@@ -53,6 +64,59 @@ def by_email(tx: Transaction, organization: str, email_key: str) -> Member | Non
         select(members).where(members.c.organization == organization, members.c.email_key == email_key)
     ).one_or_none()
     return _member(row) if row else None
+
+
+def by_emails(tx: Transaction, organization: str, email_keys: Collection[str]) -> dict[str, str]:
+    """The user's id of each of the addresses that is a member's."""
+    rows = tx.connection.execute(
+        select(members.c.email_key, members.c.user_id).where(
+            members.c.organization == organization, members.c.email_key.in_(email_keys)
+        )
+    )
+    return {row.email_key: row.user_id for row in rows}
+
+
+def change_role(tx: Transaction, member: Member, role: str, at: int) -> None:
+    """Give the member another role."""
+    tx.connection.execute(update(members).where(_named(member)).values(role=role, update_time=at))
+    record_change(tx, member.organization, "member", member.user_id)
+
+
+def remove(tx: Transaction, member: Member) -> None:
+    """Delete the member; all credentials of theirs go with the row."""
+    tx.connection.execute(delete(members).where(_named(member)))
+    record_change(tx, member.organization, "member", member.user_id)
+
+
+def page(
+    tx: Transaction,
+    organization: str,
+    role: str,
+    text: str,
+    order: MemberOrder,
+    after: tuple[str | int, str] | None,
+    limit: int,
+) -> list[tuple[tuple[str | int, str], Member]]:
+    """At most `limit` members with their places in the order, those behind the place `after`.
+
+    `role` and `text`, in lower case, are empty for any.
+    """
+    query = select(members).where(members.c.organization == organization)
+    if role:
+        query = query.where(members.c.role == role)
+    if text:
+        in_name = func.lower(members.c.display_name).contains(text, autoescape=True)
+        query = query.where(or_(members.c.email_key.contains(text, autoescape=True), in_name))
+    first, second = _ORDERS[order]
+    place = tuple_(first, second)
+    if order is MemberOrder.NEWEST:
+        query = query.order_by(first.desc(), second.desc())
+        query = query if after is None else query.where(place < after)
+    else:
+        query = query.order_by(first, second)
+        query = query if after is None else query.where(place > after)
+    rows = tx.connection.execute(query.limit(limit))
+    return [((getattr(row, first.name), row.user_id), _member(row)) for row in rows]
 
 
 def roles_by_id(tx: Transaction, organization: str, user_ids: Collection[str]) -> dict[str, str]:
@@ -97,6 +161,10 @@ def organizations_without(tx: Transaction, roles: Collection[str], limit: int) -
     return list(
         tx.connection.scalars(select(organizations.c.id).where(~holder).order_by(organizations.c.id).limit(limit))
     )
+
+
+def _named(member: Member) -> ColumnElement[bool]:
+    return and_(members.c.organization == member.organization, members.c.user_id == member.user_id)
 
 
 def _member(row: Row[Any]) -> Member:

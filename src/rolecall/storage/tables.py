@@ -21,11 +21,14 @@ __all__ = [
     "audit_values",
     "changes",
     "credentials",
+    "invitations",
+    "mails",
     "members",
     "metadata",
     "organizations",
     "requests",
     "retired_secrets",
+    "sign_ins",
 ]
 
 metadata = MetaData(
@@ -63,8 +66,76 @@ members = Table(
     Column[int]("update_time", BigInteger, nullable=False),
     ForeignKeyConstraint(["organization"], ["organizations.id"]),
     UniqueConstraint("organization", "email_key"),
-    # The policy's gate asks which roles are held, and which organizations have an owner.
-    Index(None, "organization", "role"),
+    # The policy's gate asks which roles are held, and which organizations have an owner; lists go by address.
+    Index(None, "organization", "role", "email_key"),
+    Index(None, "organization", "display_name", "user_id"),
+    Index(None, "organization", "create_time", "user_id"),
+)
+
+invitations = Table(
+    "invitations",
+    metadata,
+    Column[str]("id", Text, primary_key=True),
+    Column[str]("organization", Text, nullable=False),
+    Column[str]("email_key", Text, nullable=False),
+    Column[str]("email", Text, nullable=False),
+    Column[str]("role", Text, nullable=False),
+    # No foreign key: an inviter may be gone. `restriction`: of the credential that invited, as in `credentials`.
+    Column[str]("inviter", Text, nullable=False),
+    Column[str | None]("restriction", Text, nullable=True),
+    # Which secret works: it is computed from this and the id, and stored nowhere.
+    Column[int]("generation", BigInteger, nullable=False),
+    Column[str]("state", Text, nullable=False),
+    Column[int]("create_time", BigInteger, nullable=False),
+    Column[int]("expire_time", BigInteger, nullable=False),
+    # The revision that last changed it.
+    Column[int]("changed", BigInteger, nullable=False),
+    # Who joined by it. No foreign key: they may be gone.
+    Column[str | None]("user_id", Text, nullable=True),
+    CheckConstraint("(state = 'accepted') = (user_id IS NOT NULL)", name="accepted"),
+    ForeignKeyConstraint(["organization"], ["organizations.id"]),
+    # One that is pending for each address.
+    Index(
+        "uq_invitations_pending",
+        "organization",
+        "email_key",
+        unique=True,
+        sqlite_where=text("state = 'pending'"),
+        postgresql_where=text("state = 'pending'"),
+    ),
+    # Lists go from the newest to the oldest.
+    Index(None, "organization", "create_time", "id"),
+)
+
+# Requests for a link to sign in, of members and of strangers alike: `user_id` is found out when the mail is sent.
+sign_ins = Table(
+    "sign_ins",
+    metadata,
+    Column[str]("id", Text, primary_key=True),
+    # No foreign key: whoever asks may name an organization that isn't there.
+    Column[str]("organization", Text, nullable=False),
+    Column[str]("email_key", Text, nullable=False),
+    Column[str | None]("user_id", Text, nullable=True),
+    Column[int]("expire_time", BigInteger, nullable=False),
+    Index(None, "expire_time"),
+)
+
+# What is to be mailed: about which invitation or request to sign in, and which of its secrets; never the secret.
+mails = Table(
+    "mails",
+    metadata,
+    Column[str]("id", Text, primary_key=True),
+    # No foreign key, as above.
+    Column[str]("organization", Text, nullable=False),
+    Column[str]("kind", Text, nullable=False),
+    Column[str]("about", Text, nullable=False),
+    Column[int]("generation", BigInteger, nullable=False),
+    Column[str]("state", Text, nullable=False),
+    Column[int]("attempts", BigInteger, nullable=False),
+    # When it is to be tried next; moved on by whoever takes it up.
+    Column[int]("due_time", BigInteger, nullable=False),
+    UniqueConstraint("about", "generation"),
+    Index(None, "state", "due_time"),
 )
 
 credentials = Table(

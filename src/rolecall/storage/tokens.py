@@ -10,7 +10,7 @@ from rolecall.storage.credentials import held_credentials, present_role, restric
 from rolecall.storage.tables import credentials
 from rolecall.storage.transaction import Transaction
 
-__all__ = ["TokenQuery", "get", "page", "roles_held"]
+__all__ = ["TokenQuery", "get", "made_by", "page", "roles_held"]
 
 _TOKENS = (
     select(credentials, present_role().label("acting_role"))
@@ -55,6 +55,18 @@ def page(
     ordered = select_.order_by(credentials.c.create_time.desc(), credentials.c.id.desc()).limit(limit)
     rows = tx.connection.execute(ordered, {"organization": organization})
     return [_token(row) for row in rows]
+
+
+def made_by(tx: Transaction, organization: str, user_id: str, at: int, limit: int) -> list[Token]:
+    """The organization's tokens that this person made and that live at `at`, the newest first, at most `limit`."""
+    query = _TOKENS.where(
+        credentials.c.user_id.is_(None),
+        credentials.c.created_by == user_id,
+        credentials.c.revoke_time.is_(None),
+        credentials.c.expire_time > at,
+    )
+    newest = query.order_by(credentials.c.create_time.desc(), credentials.c.id.desc()).limit(limit)
+    return [_token(row) for row in tx.connection.execute(newest, {"organization": organization})]
 
 
 def roles_held(tx: Transaction, at: int) -> set[str]:

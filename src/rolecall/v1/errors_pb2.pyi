@@ -64,6 +64,22 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ABORTED: what was to be changed has changed since the etag was read. Read it again."""
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 20
     """INVALID_ARGUMENT: the request_id was used with another request. Make a new one."""
+    ERROR_REASON_LAST_OWNER: _ErrorReason.ValueType  # 21
+    """FAILED_PRECONDITION: the organization would be left without a member whose role may `owners update`. Give a second
+    person such a role first.
+    """
+    ERROR_REASON_INVITATION_NOT_FOUND: _ErrorReason.ValueType  # 22
+    """NOT_FOUND: there is no such invitation; or the secret of one is malformed, used, or not the newest."""
+    ERROR_REASON_DUPLICATE_INVITATION: _ErrorReason.ValueType  # 23
+    """ALREADY_EXISTS: the address has a pending invitation, or stands twice in one request. Metadata: `id` of the pending one."""
+    ERROR_REASON_ALREADY_MEMBER: _ErrorReason.ValueType  # 24
+    """ALREADY_EXISTS: the address is a member's. Metadata: `user_id`."""
+    ERROR_REASON_INVITATION_EXPIRED: _ErrorReason.ValueType  # 25
+    """FAILED_PRECONDITION: the invitation's time is over. Ask for another mail."""
+    ERROR_REASON_INVITATION_ACCEPTED: _ErrorReason.ValueType  # 26
+    """FAILED_PRECONDITION: somebody joined by the invitation already."""
+    ERROR_REASON_INVITER_LOST_RIGHT: _ErrorReason.ValueType  # 27
+    """FAILED_PRECONDITION: whoever invited is no longer one who may invite to this role. Ask somebody else to resend it."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed: the `reason` of the google.rpc.ErrorInfo in its status, without the prefix `ERROR_REASON_`,
@@ -112,4 +128,20 @@ ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 19
 """ABORTED: what was to be changed has changed since the etag was read. Read it again."""
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 20
 """INVALID_ARGUMENT: the request_id was used with another request. Make a new one."""
+ERROR_REASON_LAST_OWNER: ErrorReason.ValueType  # 21
+"""FAILED_PRECONDITION: the organization would be left without a member whose role may `owners update`. Give a second
+person such a role first.
+"""
+ERROR_REASON_INVITATION_NOT_FOUND: ErrorReason.ValueType  # 22
+"""NOT_FOUND: there is no such invitation; or the secret of one is malformed, used, or not the newest."""
+ERROR_REASON_DUPLICATE_INVITATION: ErrorReason.ValueType  # 23
+"""ALREADY_EXISTS: the address has a pending invitation, or stands twice in one request. Metadata: `id` of the pending one."""
+ERROR_REASON_ALREADY_MEMBER: ErrorReason.ValueType  # 24
+"""ALREADY_EXISTS: the address is a member's. Metadata: `user_id`."""
+ERROR_REASON_INVITATION_EXPIRED: ErrorReason.ValueType  # 25
+"""FAILED_PRECONDITION: the invitation's time is over. Ask for another mail."""
+ERROR_REASON_INVITATION_ACCEPTED: ErrorReason.ValueType  # 26
+"""FAILED_PRECONDITION: somebody joined by the invitation already."""
+ERROR_REASON_INVITER_LOST_RIGHT: ErrorReason.ValueType  # 27
+"""FAILED_PRECONDITION: whoever invited is no longer one who may invite to this role. Ask somebody else to resend it."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -28,13 +28,17 @@ from rolecall.v1 import shared_pb2 as rolecall_dot_v1_dot_shared__pb2
 from rolecall.v1 import token_pb2 as rolecall_dot_v1_dot_token__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19rolecall/v1/session.proto\x12\x0brolecall.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1erolecall/v1/organization.proto\x1a\x18rolecall/v1/shared.proto\x1a\x17rolecall/v1/token.proto\"t\n\nCredential\x12\n\n\x02id\x18\x01 \x01(\t\x12)\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.rolecall.v1.CredentialKind\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"%\n\rWhoAmIRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\"\x9a\x02\n\x0eWhoAmIResponse\x12/\n\x0corganization\x18\x01 \x01(\x0b\x32\x19.rolecall.v1.Organization\x12%\n\x06member\x18\x02 \x01(\x0b\x32\x13.rolecall.v1.MemberH\x00\x12#\n\x05token\x18\x03 \x01(\x0b\x32\x12.rolecall.v1.TokenH\x00\x12\x0c\n\x04role\x18\x04 \x01(\t\x12,\n\x0bpermissions\x18\x05 \x03(\x0b\x32\x17.rolecall.v1.Permission\x12\x18\n\x10permission_count\x18\x06 \x01(\x05\x12+\n\ncredential\x18\x07 \x01(\x0b\x32\x17.rolecall.v1.CredentialB\x08\n\x06holder\"&\n\x0eSignOutRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\"#\n\x0fSignOutResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x32\x99\x01\n\x0eSessionService\x12\x41\n\x06WhoAmI\x12\x1a.rolecall.v1.WhoAmIRequest\x1a\x1b.rolecall.v1.WhoAmIResponse\x12\x44\n\x07SignOut\x12\x1b.rolecall.v1.SignOutRequest\x1a\x1c.rolecall.v1.SignOutResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19rolecall/v1/session.proto\x12\x0brolecall.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1erolecall/v1/organization.proto\x1a\x18rolecall/v1/shared.proto\x1a\x17rolecall/v1/token.proto\"t\n\nCredential\x12\n\n\x02id\x18\x01 \x01(\t\x12)\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.rolecall.v1.CredentialKind\x12/\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"%\n\rWhoAmIRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\"\x9a\x02\n\x0eWhoAmIResponse\x12/\n\x0corganization\x18\x01 \x01(\x0b\x32\x19.rolecall.v1.Organization\x12%\n\x06member\x18\x02 \x01(\x0b\x32\x13.rolecall.v1.MemberH\x00\x12#\n\x05token\x18\x03 \x01(\x0b\x32\x12.rolecall.v1.TokenH\x00\x12\x0c\n\x04role\x18\x04 \x01(\t\x12,\n\x0bpermissions\x18\x05 \x03(\x0b\x32\x17.rolecall.v1.Permission\x12\x18\n\x10permission_count\x18\x06 \x01(\x05\x12+\n\ncredential\x18\x07 \x01(\x0b\x32\x17.rolecall.v1.CredentialB\x08\n\x06holder\"&\n\x0eSignOutRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\"#\n\x0fSignOutResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\"O\n\x07Session\x12\x13\n\x06secret\x18\x01 \x01(\tB\x03\x80\x01\x01\x12/\n\x0b\x65xpire_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\";\n\x14RequestSignInRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\r\n\x05\x65mail\x18\x02 \x01(\t\"\x17\n\x15RequestSignInResponse\":\n\rSignInRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x13\n\x06secret\x18\x02 \x01(\tB\x03\x80\x01\x01\"\x84\x01\n\x0eSignInResponse\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12#\n\x06member\x18\x02 \x01(\x0b\x32\x13.rolecall.v1.Member\x12%\n\x07session\x18\x03 \x01(\x0b\x32\x14.rolecall.v1.Session\x12\x10\n\x08revision\x18\x04 \x01(\x03\x32\xb4\x02\n\x0eSessionService\x12V\n\rRequestSignIn\x12!.rolecall.v1.RequestSignInRequest\x1a\".rolecall.v1.RequestSignInResponse\x12\x41\n\x06SignIn\x12\x1a.rolecall.v1.SignInRequest\x1a\x1b.rolecall.v1.SignInResponse\x12\x41\n\x06WhoAmI\x12\x1a.rolecall.v1.WhoAmIRequest\x1a\x1b.rolecall.v1.WhoAmIResponse\x12\x44\n\x07SignOut\x12\x1b.rolecall.v1.SignOutRequest\x1a\x1c.rolecall.v1.SignOutResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rolecall.v1.session_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_SESSION'].fields_by_name['secret']._loaded_options = None
+  _globals['_SESSION'].fields_by_name['secret']._serialized_options = b'\200\001\001'
+  _globals['_SIGNINREQUEST'].fields_by_name['secret']._loaded_options = None
+  _globals['_SIGNINREQUEST'].fields_by_name['secret']._serialized_options = b'\200\001\001'
   _globals['_CREDENTIAL']._serialized_start=158
   _globals['_CREDENTIAL']._serialized_end=274
   _globals['_WHOAMIREQUEST']._serialized_start=276
@@ -45,6 +49,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SIGNOUTREQUEST']._serialized_end=638
   _globals['_SIGNOUTRESPONSE']._serialized_start=640
   _globals['_SIGNOUTRESPONSE']._serialized_end=675
-  _globals['_SESSIONSERVICE']._serialized_start=678
-  _globals['_SESSIONSERVICE']._serialized_end=831
+  _globals['_SESSION']._serialized_start=677
+  _globals['_SESSION']._serialized_end=756
+  _globals['_REQUESTSIGNINREQUEST']._serialized_start=758
+  _globals['_REQUESTSIGNINREQUEST']._serialized_end=817
+  _globals['_REQUESTSIGNINRESPONSE']._serialized_start=819
+  _globals['_REQUESTSIGNINRESPONSE']._serialized_end=842
+  _globals['_SIGNINREQUEST']._serialized_start=844
+  _globals['_SIGNINREQUEST']._serialized_end=902
+  _globals['_SIGNINRESPONSE']._serialized_start=905
+  _globals['_SIGNINRESPONSE']._serialized_end=1037
+  _globals['_SESSIONSERVICE']._serialized_start=1040
+  _globals['_SESSIONSERVICE']._serialized_end=1348
 # @@protoc_insertion_point(module_scope)

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class SessionServiceStub:
-    """Looks at the credential that is presented, and ends it.
+    """Signs people in by mail, looks at the credential that is presented, and ends it.
     """
 
     def __init__(self, channel):
@@ -35,6 +35,16 @@ class SessionServiceStub:
         Args:
             channel: A grpc.Channel.
         """
+        self.RequestSignIn = channel.unary_unary(
+                '/rolecall.v1.SessionService/RequestSignIn',
+                request_serializer=rolecall_dot_v1_dot_session__pb2.RequestSignInRequest.SerializeToString,
+                response_deserializer=rolecall_dot_v1_dot_session__pb2.RequestSignInResponse.FromString,
+                _registered_method=True)
+        self.SignIn = channel.unary_unary(
+                '/rolecall.v1.SessionService/SignIn',
+                request_serializer=rolecall_dot_v1_dot_session__pb2.SignInRequest.SerializeToString,
+                response_deserializer=rolecall_dot_v1_dot_session__pb2.SignInResponse.FromString,
+                _registered_method=True)
         self.WhoAmI = channel.unary_unary(
                 '/rolecall.v1.SessionService/WhoAmI',
                 request_serializer=rolecall_dot_v1_dot_session__pb2.WhoAmIRequest.SerializeToString,
@@ -48,8 +58,24 @@ class SessionServiceStub:
 
 
 class SessionServiceServicer:
-    """Looks at the credential that is presented, and ends it.
+    """Signs people in by mail, looks at the credential that is presented, and ends it.
     """
+
+    def RequestSignIn(self, request, context):
+        """Mails a link that signs its reader in, if the address is a member's. The answer is the same whether it is or not, and
+        whether or not a mail goes out: beyond a few requests for one address, from one machine, or for one organization, the
+        earlier links are what counts. Takes no credential.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SignIn(self, request, context):
+        """Opens a session of 12 hours for whoever has the mailed secret, which works once and for 15 minutes. Takes no credential.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
 
     def WhoAmI(self, request, context):
         """Says who the caller is and what the presented credential may do. Any credential.
@@ -68,6 +94,16 @@ class SessionServiceServicer:
 
 def add_SessionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
+            'RequestSignIn': grpc.unary_unary_rpc_method_handler(
+                    servicer.RequestSignIn,
+                    request_deserializer=rolecall_dot_v1_dot_session__pb2.RequestSignInRequest.FromString,
+                    response_serializer=rolecall_dot_v1_dot_session__pb2.RequestSignInResponse.SerializeToString,
+            ),
+            'SignIn': grpc.unary_unary_rpc_method_handler(
+                    servicer.SignIn,
+                    request_deserializer=rolecall_dot_v1_dot_session__pb2.SignInRequest.FromString,
+                    response_serializer=rolecall_dot_v1_dot_session__pb2.SignInResponse.SerializeToString,
+            ),
             'WhoAmI': grpc.unary_unary_rpc_method_handler(
                     servicer.WhoAmI,
                     request_deserializer=rolecall_dot_v1_dot_session__pb2.WhoAmIRequest.FromString,
@@ -87,8 +123,62 @@ def add_SessionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SessionService:
-    """Looks at the credential that is presented, and ends it.
+    """Signs people in by mail, looks at the credential that is presented, and ends it.
     """
+
+    @staticmethod
+    def RequestSignIn(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rolecall.v1.SessionService/RequestSignIn',
+            rolecall_dot_v1_dot_session__pb2.RequestSignInRequest.SerializeToString,
+            rolecall_dot_v1_dot_session__pb2.RequestSignInResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SignIn(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rolecall.v1.SessionService/SignIn',
+            rolecall_dot_v1_dot_session__pb2.SignInRequest.SerializeToString,
+            rolecall_dot_v1_dot_session__pb2.SignInResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
 
     @staticmethod
     def WhoAmI(request,

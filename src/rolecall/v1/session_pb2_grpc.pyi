@@ -27,12 +27,19 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class SessionServiceStub:
-    """Looks at the credential that is presented, and ends it."""
+    """Signs people in by mail, looks at the credential that is presented, and ends it."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SessionServiceAsyncStub: ...
+    RequestSignIn: _grpc.UnaryUnaryMultiCallable[_session_pb2.RequestSignInRequest, _session_pb2.RequestSignInResponse]
+    """Mails a link that signs its reader in, if the address is a member's. The answer is the same whether it is or not, and
+    whether or not a mail goes out: beyond a few requests for one address, from one machine, or for one organization, the
+    earlier links are what counts. Takes no credential.
+    """
+    SignIn: _grpc.UnaryUnaryMultiCallable[_session_pb2.SignInRequest, _session_pb2.SignInResponse]
+    """Opens a session of 12 hours for whoever has the mailed secret, which works once and for 15 minutes. Takes no credential."""
     WhoAmI: _grpc.UnaryUnaryMultiCallable[_session_pb2.WhoAmIRequest, _session_pb2.WhoAmIResponse]
     """Says who the caller is and what the presented credential may do. Any credential."""
     SignOut: _grpc.UnaryUnaryMultiCallable[_session_pb2.SignOutRequest, _session_pb2.SignOutResponse]
@@ -40,16 +47,42 @@ class SessionServiceStub:
 
 @_typing.type_check_only
 class SessionServiceAsyncStub(SessionServiceStub):
-    """Looks at the credential that is presented, and ends it."""
+    """Signs people in by mail, looks at the credential that is presented, and ends it."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
+    RequestSignIn: _aio.UnaryUnaryMultiCallable[_session_pb2.RequestSignInRequest, _session_pb2.RequestSignInResponse]  # type: ignore[assignment]
+    """Mails a link that signs its reader in, if the address is a member's. The answer is the same whether it is or not, and
+    whether or not a mail goes out: beyond a few requests for one address, from one machine, or for one organization, the
+    earlier links are what counts. Takes no credential.
+    """
+    SignIn: _aio.UnaryUnaryMultiCallable[_session_pb2.SignInRequest, _session_pb2.SignInResponse]  # type: ignore[assignment]
+    """Opens a session of 12 hours for whoever has the mailed secret, which works once and for 15 minutes. Takes no credential."""
     WhoAmI: _aio.UnaryUnaryMultiCallable[_session_pb2.WhoAmIRequest, _session_pb2.WhoAmIResponse]  # type: ignore[assignment]
     """Says who the caller is and what the presented credential may do. Any credential."""
     SignOut: _aio.UnaryUnaryMultiCallable[_session_pb2.SignOutRequest, _session_pb2.SignOutResponse]  # type: ignore[assignment]
     """Kills the presented credential, whatever its kind, at once and for ever. Any credential."""
 
 class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Looks at the credential that is presented, and ends it."""
+    """Signs people in by mail, looks at the credential that is presented, and ends it."""
+
+    @_abc_1.abstractmethod
+    def RequestSignIn(
+        self,
+        request: _session_pb2.RequestSignInRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_pb2.RequestSignInResponse, _abc.Awaitable[_session_pb2.RequestSignInResponse]]:
+        """Mails a link that signs its reader in, if the address is a member's. The answer is the same whether it is or not, and
+        whether or not a mail goes out: beyond a few requests for one address, from one machine, or for one organization, the
+        earlier links are what counts. Takes no credential.
+        """
+
+    @_abc_1.abstractmethod
+    def SignIn(
+        self,
+        request: _session_pb2.SignInRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_session_pb2.SignInResponse, _abc.Awaitable[_session_pb2.SignInResponse]]:
+        """Opens a session of 12 hours for whoever has the mailed secret, which works once and for 15 minutes. Takes no credential."""
 
     @_abc_1.abstractmethod
     def WhoAmI(

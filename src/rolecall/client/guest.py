@@ -1,0 +1,63 @@
+"""For people without a token yet: accepting an invitation, signing in."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rolecall.client.connection import connect
+from rolecall.v1 import invitation_pb2, session_pb2
+from rolecall.v1.invitation_pb2_grpc import InvitationServiceStub
+from rolecall.v1.session_pb2_grpc import SessionServiceStub
+
+__all__ = ["Guest"]
+
+
+class Guest:
+    """A connection to a Rolecall server that presents no credential. Threads may share it.
+
+    Every method raises `RolecallError`, and `ValueError` for what no message can hold. None is tried again by itself:
+    a mailed secret works once.
+    """
+
+    def __init__(
+        self,
+        address: str | None = None,
+        organization: str | None = None,
+        *,
+        timeout: float = 5.0,
+        ca_file: Path | str | None = None,
+        plaintext: bool | None = None,
+    ) -> None:
+        """As for `Client`, without a token. Raises `ConfigError` where the address is none."""
+        self._connection = connect(address, "", organization, timeout, ca_file, plaintext)
+        self._sessions = SessionServiceStub(self._connection.channel)
+        self._invitations = InvitationServiceStub(self._connection.channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.channel.close()
+
+    def accept_invitation(self, secret: str, *, display_name: str = "") -> invitation_pb2.AcceptInvitationResponse:
+        """Become a member by the secret of an invitation's mail."""
+        request = invitation_pb2.AcceptInvitationRequest(
+            organization=self._connection.organization, secret=secret, display_name=display_name
+        )
+        return self._connection.call(self._invitations.AcceptInvitation, request)
+
+    def request_sign_in(self, email: str) -> None:
+        """Have a link mailed to the address, if it is a member's of this guest's organization."""
+        request = session_pb2.RequestSignInRequest(organization=self._connection.organization, email=email)
+        self._connection.call(self._sessions.RequestSignIn, request)
+
+    def sign_in(self, secret: str) -> session_pb2.SignInResponse:
+        """Open a session by the secret of that mail."""
+        request = session_pb2.SignInRequest(organization=self._connection.organization, secret=secret)
+        return self._connection.call(self._sessions.SignIn, request)
