@@ -37,6 +37,7 @@ check-protos: .venv/dev ## Fail where the generated code is not what protos/ say
 bench: .venv/dev ## Measure; about two minutes
 	$(BIN)/python benchmarks/policy.py
 	$(BIN)/python benchmarks/management.py
+	$(BIN)/python benchmarks/members.py
 
 lock: ## Resolve the dependencies anew; needs `uv`
 	uv pip compile -q --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --upgrade \

@@ -66,14 +66,14 @@ class Workspace:
         ours = {name: value for name, value in os.environ.items() if not name.startswith("ROLECALL_")}
         return {**ours, "COLUMNS": "120", "ROLECALL_LISTEN": "127.0.0.1:0", **self.variables}
 
-    def run(self, *arguments: str, umask: int = 0o022) -> Finished:
-        """Run `rolecall` to its end."""
+    def run(self, *arguments: str, umask: int = 0o022, stdin: str = "") -> Finished:
+        """Run `rolecall` to its end, with this text piped in."""
         return subprocess.run(
             [PROGRAM, *arguments],
             cwd=self.folder,
             env=self.environment,
             umask=umask,
-            stdin=subprocess.DEVNULL,
+            input=stdin,
             capture_output=True,
             text=True,
             timeout=60,

@@ -12,59 +12,101 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
+GRPCURL = shutil.which("grpcurl") or shutil.which("grpcurl", path=Path.home() / "go" / "bin")
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def blocks(language: str) -> list[str]:
-    """The README's code blocks in `language`, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+def blocks(document: Path, language: str) -> list[str]:
+    """A document's code blocks in `language`, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```", document.read_text(), re.DOTALL | re.MULTILINE)
 
 
 def environment() -> dict[str, str]:
-    """Ours, with the installed command first on the path."""
-    return {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    """Ours, with the installed command first on the path, and grpcurl last."""
+    path = os.pathsep.join([str(BIN), os.environ["PATH"], str(Path.home() / "go" / "bin")])
+    return {**os.environ, "PATH": path}
+
+
+def run(document: Path, port: str, folder: Path, *more: str) -> str:
+    """Paste every shell line of a document, one after the other, into an empty folder; all that it says.
+
+    Its server, which it starts as its first block's last but one, gets a port that is free.
+    """
+    shutil.copytree(ROOT / "policies", folder / "policies")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        free = str(probe.getsockname()[1])
+    first, *rest = [block.replace(port, free) for block in blocks(document, "sh")]
+    lines = [
+        "set -e",
+        first.replace("sleep 4", f"until (: </dev/tcp/127.0.0.1/{free}) 2>/dev/null; do sleep 0.1; done"),
+        "server=$(jobs -p)",
+        "trap 'kill $server; wait $server' EXIT",
+        *rest,
+        *more,
+    ]
+    ran = subprocess.run(
+        ["bash", "-c", "\n".join(lines)],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert f"answers on 127.0.0.1:{free}" in ran.stderr
+    assert "Stopping." in ran.stderr
+    return ran.stdout + ran.stderr
 
 
 def test_the_readme_runs_from_top_to_bottom(tmp_path: Path) -> None:
     """Every shell line and the Python example, pasted one after the other into an empty folder."""
-    shutil.copytree(ROOT / "policies", tmp_path / "policies")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shell = [block.replace("50061", port) for block in blocks("sh")]
-    (tmp_path / "example.py").write_text(blocks("python")[0])
-    lines = [
-        "set -e",
-        *shell[:1],
-        "server=$!",
-        "trap 'kill $server; wait $server' EXIT",
-        f"until (: </dev/tcp/127.0.0.1/{port}) 2>/dev/null; do sleep 0.1; done",
-    ]
-    lines += [*shell[1:], "python example.py"]
+    readme = ROOT / "README.md"
+    (tmp_path / "example.py").write_text(blocks(readme, "python")[0])
 
-    ran = subprocess.run(
-        ["bash", "-c", "\n".join(lines)],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
+    said = run(readme, "50061", tmp_path, "python example.py")
 
-    assert ran.returncode == 0, ran.stdout + ran.stderr
     for part in (
         "ALLOW",
         "DENY",
         "denied",
         "OWNER may",
         "NOT_GRANTED",
-        f"answers on 127.0.0.1:{port}",
-        "Stopping.",
         "billing",
         "WHOLE",
+        "2 invited",
+        "is VIEWER now",
     ):
-        assert part in ran.stdout + ran.stderr
+        assert part in said
+
+
+@pytest.mark.skipif(GRPCURL is None, reason="grpcurl is not installed")
+def test_the_journey_runs(tmp_path: Path) -> None:
+    """From an empty folder to a revoked token: every line of the document, of the command and of grpcurl."""
+    said = run(ROOT / "docs" / "journey.md", "50062", tmp_path)
+
+    for part in (
+        "2 invited",
+        "1 invited",
+        "You are bob@acme.io, ADMIN of acme.",
+        "kim@acme.io (user",
+        "eve@acme.io is OWNER now.",
+        "the last owner stays one",
+        "Nobody else holds the role OWNER in acme",
+        "ALLOW",
+        "the token is dead",
+        "so is the session",
+        "WHOLE",
+        "an ADMIN invites no OWNER",
+        "ROLE_BEYOND_CALLER",
+        '"email": "zoe@acme.io"',
+        '"displayName": "Lee"',
+        "REASON_GRANTED",
+        "REASON_TOKEN_INVALID",
+        "AUDIT_VERDICT_WHOLE",
+    ):
+        assert part in said, part
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
@@ -74,9 +116,9 @@ def test_documents_name_commands_that_exist(document: Path) -> None:
     named = set(re.findall(r"\brolecall ((?:[a-z]+ ?){1,2})((?:[^`\n|]*))", text))
     for words, rest in named:
         command = words.split()
-        if command[0] in ("init", "serve", "check", "permissions", "subjects", "whoami"):
+        if command[0] in ("init", "serve", "check", "permissions", "subjects", "whoami", "accept"):
             command = command[:1]
-        elif command[0] not in ("policy", "tokens", "organizations", "audit", "db"):
+        elif command[0] not in ("policy", "tokens", "organizations", "audit", "db", "members", "invitations"):
             continue
         shown = subprocess.run(
             [BIN / "rolecall", *command, "--help"],

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 
 from rolecall.audit import (
     AuditFormat,
@@ -28,6 +29,8 @@ __all__ = ["AuditPage", "Auditing", "Chunk"]
 CHUNK_ENTRIES = 500
 # A walk along a log takes as much of the processor as it gets.
 MAX_VERIFYING = 2
+# Of details in one page.
+PAGE_CHARACTERS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +69,11 @@ class Auditing:
         position = self._pages.position(scope, page)
         below = int(position[0]) if position else None
         found = self._storage.read(lambda tx: list_entries(tx, caller.organization, wanted, below, size + 1))
-        token = self._pages.token(scope, [str(found[size - 1].sequence)]) if len(found) > size else ""
-        return AuditPage(tuple(found[:size]), token)
+        # Entries about many people are long: a page must fit into a message.
+        sizes = accumulate(len(str(entry.details)) for entry in found)
+        shown = max(1, min(size, sum(total <= PAGE_CHARACTERS for total in sizes)))
+        token = self._pages.token(scope, [str(found[shown - 1].sequence)]) if len(found) > shown else ""
+        return AuditPage(tuple(found[:shown]), token)
 
     def export(self, caller: Caller, wanted: AuditFilter, form: AuditFormat, after: int) -> Iterator[Chunk]:
         """The entries that pass the filter as lines, the oldest first, from behind the sequence number `after`.

@@ -10,12 +10,22 @@ from rolecall import operator
 from rolecall.audit import Denials
 from rolecall.directory import Directory
 from rolecall.domain import now
+from rolecall.server import OPEN_METHODS
 from rolecall.server.calls import Calls, Incoming, Method
 from rolecall.storage import Storage, Transaction
 from rolecall.storage import credentials as credential_rows
 from rolecall.storage import organizations as organization_rows
 from rolecall.storage.tables import credentials, members
-from rolecall.v1 import audit_pb2, authorization_pb2, organization_pb2, policy_pb2, session_pb2, token_pb2
+from rolecall.v1 import (
+    audit_pb2,
+    authorization_pb2,
+    invitation_pb2,
+    member_pb2,
+    organization_pb2,
+    policy_pb2,
+    session_pb2,
+    token_pb2,
+)
 from rolecall.v1 import authorization_pb2 as pb
 
 CHECK = "/rolecall.v1.AuthorizationService/Check"
@@ -179,18 +189,27 @@ def test_a_remembered_credential_costs_no_query(sqlite_site: Site) -> None:
     assert not any("credentials" in statement for statement in statements)
 
 
-def test_every_rpc_wants_a_credential(sqlite_site: Site) -> None:
-    """There is no call without one, whatever the protos declare."""
+def test_every_rpc_wants_a_credential_but_those_that_are_listed(sqlite_site: Site) -> None:
+    """Whatever the protos declare: the calls that take none are data, and each of them looks at its message."""
+    modules = (
+        *(audit_pb2, authorization_pb2, invitation_pb2, member_pb2, organization_pb2, policy_pb2),
+        *(session_pb2, token_pb2),
+    )
     methods = {
         f"/{service.full_name}/{method.name}"
-        for module in (audit_pb2, authorization_pb2, organization_pb2, policy_pb2, session_pb2, token_pb2)
+        for module in modules
         for service in module.DESCRIPTOR.services_by_name.values()
         for method in service.methods
     }
 
-    assert len(methods) == 18
-    for method in methods:
+    assert len(methods) == 31
+    assert methods > OPEN_METHODS
+    for method in methods - OPEN_METHODS:
         with pytest.raises(grpc.RpcError) as caught:
             sqlite_site.call(method, b"")
         assert told(caught.value).code is grpc.StatusCode.UNAUTHENTICATED, method
         assert told(caught.value).reason == "UNAUTHENTICATED_CREDENTIAL", method
+    for method in OPEN_METHODS:
+        with pytest.raises(grpc.RpcError) as caught:
+            sqlite_site.call(method, b"")
+        assert told(caught.value).reason == "INVALID_FIELD", method

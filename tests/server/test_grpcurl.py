@@ -7,14 +7,33 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import CI, Site
+from conftest import CI, Site, wait_until
 from grpc_reflection.v1alpha import reflection_pb2
+from sqlalchemy import select
 
-from rolecall import operator
-from rolecall.v1 import audit_pb2, authorization_pb2, organization_pb2, policy_pb2, session_pb2, token_pb2
+from rolecall import Client, Guest, keys, operator
+from rolecall.domain import LinkKind
+from rolecall.links import Links
+from rolecall.storage import Transaction
+from rolecall.storage.tables import sign_ins
+from rolecall.v1 import (
+    audit_pb2,
+    authorization_pb2,
+    invitation_pb2,
+    member_pb2,
+    organization_pb2,
+    policy_pb2,
+    session_pb2,
+    token_pb2,
+)
 
 SERVICE = "rolecall.v1.AuthorizationService"
-MODULES = (audit_pb2, authorization_pb2, organization_pb2, policy_pb2, session_pb2, token_pb2)
+MEMBERS = "rolecall.v1.MemberService"
+INVITATIONS = "rolecall.v1.InvitationService"
+MODULES = (
+    *(audit_pb2, authorization_pb2, invitation_pb2, member_pb2, organization_pb2, policy_pb2),
+    *(session_pb2, token_pb2),
+)
 SERVICES = {service.full_name: service for m in MODULES for service in m.DESCRIPTOR.services_by_name.values()}
 
 
@@ -115,10 +134,14 @@ def test_without_a_token_it_says_how_to_send_one(sqlite_site: Site) -> None:
 
 
 def test_the_other_rpcs_answer_too(sqlite_site: Site) -> None:
-    """Each RPC, once, as typed by hand; the token that signs itself out comes last."""
+    """Each RPC, once, as typed by hand; what ends the credential comes last."""
     own = operator.issue(sqlite_site.storage, sqlite_site.log, "acme", "ann@acme.io")
     spare = sqlite_site.tokens["OWNER"].split("_")[1]
     bearer = f"authorization: Bearer {own.text}"
+    viewer = sqlite_site.members["VIEWER"].user_id
+    links = Links(keys.read(sqlite_site.settings.key_file))
+    invitation, withdrawn = _invited(sqlite_site)
+    link = _mailed_link(sqlite_site, links)
     batch = {"checks": [{"subject": "ann@acme.io", "action": "view", "resource": "secrets"}, {"subject": "x"}]}
     asked = {
         f"{SERVICE}/BatchCheck": batch,
@@ -140,8 +163,20 @@ def test_the_other_rpcs_answer_too(sqlite_site: Site) -> None:
         "rolecall.v1.AuditService/ListAuditEntries": {"page_size": 1},
         "rolecall.v1.AuditService/VerifyAuditLog": {},
         "rolecall.v1.AuditService/ExportAuditEntries": {"format": "AUDIT_FORMAT_JSON_LINES"},
+        f"{MEMBERS}/ListMembers": {"role": "VIEWER", "order": "MEMBER_ORDER_NEWEST"},
+        f"{MEMBERS}/GetMember": {"user_id": viewer},
+        f"{MEMBERS}/ChangeMemberRole": {"user_id": viewer, "role": "CONTRIBUTOR"},
+        f"{MEMBERS}/RemoveMember": {"user_id": viewer},
+        f"{INVITATIONS}/CreateInvitations": {"invitations": [{"email": "x@acme.io", "role": "OWNER"}]},
+        f"{INVITATIONS}/ListInvitations": {"state": "INVITATION_STATE_PENDING", "page_size": 1},
+        f"{INVITATIONS}/GetInvitation": {"id": invitation.id},
+        f"{INVITATIONS}/ResendInvitation": {"id": invitation.id},
+        f"{INVITATIONS}/AcceptInvitation": {"secret": links.secret(LinkKind.INVITATION, invitation.id, 2)},
+        f"{INVITATIONS}/DeleteInvitation": {"id": withdrawn.id},
+        "rolecall.v1.SessionService/RequestSignIn": {"organization": "acme", "email": "admin@acme.io"},
+        "rolecall.v1.SessionService/SignIn": {"secret": link},
         "rolecall.v1.SessionService/WhoAmI": {},
-        "rolecall.v1.SessionService/SignOut": {},
+        f"{MEMBERS}/LeaveOrganization": {},
     }
     answers = {}
     for method, request in asked.items():
@@ -167,10 +202,51 @@ def test_the_other_rpcs_answer_too(sqlite_site: Site) -> None:
     assert answers["VerifyAuditLog"]["verdict"] == "AUDIT_VERDICT_WHOLE"
     assert answers["ExportAuditEntries"]["data"]
     assert answers["WhoAmI"]["role"] == "OWNER"
-    signed_out = grpcurl("-H", bearer, sqlite_site.address, "rolecall.v1.SessionService/WhoAmI")
-    assert "UNAUTHENTICATED_CREDENTIAL" in signed_out.stderr
+    assert [member["role"] for member in answers["ListMembers"]["members"]] == ["VIEWER"]
+    assert answers["GetMember"]["member"]["email"] == "viewer@acme.io"
+    assert answers["ChangeMemberRole"]["member"]["role"] == "CONTRIBUTOR"
+    assert answers["RemoveMember"]["member"]["userId"] == viewer
+    assert answers["CreateInvitations"]["invitations"][0]["state"] == "INVITATION_STATE_PENDING"
+    assert answers["ListInvitations"]["invitations"][0]["email"] == "x@acme.io"
+    assert answers["GetInvitation"]["invitation"]["id"] == invitation.id
+    assert answers["ResendInvitation"]["invitation"]["delivery"] == "DELIVERY_STATE_QUEUED"
+    assert answers["AcceptInvitation"]["session"]["secret"].startswith("rcs_")
+    assert answers["AcceptInvitation"]["member"]["displayName"] == "new"
+    assert answers["DeleteInvitation"]["invitation"]["state"] == "INVITATION_STATE_DELETED"
+    assert answers["RequestSignIn"] == {}
+    assert answers["SignIn"]["member"]["email"] == "ann@acme.io"
+    left = grpcurl("-H", bearer, sqlite_site.address, "rolecall.v1.SessionService/WhoAmI")
+    assert "UNAUTHENTICATED_CREDENTIAL" in left.stderr
+    signed_out = grpcurl(
+        "-H",
+        f"authorization: Bearer {answers['AcceptInvitation']['session']['secret']}",
+        sqlite_site.address,
+        "rolecall.v1.SessionService/SignOut",
+    )
+    assert json.loads(signed_out.stdout)["revision"]
+    asked["rolecall.v1.SessionService/SignOut"] = {}
     every = {f"{name}/{method.name}" for name, service in SERVICES.items() for method in service.methods}
     assert asked.keys() == every - {f"{SERVICE}/Check"}
+
+
+def _invited(site: Site) -> tuple[invitation_pb2.Invitation, invitation_pb2.Invitation]:
+    """Two invitations, the first to the top role, so that its owner isn't the last."""
+    with Client(site.address, site.tokens["OWNER"]) as client:
+        made = client.invitations.create([("new@acme.io", "OWNER"), ("old@acme.io", "VIEWER")])
+    return made.invitations[0], made.invitations[1]
+
+
+def _mailed_link(site: Site, links: Links) -> str:
+    """The secret of a link to sign in that was mailed to the owner."""
+    with Guest(site.address, "acme") as guest:
+        guest.request_sign_in("ann@acme.io")
+
+    def named(tx: Transaction) -> str | None:
+        row = tx.connection.execute(select(sign_ins.c.id).where(sign_ins.c.user_id.is_not(None))).first()
+        return row.id if row else None
+
+    wait_until(lambda: site.storage.read(named) is not None)
+    return links.secret(LinkKind.SIGN_IN, site.storage.read(named) or "", 1)
 
 
 def test_health_is_open(sqlite_site: Site) -> None:

@@ -72,10 +72,16 @@ def main() -> None:
     except RolecallError as error:
         hint = ""
         if isinstance(error, UnauthenticatedCredential) and not error.field:
-            hint = " Is ROLECALL_TOKEN live? The operator can print a new one with `rolecall tokens issue`."
-        output.say(f"error: {error.message}{hint}")
-        for problem in error.all:
-            output.say(f"  {problem.message}")
+            hint = (
+                " Is ROLECALL_TOKEN live? `rolecall sign-in ADDRESS` opens a session; the operator can print a token"
+                " with `rolecall tokens issue`."
+            )
+        if error.all:
+            output.say(f"error: {len(error.all)} things are wrong, so nothing was done:")
+            for problem in error.all:
+                output.say(f"  {problem.message}")
+        else:
+            output.say(f"error: {error.message}{hint}")
         sys.exit(output.ERROR)
     except BrokenPipeError:
         # Whoever read our output has enough of it; Python must not complain when it flushes the rest.

@@ -1,0 +1,79 @@
+"""The same server under every shipped policy: who may handle whom is the policy's to say, whatever roles are called."""
+
+from collections.abc import Callable
+from itertools import count, product
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, MakeSite, add_member
+
+from rolecall import Client
+from rolecall.errors import LastOwner, PermissionMissing, RoleBeyondCaller
+
+BELOW_OWNER = {"ADMIN", "CONTRIBUTOR", "VIEWER", "VIEWERNOSECRETS"}
+ALL_FIVE = BELOW_OWNER | {"OWNER"}
+ALL_THREE = {"ADMIN", "EDITOR", "VIEWER"}
+
+# Folder, verb, and which roles each role may handle; a role that isn't there may handle none.
+TABLE: list[tuple[str, str, dict[str, set[str]]]] = [
+    *((".", verb, {"OWNER": ALL_FIVE, "ADMIN": BELOW_OWNER}) for verb in ("invite", "update", "remove")),
+    ("variants/owner-managed", "invite", {"OWNER": ALL_FIVE, "ADMIN": BELOW_OWNER}),
+    ("variants/owner-managed", "update", {"OWNER": ALL_FIVE}),
+    ("variants/owner-managed", "remove", {"OWNER": ALL_FIVE}),
+    *(("variants/viewer-editor-admin", verb, {"ADMIN": ALL_THREE}) for verb in ("invite", "update", "remove")),
+]
+
+_numbers = count()
+
+
+@pytest.mark.parametrize(
+    ("folder", "verb", "handles"), TABLE, ids=lambda value: value if isinstance(value, str) else ""
+)
+def test_who_handles_whom(
+    make_site: MakeSite, sqlite_url: str, folder: str, verb: str, handles: dict[str, set[str]]
+) -> None:
+    """Every role tries to invite to, change from, or remove from every role: it may exactly where the table says."""
+    site = make_site(sqlite_url, folder=ROOT / "policies" / folder)
+    # The last role of each file may least.
+    lowest = list(site.members)[-1]
+
+    def attempt(client: Client, role: str) -> object:
+        email = f"somebody{next(_numbers)}@acme.io"
+        if verb == "invite":
+            return client.invitations.create([(email, role)])
+        user_id = add_member(site.storage, "acme", email, role).user_id
+        return client.members.change_role(user_id, lowest) if verb == "update" else client.members.remove(user_id)
+
+    found: dict[str, set[str]] = {}
+    refusals = set()
+    for caller, role in product(site.tokens, site.tokens):
+        with Client(site.address, site.tokens[caller]) as client:
+            try:
+                attempt(client, role)
+            except (PermissionMissing, RoleBeyondCaller) as error:
+                refusals.add((caller, role, type(error)))
+            else:
+                found.setdefault(caller, set()).add(role)
+
+    assert found == handles
+    for caller, role, refusal in refusals:
+        # Whoever may handle some is told that it is the role.
+        assert refusal is (RoleBeyondCaller if caller in handles else PermissionMissing), (caller, role)
+
+
+@pytest.mark.parametrize("folder", ["variants/owner-managed", "variants/viewer-editor-admin"])
+@pytest.mark.parametrize("act", ["demote", "leave"])
+def test_last_owner_stays_under_each_variant(make_site: MakeSite, sqlite_url: str, folder: str, act: str) -> None:
+    """Whichever role may `owners update`: the last member who holds it keeps it, and can go beside a second one."""
+    site = make_site(sqlite_url, folder=Path(ROOT / "policies" / folder))
+    top, *_, lowest = site.members
+    acts: dict[str, Callable[[Client], object]] = {
+        "demote": lambda client: client.members.change_role(site.members[top].user_id, lowest),
+        "leave": lambda client: client.members.leave(),
+    }
+    with Client(site.address, site.tokens[top]) as client:
+        with pytest.raises(LastOwner, match=f"Nobody else holds the role {top}"):
+            acts[act](client)
+        add_member(site.storage, "acme", "second@acme.io", top)
+
+        acts[act](client)

@@ -1,0 +1,221 @@
+"""`rolecall members`, `invitations`, `accept` and `sign-in` as their users run them, with the mails that they get."""
+
+import email
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+from email import policy as mail_policy
+from pathlib import Path
+
+import pytest
+from conftest import Site, add_member, wait_until
+from test_cli import PROGRAM, Workspace, error_of, only_line
+from test_cli_tokens import cells, shell
+
+from rolecall import Client
+
+__all__ = ["shell"]
+
+
+def mailed_secret(site: Site, to: str, prefix: str = "rci") -> str:
+    """The secret in the newest mail of that kind to this address, once it is there."""
+    found: list[tuple[int, str]] = []
+
+    def look() -> bool:
+        for file in site.settings.mail_folder.glob("*.eml"):
+            mail = email.message_from_bytes(file.read_bytes(), policy=mail_policy.default)
+            body = mail.get_body(("plain",))
+            assert body is not None
+            if mail["To"] == to and (match := re.search(rf"{prefix}_\w+", body.get_content())):
+                found.append((file.stat().st_mtime_ns, match[0]))
+        return bool(found)
+
+    wait_until(look)
+    return max(found)[1]
+
+
+def test_from_invitation_to_removal(shell: Workspace, sqlite_site: Site) -> None:
+    """Two are invited with one line; one accepts by piping the secret, gets a session, another role, and is removed."""
+    invited = shell.run("invitations", "create", "bob@x.io, eve@x.io", "--role", "ADMIN")
+    listed = shell.run("invitations", "list")
+    accepted = shell.run("accept", "--name", "Bob", stdin=mailed_secret(sqlite_site, "bob@x.io") + "\n")
+    session = only_line(accepted)
+    changed = shell.run("members", "role", "BOB@x.io", "VIEWER")
+    as_bob = Workspace(shell.folder, {**shell.variables, "ROLECALL_TOKEN": session})
+    who = as_bob.run("whoami")
+    removed = shell.run("members", "remove", "bob@x.io")
+
+    assert invited.returncode == 0
+    assert "2 invited" in invited.stderr
+    assert [row[:3] for row in cells(listed)[1:]] == [
+        ["eve@x.io", "ADMIN", "pending"],
+        ["bob@x.io", "ADMIN", "pending"],
+    ]
+    assert session.startswith("rcs_")
+    assert session not in accepted.stderr
+    assert "You are bob@x.io, ADMIN of acme." in accepted.stderr
+    assert "bob@x.io is VIEWER now." in changed.stderr
+    assert "VIEWER of acme" in who.stdout
+    assert "bob@x.io is no member any more." in removed.stderr
+    assert "No valid credential" in error_of(as_bob.run("whoami"))
+
+
+def test_members_are_listed(shell: Workspace, sqlite_site: Site) -> None:
+    """As a table with filters and an order, and as JSON."""
+    add_member(sqlite_site.storage, "acme", "zed@x.io", "VIEWER")
+
+    newest = cells(shell.run("members", "list", "--order", "newest"))
+    viewers = cells(shell.run("members", "list", "--role", "VIEWER"))
+    found = json.loads(only_line(shell.run("members", "list", "--text", "X.io", "--json")))
+
+    assert newest[0] == ["address", "name", "role", "user id", "since"]
+    assert newest[1][0] == "zed@x.io"
+    assert [row[0] for row in viewers[1:]] == ["viewer@acme.io", "zed@x.io"]
+    assert [member["email"] for member in found] == ["zed@x.io"]
+
+
+def test_every_bad_entry_of_a_file_is_named(shell: Workspace, sqlite_site: Site) -> None:
+    """With the people's own words and their numbers; nobody is invited."""
+    (shell.folder / "people.csv").write_text(
+        "address,role\nkim@x.io,VIEWER\nann@acme.io,ADMIN\nnobody,VIEWER\nlee@x.io,NOPE\n"
+    )
+
+    refused = shell.run("invitations", "create", "--file", "people.csv", "--yes")
+
+    assert refused.returncode == 2
+    assert refused.stdout == ""
+    first, *rest = refused.stderr.splitlines()
+    assert first == "error: 3 things are wrong, so nothing was done:"
+    assert rest[0].startswith("  ann@acme.io (number 2): ann@acme.io is a member already")
+    assert rest[1].startswith("  nobody (number 3): The address is not valid")
+    assert rest[2].startswith("  lee@x.io (number 4): The policy has no role `NOPE`")
+    assert cells(shell.run("invitations", "list", "--state", "all"))[1:] == []
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("a@x.io,VIEWER,more\n", "people.csv:1: write an address, a comma and a role"),
+        ("\n# nobody\n", "people.csv names nobody"),
+        ("\x00\xff", "can't be read"),
+    ],
+)
+def test_file_that_is_none(shell: Workspace, content: str, said: str) -> None:
+    """Says the file, the line and what to write."""
+    (shell.folder / "people.csv").write_bytes(content.encode("latin-1"))
+
+    assert said in error_of(shell.run("invitations", "create", "--file", "people.csv", "--yes"))
+
+
+def test_long_list_is_invited_in_parts(shell: Workspace, sqlite_site: Site) -> None:
+    """450 people are three calls; one bad entry in the last part keeps all from being invited."""
+    good = [f"person{number}@x.io,VIEWER" for number in range(450)]
+    (shell.folder / "bad.csv").write_text("\n".join([*good, "bad,VIEWER"]))
+    (shell.folder / "good.csv").write_text("\n".join(good))
+
+    refused = error_of(shell.run("invitations", "create", "--file", "bad.csv", "--yes"))
+    made = shell.run("invitations", "create", "--file", "good.csv", "--yes", "--json")
+
+    assert "bad (number 451): The address is not valid" in refused
+    assert len(json.loads(only_line(made))) == 450
+    with Client(sqlite_site.address, sqlite_site.tokens["OWNER"]) as client:
+        assert sum(1 for _ in client.invitations.list(state="pending")) == 450
+
+
+def test_who_gets_which_role_is_shown_and_asked(shell: Workspace, sqlite_site: Site) -> None:
+    """Without --yes; whoever says no invites nobody."""
+    (shell.folder / "people.csv").write_text("kim@x.io,VIEWER\nlee@x.io,OWNER\n")
+
+    refused = shell.run("invitations", "create", "--file", "people.csv", stdin="n\n")
+    none = cells(shell.run("invitations", "list"))
+    made = shell.run("invitations", "create", "--file", "people.csv", stdin="y\n")
+
+    assert refused.returncode != 0
+    assert none[1:] == []
+    assert cells(made)[1:] == [["kim@x.io", "VIEWER"], ["lee@x.io", "OWNER"]]
+    assert "2 invited" in made.stderr
+
+
+def test_resent_and_withdrawn_by_address(shell: Workspace, sqlite_site: Site) -> None:
+    """The older secret is dead after a resending, all are after the end; what isn't pending is said to be none."""
+    shell.run("invitations", "create", "kim@x.io", "--role", "VIEWER")
+    older = mailed_secret(sqlite_site, "kim@x.io")
+
+    resent = shell.run("invitations", "resend", "KIM@x.io")
+    refused = error_of(shell.run("accept", stdin=older))
+    deleted = shell.run("invitations", "delete", "kim@x.io")
+    again = error_of(shell.run("invitations", "resend", "kim@x.io"))
+
+    assert "kim@x.io gets another mail." in resent.stderr
+    assert "The secret opens no invitation" in refused
+    assert "withdrawn" in deleted.stderr
+    assert "has no pending invitation" in again
+
+
+def test_sign_in_by_mail(shell: Workspace, sqlite_site: Site) -> None:
+    """With an address it asks for a mail; without one it takes the secret. A stranger is told the same."""
+    asked = shell.run("sign-in", "viewer@acme.io", "--organization", "acme")
+    stranger = shell.run("sign-in", "nobody@acme.io", "--organization", "acme")
+    secret = mailed_secret(sqlite_site, "viewer@acme.io", "rcl")
+    entered = shell.run("sign-in", stdin=secret)
+    again = error_of(shell.run("sign-in", stdin=secret))
+
+    assert asked.returncode == stranger.returncode == 0
+    assert asked.stderr.replace("viewer@", "nobody@") == stranger.stderr
+    assert only_line(entered).startswith("rcs_")
+    assert "none that signs anybody in" in again
+    assert "tokens issue" not in again
+
+
+def test_leaving_is_asked(shell: Workspace, sqlite_site: Site) -> None:
+    """Whoever says no stays; the last owner stays anyway, and is told what to do."""
+    as_admin = Workspace(shell.folder, {**shell.variables, "ROLECALL_TOKEN": sqlite_site.tokens["ADMIN"]})
+
+    stayed = as_admin.run("members", "leave", stdin="n\n")
+    left = as_admin.run("members", "leave", stdin="y\n")
+    last = error_of(shell.run("members", "leave", "--yes"))
+
+    assert stayed.returncode != 0
+    assert "You are no member any more." in left.stderr
+    assert "give it to a second person first" in last
+
+
+def test_secret_is_not_shown_at_the_prompt(shell: Workspace, sqlite_site: Site, tmp_path: Path) -> None:
+    """In a terminal it is asked for, and what is pasted there doesn't appear."""
+    shell.run("invitations", "create", "kim@x.io", "--role", "VIEWER")
+    secret = mailed_secret(sqlite_site, "kim@x.io")
+    keyboard, terminal = pty.openpty()
+    out = tmp_path / "session"
+    # The first terminal that a new session opens is the one that it is controlled from, as a person's is.
+    line = 'exec "$0" accept <"$1" >"$2" 2>"$1"'
+    process = subprocess.Popen(
+        ["sh", "-c", line, PROGRAM, os.ttyname(terminal), out],
+        env=shell.environment,
+        cwd=shell.folder,
+        start_new_session=True,
+    )
+    seen = b""
+    pasted = False
+    while process.poll() is None or select.select([keyboard], [], [], 0)[0]:
+        if select.select([keyboard], [], [], 0.1)[0]:
+            seen += os.read(keyboard, 1000)
+        if not pasted and b"secret in the mail: " in seen:
+            os.write(keyboard, secret.encode() + b"\n")
+            pasted = True
+    os.close(terminal)
+    os.close(keyboard)
+
+    assert process.wait(timeout=30) == 0
+    assert secret.encode() not in seen
+    assert out.read_text().startswith("rcs_")
+
+
+def test_secret_is_never_an_argument(shell: Workspace) -> None:
+    """It would stand in the list of processes and in the shell's history."""
+    for command in ("accept", "sign-in"):
+        refused = shell.run(command, "rci_x", stdin="")
+
+        assert refused.returncode == 2
