@@ -106,6 +106,7 @@ def serving(settings: Settings) -> Iterator[str]:
         "ROLECALL_DATABASE": settings.database,
         "ROLECALL_KEY_FILE": str(settings.key_file),
         "ROLECALL_POLICY": str(settings.policy),
+        "ROLECALL_MAIL_FOLDER": str(settings.mail_folder),
         "ROLECALL_LOG_LEVEL": "error",
     }
     with subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True) as process:
