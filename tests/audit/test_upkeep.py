@@ -7,11 +7,12 @@ import pytest
 from audit_logs import WHOLE, dump, entries, grow, head, log_of, revision, sql, stored, verify
 from conftest import MakeSite, Site, add_member
 
-from rolecall import Client, audit
+from rolecall import Client, Guest, audit, keys
 from rolecall.audit import Event, Private, upkeep
 from rolecall.client import plain
-from rolecall.domain import now
+from rolecall.domain import LinkKind, now
 from rolecall.errors import InvalidField, MemberNotFound, OrganizationNotFound
+from rolecall.links import Links
 
 CANARY = "Canary Q. Zeisig"
 
@@ -48,6 +49,23 @@ def test_a_persons_values_can_be_erased(site: Site, person: str) -> None:
     assert revision(site) == at + 1
     assert verify(site, known=(known.sequence, known.hash.hex())) == WHOLE
     assert verify(site, 50, 60) == WHOLE
+
+
+@pytest.mark.parametrize("by", ["id", "address"])
+def test_whoever_was_invited_is_erased_from_the_invitation_too(site: Site, by: str) -> None:
+    """Before a person joined, an invitation stood for them; a pending one of somebody else keeps its address."""
+    with Client(site.address, site.tokens["OWNER"]) as owner, Guest(site.address) as guest:
+        joined, waiting = owner.invitations.create([("zed@x.io", "VIEWER"), ("kim@x.io", "VIEWER")]).invitations
+        secret = Links(keys.read(site.settings.key_file)).secret(LinkKind.INVITATION, joined.id, 1)
+        member = guest.accept_invitation(secret).member
+        owner.members.remove(member.user_id)
+
+        audit.erase(site.storage, log_of(site), "acme", member.user_id if by == "id" else "ZED@x.io")
+
+        assert not {value for value in values(site) if "zed" in value}
+        assert owner.invitations.get(joined.id).email == "[erased]"
+        assert owner.invitations.get(waiting.id).email == "kim@x.io"
+    assert verify(site) == WHOLE
 
 
 def test_an_address_finds_a_members_other_values(site: Site) -> None:

@@ -12,6 +12,7 @@ from rolecall.domain import AuditFilter, now, rfc3339
 from rolecall.errors import AuditLogBroken, ConfigError, InvalidField, MemberNotFound
 from rolecall.storage import Storage, Transaction
 from rolecall.storage import audit as rows
+from rolecall.storage import invitations as invitation_rows
 from rolecall.storage import organizations as organization_rows
 
 __all__ = ["Pruned", "begin_first", "check_key", "erase", "prune", "restart"]
@@ -90,13 +91,17 @@ class Pruned:
 def erase(storage: Storage, log: AuditLog, organization: str, person: str) -> int:
     """Delete the addresses and names in the log that are a person's. `person` is a user id or an address.
 
+    Invitations of theirs that are no longer pending lose the address too.
     Answers how many there were. The log still verifies. Raises `MemberNotFound` where nothing is known of the person,
     `InvalidField`, `OrganizationNotFound`.
     """
     email = addresses.parse(person, "person").key if "@" in person else ""
 
     def work(tx: Transaction) -> int:
-        persons = sorted(rows.persons_with(tx, organization, email)) if email else [person]
+        known = rows.persons_with(tx, organization, email) if email else {person}
+        # Before they joined, an invitation stood for them.
+        persons = sorted(known | invitation_rows.accepted_by(tx, organization, known))
+        invitation_rows.forget(tx, organization, persons)
         count = sum(rows.erase(tx, organization, user_id) for user_id in persons)
         if not count:
             raise MemberNotFound(

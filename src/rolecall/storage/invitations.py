@@ -10,7 +10,10 @@ from rolecall.storage.credentials import restriction_of, restriction_text
 from rolecall.storage.tables import invitations, mails
 from rolecall.storage.transaction import Transaction
 
-__all__ = ["accept", "add", "delete", "expire", "find", "get", "page", "pending", "renew"]
+__all__ = ["accept", "accepted_by", "add", "delete", "expire", "find", "forget", "get", "page", "pending", "renew"]
+
+# What stands in the place of an address that was erased.
+ERASED = "[erased]"
 
 _newest_mail = and_(
     mails.c.about == invitations.c.id,
@@ -107,6 +110,25 @@ def accept(tx: Transaction, invitation: Invitation, user_id: str) -> None:
 def delete(tx: Transaction, invitation: Invitation) -> None:
     """Put down that it is withdrawn."""
     _change(tx, invitation, state=InvitationState.DELETED.value)
+
+
+def accepted_by(tx: Transaction, organization: str, user_ids: Collection[str]) -> set[str]:
+    """The ids of the invitations by which these persons joined."""
+    mine = (invitations.c.organization == organization, invitations.c.user_id.in_(user_ids))
+    return set(tx.connection.scalars(select(invitations.c.id).where(*mine)))
+
+
+def forget(tx: Transaction, organization: str, invitation_ids: Collection[str]) -> None:
+    """Erase the addresses of those of these invitations that are no longer pending."""
+    tx.connection.execute(
+        update(invitations)
+        .where(
+            invitations.c.organization == organization,
+            invitations.c.id.in_(invitation_ids),
+            invitations.c.state != InvitationState.PENDING.value,
+        )
+        .values(email=ERASED, email_key="")
+    )
 
 
 def page(
