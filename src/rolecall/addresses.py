@@ -9,6 +9,8 @@ from rolecall.errors import InvalidField
 __all__ = ["Address", "key_of", "mailbox", "parse"]
 
 MAX_LENGTH = 254
+# The library names every bad character of an address.
+MAX_REASON = 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ def parse(text: str, field: str = "email") -> Address:
     try:
         result = validate_email(text, check_deliverability=False, allow_smtputf8=False, strict=True)
     except EmailNotValidError as error:
-        raise InvalidField(f"The address is not valid: {error}", field=field) from error
+        raise InvalidField(f"The address is not valid: {str(error)[:MAX_REASON]}", field=field) from error
     # Without SMTPUTF8, every valid address has an ASCII form.
     assert result.ascii_email is not None  # noqa: S101 - for the type checker
     return Address(result.normalized, result.ascii_email.lower())

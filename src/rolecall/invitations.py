@@ -89,7 +89,6 @@ class Invitations:
         """
         size = self._pages.size(page)
         require(self._live.in_force.policy, caller, "invite", "members")
-        text = text.lower()
         scope = ("ListInvitations", caller.organization, str(state), role, text)
         position = self._pages.position(scope, page)
         after = (int(position[0]), position[1]) if position else None

@@ -26,7 +26,7 @@ class Limit:
 
     def require(self, key: str) -> None:
         """Raise `RateLimited` where the key has failed too often."""
-        if key in self._failures and self._held(key, time.monotonic()) >= self._burst:
+        if key in self._failures and self._held(key, time.monotonic()) + 1 > self._burst:
             raise RateLimited(
                 f"There were too many {self._what}: wait a second. Over {self._burst} at once, {self._rate:g} a second"
                 " are heard.",

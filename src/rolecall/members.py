@@ -63,7 +63,6 @@ class Members:
         """
         size = self._pages.size(page)
         require(self._live.in_force.policy, caller, "view", "members")
-        text = text.lower()
         scope = ("ListMembers", caller.organization, role, text, order.value)
         position = self._pages.position(scope, page)
         after: tuple[str | int, str] | None = None

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from rolecall.audit import AuditLog, Event
 from rolecall.directory import Directory
 from rolecall.domain import Caller, now
-from rolecall.errors import EtagMismatch, RequestIdReused
+from rolecall.errors import EtagMismatch, RequestIdReused, RolecallError
 from rolecall.live_policy import LivePolicy
 from rolecall.policy import Policy
 from rolecall.rights import require
@@ -122,16 +122,24 @@ class Mutations:
         Either may run again. Of the answer, `kept` is what a repeated request gets: without its secret.
         Raises what they raise, `UnauthenticatedCredential`, `RequestIdReused`, `WriteConflict`, `StorageUnavailable`.
         """
-        self._storage.read(lambda tx: authorize(Moment(tx, self._live.in_force.policy, attempt.caller, now())))
         # For the type checker, a type isn't hashable.
         answers: TypeAdapter[T] = _adapter(kind)  # type: ignore[arg-type]
         caller = attempt.caller
         request = Request(caller.organization, caller.actor, attempt.action, attempt.request_id, attempt.body)
 
+        def authorized(moment: Moment) -> S:
+            try:
+                return authorize(moment)
+            except RolecallError as error:
+                # What the first of repeated requests did may be what is in its way now.
+                if request.request_id and error.status in ("NOT_FOUND", "ALREADY_EXISTS"):
+                    _require_new(moment.tx, request, moment.at, answers)
+                raise
+
         def work(tx: Transaction) -> T:
             present = self._directory.again(tx, caller)
             moment = Moment(tx, self._live.in_force.policy, present, now())
-            found = authorize(moment)
+            found = authorized(moment)
             if request.request_id:
                 _require_new(tx, request, moment.at, answers)
             done = effect(moment, found)
@@ -152,6 +160,7 @@ class Mutations:
             return done.answer
 
         try:
+            self._storage.read(lambda tx: authorized(Moment(tx, self._live.in_force.policy, caller, now())))
             return self._storage.mutate(caller.organization, work)
         except Unchanged as unchanged:
             answer: T = unchanged.answer

@@ -103,7 +103,7 @@ class Sessions:
             raise _no_link()
         _, request_id = link
         request = self._storage.read(lambda tx: mail_rows.sign_in(tx, request_id))
-        if request is None or organization not in ("", request.organization):
+        if request is None or not request.user_id or organization not in ("", request.organization):
             raise _no_link()
 
         def effect(tx: Transaction, _: Policy, at: int) -> Entered[Entrance]:

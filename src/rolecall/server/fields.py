@@ -122,6 +122,8 @@ def role(text: str) -> str:
     """A role's name; whether the policy has it is seen later. Raises `InvalidField`."""
     if not text:
         raise InvalidField("role is not set: name a role of the policy.", field="role")
+    if "\0" in text:
+        raise InvalidField("role holds a NUL: name a role of the policy.", field="role")
     if len(text) > MAX_ROLE:
         raise InvalidField(f"role has {len(text)} characters, more than any role: see ListRoles.", field="role")
     return text

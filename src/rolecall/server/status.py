@@ -47,6 +47,9 @@ def _violations(errors: Sequence[RolecallError]) -> list[error_details_pb2.BadRe
         if room >= 0:
             found.append(violation)
             continue
+        if "[" not in error.field:
+            found.append(error_details_pb2.BadRequest.FieldViolation(field=error.field, reason=error.reason))
+            continue
         batch, _, place = error.field.partition("[")
         number, _, leaf = place.partition("]")
         rest.setdefault((f"{batch}[%s]{leaf}", error.reason), []).append(number)

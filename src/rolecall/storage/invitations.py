@@ -90,7 +90,7 @@ def expire(tx: Transaction, organization: str, email_keys: Collection[str], at: 
 
 
 def renew(tx: Transaction, invitation: Invitation) -> None:
-    """Store another secret's generation and expiry, and who vouches for it now; it is pending again."""
+    """Store another secret's generation and expiry, and who vouches for it now."""
     _change(
         tx,
         invitation,
@@ -98,7 +98,6 @@ def renew(tx: Transaction, invitation: Invitation) -> None:
         restriction=restriction_text(invitation.restriction),
         generation=invitation.generation,
         expire_time=invitation.expire_time,
-        state=InvitationState.PENDING.value,
     )
 
 
@@ -160,7 +159,8 @@ def page(
     if role:
         query = query.where(invitations.c.role == role)
     if text:
-        query = query.where(invitations.c.email_key.contains(text, autoescape=True))
+        columns = (invitations.c.email_key, invitations.c.email)
+        query = query.where(or_(*(column.icontains(text, autoescape=True) for column in columns)))
     place = (invitations.c.create_time, invitations.c.id)
     if after is not None:
         query = query.where(tuple_(*place) < after)

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, delete, exists, func, insert, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Row, and_, delete, exists, insert, or_, select, tuple_, update
 
 from rolecall.domain import Member, MemberOrder
 from rolecall.storage.organizations import record_change
@@ -105,8 +105,8 @@ def page(
     if role:
         query = query.where(members.c.role == role)
     if text:
-        in_name = func.lower(members.c.display_name).contains(text, autoescape=True)
-        query = query.where(or_(members.c.email_key.contains(text, autoescape=True), in_name))
+        columns = (members.c.email_key, members.c.email, members.c.display_name)
+        query = query.where(or_(*(column.icontains(text, autoescape=True) for column in columns)))
     first, second = _ORDERS[order]
     place = tuple_(first, second)
     if order is MemberOrder.NEWEST:

@@ -33,7 +33,7 @@ class _InvitationStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Invit
     INVITATION_STATE_PENDING: _InvitationState.ValueType  # 1
     """It can be accepted."""
     INVITATION_STATE_EXPIRED: _InvitationState.ValueType  # 2
-    """Its time is over; it can be resent, unless the address was invited anew."""
+    """Its time is over; the address can be invited anew."""
     INVITATION_STATE_ACCEPTED: _InvitationState.ValueType  # 3
     """Somebody joined by it."""
     INVITATION_STATE_DELETED: _InvitationState.ValueType  # 4
@@ -47,7 +47,7 @@ INVITATION_STATE_UNSPECIFIED: InvitationState.ValueType  # 0
 INVITATION_STATE_PENDING: InvitationState.ValueType  # 1
 """It can be accepted."""
 INVITATION_STATE_EXPIRED: InvitationState.ValueType  # 2
-"""Its time is over; it can be resent, unless the address was invited anew."""
+"""Its time is over; the address can be invited anew."""
 INVITATION_STATE_ACCEPTED: InvitationState.ValueType  # 3
 """Somebody joined by it."""
 INVITATION_STATE_DELETED: InvitationState.ValueType  # 4
@@ -100,7 +100,7 @@ class Invitation(_message.Message):
     id: _builtins.str
     """Identifies it."""
     email: _builtins.str
-    """Holds the address as it was written."""
+    """Holds the address as it was written, its domain in the usual form."""
     role: _builtins.str
     """Names the role that the person will have."""
     state: Global___InvitationState.ValueType
