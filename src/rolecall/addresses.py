@@ -29,6 +29,9 @@ def parse(text: str, field: str = "email") -> Address:
         result = validate_email(text, check_deliverability=False, allow_smtputf8=False, strict=True)
     except EmailNotValidError as error:
         raise InvalidField(f"The address is not valid: {str(error)[:MAX_REASON]}", field=field) from error
+    if "=?" in result.local_part:
+        # Mail software takes it for an encoded word, and may read another address in it.
+        raise InvalidField("The address holds `=?`, which mail software reads as another one.", field=field)
     # Without SMTPUTF8, every valid address has an ASCII form.
     assert result.ascii_email is not None  # noqa: S101 - for the type checker
     return Address(result.normalized, result.ascii_email.lower())

@@ -1,14 +1,14 @@
 """What a mail says: templates of ours, or an operator's own."""
 
+import re
 import string
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP
-from email.utils import parseaddr
 
-from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined, TemplateError
+from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment
 
 from rolecall.config import Settings
@@ -62,7 +62,8 @@ class Letters:
         if settings.mail_templates and not settings.mail_templates.is_dir():
             raise ConfigError(f"There is no folder {settings.mail_templates}: correct `mail_templates`.")
         for kind in LinkKind:
-            self.write(Letter(kind, "try", "ann@example.com", "acme", "Acme", "secret", 0, "Ann", "ROLE", "Ann"))
+            tried = Letter(kind, "try", "ann@example.com", "acme", "Acme", "secret", 0, "Ann", "ROLE", "Ann")
+            bytes(self.write(tried))
 
     def write(self, letter: Letter) -> EmailMessage:
         """The mail, with the same Message-ID each time it is written, by which a second copy is known.
@@ -89,8 +90,9 @@ class Letters:
         # No robot is to answer.
         mail["Auto-Submitted"] = "auto-generated"
         name = _NAMES[letter.kind]
-        # One line, whatever the template or a name holds.
-        mail["Subject"] = " ".join(self._render(f"{name}.subject", values).split())
+        # One line, whatever the template or a name holds. Python would decode what looks encoded, line ends included.
+        subject = " ".join(self._render(f"{name}.subject", values).split())
+        mail["Subject"] = subject.replace("=?", "= ?")
         text, html = self._render(f"{name}.txt", values), self._render(f"{name}.html", values)
         # Plain where it can be: a secret must not be broken in two for who reads the file.
         mail.set_content(text, cte="7bit" if text.isascii() else "quoted-printable")
@@ -100,14 +102,19 @@ class Letters:
     def _render(self, name: str, values: dict[str, str]) -> str:
         try:
             return self._templates.get_template(name).render(values)
-        except (TemplateError, OSError, UnicodeDecodeError) as error:
+        except Exception as error:
             raise ConfigError(f"The mail template {name} is wrong: {error}. Correct it in `mail_templates`.") from error
 
 
 def _checked_link(template: str) -> str:
     """The template of the link. Raises `ConfigError`."""
     try:
-        places = [place for _, place, _, _ in string.Formatter().parse(template) if place is not None]
+        places = [
+            # One that is to be formatted or converted is none of ours.
+            f"{place}:{spec}" if spec or conversion else place
+            for _, place, spec, conversion in string.Formatter().parse(template)
+            if place is not None
+        ]
     except ValueError as error:
         raise ConfigError(f"The setting `link_template` is wrong: {error}.") from error
     before, _, fragment = template.partition("#")
@@ -115,7 +122,9 @@ def _checked_link(template: str) -> str:
         not set(places) <= _PLACES
         or places.count("secret") != 1
         or "{secret}" not in fragment
-        or not before.startswith(("https://", "http://"))
+        or not re.match(r"https?://[^/?]", before)
+        or not template.isprintable()
+        or " " in template
     ):
         raise ConfigError(
             "The setting `link_template` is wrong: write a URL with {secret} once, behind its #, as"
@@ -125,9 +134,15 @@ def _checked_link(template: str) -> str:
 
 
 def _sender(text: str) -> Address:
-    name, address = parseaddr(text)
+    """The one address in `text`, its domain in A-labels. Raises `ConfigError`."""
+    mail = EmailMessage(policy=SMTP)
     try:
-        return Address(name, addr_spec=address)
-    except (ValueError, IndexError) as error:
+        mail["From"] = text
+        header = mail["From"]
+        (given,) = header.addresses
+        if header.defects:
+            raise ConfigError(f"{header.defects[0]}")
+        return Address(given.display_name, given.username, given.domain.encode("idna").decode())
+    except (ValueError, IndexError, ConfigError) as error:
         message = f"The setting `mail_from` is no address, as `Acme <rolecall@acme.io>`: {error}."
         raise ConfigError(message) from error

@@ -2,12 +2,13 @@
 
 import threading
 import time
+from email.message import EmailMessage
 
 import structlog
 
 from rolecall import addresses
 from rolecall.domain import Delivery, InvitationState, LinkKind, now
-from rolecall.errors import ConfigError, RolecallError
+from rolecall.errors import RolecallError, StorageUnavailable, WriteConflict
 from rolecall.links import Links
 from rolecall.mail.letters import Letter, Letters
 from rolecall.mail.transport import Refused, Send, Transport, TryLater, Unreachable
@@ -89,7 +90,7 @@ class Sender:
                 while waiting and time.monotonic() < held_until:
                     self._send(waiting[0], send)
                     waiting.pop(0)
-        except (Unreachable, ConfigError):
+        except Unreachable:
             # None of them is to blame.
             for mail in waiting:
                 self._postpone(mail, LOOK_SECONDS, mail.attempts - 1)
@@ -98,13 +99,13 @@ class Sender:
 
     def _send(self, mail: Mail, send: Send) -> None:
         """Send one mail, and put down what became of it."""
-        letter = self._letter(mail)
-        if letter is None:
-            self._storage.write(lambda tx: rows.drop(tx, mail.id))
-            return
         told = {"organization": mail.organization, "about": mail.about, "attempt": mail.attempts}
         try:
-            send(self._letters.write(letter))
+            written = self._written(mail)
+            if written is None:
+                self._storage.write(lambda tx: rows.drop(tx, mail.id))
+                return
+            send(written)
         except TryLater as error:
             if mail.attempts < MAX_ATTEMPTS:
                 pause = min(FIRST_PAUSE_SECONDS * 2 ** (mail.attempts - 1), MAX_PAUSE_SECONDS)
@@ -118,6 +119,17 @@ class Sender:
             _log.warning("mail refused", **told, error=str(error))
         else:
             self._settle(mail, Delivery.SENT)
+
+    def _written(self, mail: Mail) -> EmailMessage | None:
+        """The mail; None where nobody waits for it any more. Raises `TryLater` where it can't be written."""
+        try:
+            letter = self._letter(mail)
+            return self._letters.write(letter) if letter else None
+        except (StorageUnavailable, WriteConflict):
+            raise
+        except Exception as error:
+            # The fault is this one's alone: the others must not wait for it.
+            raise TryLater(f"it can't be written: {error}") from error
 
     def _settle(self, mail: Mail, state: Delivery) -> None:
         """An invitation tells what became of its mail; nobody looks after one to sign in."""

@@ -9,6 +9,7 @@ from email.message import EmailMessage
 from pathlib import Path
 from typing import Protocol
 
+from rolecall import credentials
 from rolecall.config import Settings, is_loopback
 from rolecall.errors import ConfigError
 
@@ -48,7 +49,7 @@ class FolderTransport:
     """Writes mails as files that only this user may read."""
 
     def __init__(self, folder: Path) -> None:
-        """Raises `ConfigError` where the folder can't be made."""
+        """It is made when the first mail is written."""
         self._folder = folder.absolute()
         self.where = f"Mails become files in {self._folder}, as no smtp_host is set."
 
@@ -85,6 +86,10 @@ class SmtpTransport:
             raise ConfigError(
                 "With smtp_security `none`, whoever sees the traffic can read the login's password: use `starttls` or"
                 " `tls`."
+            )
+        if not (self._user + self._password).isascii():
+            raise ConfigError(
+                "The setting smtp_user or smtp_password holds other characters than ASCII, which no login has."
             )
         try:
             self._tls = ssl.create_default_context(cafile=settings.smtp_ca_file)
@@ -144,8 +149,8 @@ def _send(server: smtplib.SMTP, mail: EmailMessage) -> None:
         code, text = next(iter(error.recipients.values()))
         raise _refusal(code, text) from error
     except smtplib.SMTPSenderRefused as error:
-        # What is wrong with our own address is for the operator to mend; no mail is lost for that.
-        raise TryLater(_told(error)) from error
+        # All mails have the same sender, so this is none's own fault: the operator is to mend it, and none is lost.
+        raise Unreachable(_told(error)) from error
     except smtplib.SMTPResponseException as error:
         raise _refusal(error.smtp_code, error.smtp_error) from error
     except (OSError, smtplib.SMTPException) as error:
@@ -155,16 +160,19 @@ def _send(server: smtplib.SMTP, mail: EmailMessage) -> None:
 
 
 def _refusal(code: int, text: bytes | str) -> TryLater | Refused:
+    return (Refused if 500 <= code < 600 else TryLater)(_said(code, text))
+
+
+def _said(code: int, text: bytes | str) -> str:
+    """A mail server's answer, for the operator; it may repeat the mail."""
     said = text.decode(errors="replace") if isinstance(text, bytes) else text
-    kind = Refused if 500 <= code < 600 else TryLater
-    return kind(f"{code} {said}"[:200])
+    return f"{code} (it repeats a secret)" if credentials.holds_one(said) else f"{code} {said}"[:200]
 
 
 def _told(error: Exception) -> str:
     """What happened, for the operator. A login that is refused tells no password."""
     if isinstance(error, smtplib.SMTPResponseException):
-        said = error.smtp_error
-        return f"{error.smtp_code} {said.decode(errors='replace') if isinstance(said, bytes) else said}"[:200]
+        return _said(error.smtp_code, error.smtp_error)
     return f"{type(error).__name__}: {error}"[:200]
 
 

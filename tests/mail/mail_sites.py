@@ -1,0 +1,112 @@
+"""Servers that send mails soon, more than one over a database, what people do there, and what is logged and stored."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from conftest import Site
+from sqlalchemy import text
+
+from rolecall import Client, Guest
+from rolecall.server import build_server
+from rolecall.storage import Transaction
+from rolecall.storage.tables import metadata
+from rolecall.v1 import invitation_pb2 as pb
+
+__all__ = ["Logs", "accept", "another_server", "delivery", "dump", "hurry", "invite", "owner", "sql"]
+
+_owners: dict[str, Client] = {}
+
+
+class Logs:
+    """What was logged since the test began."""
+
+    def __init__(self, capfd: pytest.CaptureFixture[str]) -> None:
+        self._capfd = capfd
+        self._text = ""
+
+    @property
+    def text(self) -> str:
+        """All of it."""
+        captured = self._capfd.readouterr()
+        self._text += captured.out + captured.err
+        return self._text
+
+    def has(self, words: str, times: int = 1) -> bool:
+        """Whether these words are in it so many times."""
+        return self.text.count(words) >= times
+
+
+def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the senders of this test look for mails often, and try again soon."""
+    for name, seconds in {
+        "LOOK_SECONDS": 0.05,
+        "FIRST_PAUSE_SECONDS": 0.05,
+        "MAX_PAUSE_SECONDS": 0.1,
+        "MAX_OUTAGE_PAUSE_SECONDS": 0.1,
+    }.items():
+        monkeypatch.setattr(f"rolecall.mail.sender.{name}", seconds)
+
+
+@contextmanager
+def another_server(site: Site, **settings: object) -> Iterator[Site]:
+    """One more server over the database of `site`, with other settings."""
+    configured = site.settings.model_copy(update={"listen": "127.0.0.1:0", **settings})
+    server = build_server(configured)
+    server.start()
+    other = replace(site, server=server, settings=configured, channels=ExitStack())
+    with other.channels:
+        try:
+            yield other
+        finally:
+            server.stop(0)
+
+
+def owner(site: Site) -> Client:
+    """The owner's connection to the site, one for all calls."""
+    if site.address not in _owners:
+        _owners[site.address] = Client(site.address, site.tokens["OWNER"], timeout=20)
+        site.channels.callback(lambda: _owners.pop(site.address).close())
+    return _owners[site.address]
+
+
+def invite(site: Site, *addresses: str, role: str = "VIEWER") -> list[pb.Invitation]:
+    """Invite people to `role`, as the owner."""
+    return list(owner(site).invitations.create([(address, role) for address in addresses]).invitations)
+
+
+def delivery(site: Site, invitation: pb.Invitation) -> str:
+    """What became of an invitation's mail: QUEUED, SENT or BOUNCED."""
+    found = owner(site).invitations.get(invitation.id).delivery
+    return pb.DeliveryState.Name(found).removeprefix("DELIVERY_STATE_")
+
+
+def accept(site: Site, secret: str, display_name: str = "") -> pb.AcceptInvitationResponse:
+    """Accept an invitation."""
+    with Guest(site.address, timeout=20) as guest:
+        return guest.accept_invitation(secret, display_name=display_name)
+
+
+def sql(site: Site, statement: str, **values: object) -> list[Any]:
+    """Run a statement past the server."""
+
+    def work(tx: Transaction) -> list[Any]:
+        result = tx.connection.execute(text(statement), values)
+        return list(result) if result.returns_rows else []
+
+    return site.storage.write(work)
+
+
+def dump(site: Site) -> dict[str, list[dict[str, Any]]]:
+    """All rows of all tables, but for when credentials were last used."""
+
+    def work(tx: Transaction) -> dict[str, list[dict[str, Any]]]:
+        found = {}
+        for table in metadata.sorted_tables:
+            rows = tx.connection.execute(table.select()).mappings()
+            found[table.name] = [{name: row[name] for name in row if name != "last_used_time"} for row in rows]
+        return found
+
+    return site.storage.read(work)

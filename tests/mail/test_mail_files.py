@@ -1,0 +1,71 @@
+"""Mails without a mail server: files that only this user may read."""
+
+import email
+import email.policy
+import os
+import stat
+from email.message import EmailMessage
+from pathlib import Path
+
+import pytest
+from conftest import MakeSite, Site, wait_until
+from mail_servers import secret_in
+from mail_sites import Logs, accept, delivery, hurry, invite, sql
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    hurry(monkeypatch)
+
+
+def test_without_a_mail_server_mails_are_files_of_ones_own(sqlite_site: Site) -> None:
+    """In a folder that only this user may enter, each file for this user only, whatever the umask; its secret works."""
+    old = os.umask(0)
+    try:
+        (invitation,) = invite(sqlite_site, "bob@acme.io")
+        folder = sqlite_site.settings.mail_folder
+        wait_until(lambda: bool(list(folder.glob("*.eml"))))
+    finally:
+        os.umask(old)
+    (file,) = folder.iterdir()
+    mail = email.message_from_bytes(file.read_bytes(), policy=email.policy.default)
+    assert isinstance(mail, EmailMessage)
+
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert mail["To"] == "bob@acme.io"
+    # Who reads the file finds it in one piece.
+    assert secret_in(mail) in file.read_text(encoding="utf-8")
+    assert accept(sqlite_site, secret_in(mail)).member.email == invitation.email
+    assert str(folder) in sqlite_site.server.mail
+
+
+def test_a_mail_that_is_written_twice_is_one_file(sqlite_site: Site) -> None:
+    """As after a crash between the file and its row."""
+    invite(sqlite_site, "bob@acme.io")
+    folder = sqlite_site.settings.mail_folder
+    wait_until(lambda: bool(list(folder.glob("*.eml"))))
+    (before,) = folder.iterdir()
+    inode = before.stat().st_ino
+    sql(sqlite_site, "UPDATE mails SET state = 'queued', due_time = 0")
+    wait_until(lambda: before.stat().st_ino != inode)
+
+    assert list(folder.iterdir()) == [before]
+
+
+def test_a_folder_that_cannot_be_written_loses_no_mail(
+    make_site: MakeSite, sqlite_url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A file is in its way; once that is gone, the mail is written."""
+    logs = Logs(capfd)
+    folder = tmp_path / "taken"
+    folder.write_text("")
+    site = make_site(sqlite_url, mail_folder=folder)
+    (invitation,) = invite(site, "bob@acme.io")
+    wait_until(lambda: logs.has("mail server unreachable"))
+    queued = delivery(site, invitation)
+    folder.unlink()
+    wait_until(lambda: delivery(site, invitation) == "SENT")
+
+    assert queued == "QUEUED"
+    assert len(list(folder.glob("*.eml"))) == 1
