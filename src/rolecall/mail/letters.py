@@ -138,11 +138,10 @@ def _sender(text: str) -> Address:
     mail = EmailMessage(policy=SMTP)
     try:
         mail["From"] = text
-        header = mail["From"]
-        (given,) = header.addresses
-        if header.defects:
-            raise ConfigError(f"{header.defects[0]}")
+        # In a malformed header, no address counts.
+        found = [] if mail["From"].defects else list(mail["From"].addresses)
+        (given,) = found
         return Address(given.display_name, given.username, given.domain.encode("idna").decode())
-    except (ValueError, IndexError, ConfigError) as error:
-        message = f"The setting `mail_from` is no address, as `Acme <rolecall@acme.io>`: {error}."
+    except (ValueError, IndexError) as error:
+        message = f"The setting `mail_from` is not one address, as `Acme <rolecall@acme.io>`: {error}."
         raise ConfigError(message) from error

@@ -150,7 +150,7 @@ def _send(server: smtplib.SMTP, mail: EmailMessage) -> None:
         raise _refusal(code, text) from error
     except smtplib.SMTPSenderRefused as error:
         # All mails have the same sender, so this is none's own fault: the operator is to mend it, and none is lost.
-        raise Unreachable(_told(error)) from error
+        raise Unreachable(f"the sender is refused: {_told(error)}") from error
     except smtplib.SMTPResponseException as error:
         raise _refusal(error.smtp_code, error.smtp_error) from error
     except (OSError, smtplib.SMTPException) as error:
