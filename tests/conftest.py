@@ -1,8 +1,10 @@
 """Real parts for the tests: databases, a policy folder, a server on a socket, clients of it."""
 
+import atexit
 import os
 import shutil
 import sqlite3
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -61,17 +63,21 @@ def _shipped_policy() -> policies.Build:
     return policies.build_aside(ROOT / "policies", 0.05)
 
 
+def _is_shipped(folder: Path) -> bool:
+    """Whether a folder holds the shipped policy."""
+    shipped = ROOT / "policies"
+    files = (policies.MODEL_FILE, policies.POLICY_FILE, policies.TEST_FILE)
+    return all(
+        (folder / name).is_file() and (folder / name).read_bytes() == (shipped / name).read_bytes() for name in files
+    )
+
+
 @pytest.fixture(autouse=True)
 def _quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start servers on the shipped policy without building it anew, and compare others with Casbin only briefly."""
 
     def build_aside(folder: Path, oracle_seconds: float) -> policies.Build:
-        shipped = ROOT / "policies"
-        files = (policies.MODEL_FILE, policies.POLICY_FILE, policies.TEST_FILE)
-        if all(
-            (folder / name).is_file() and (folder / name).read_bytes() == (shipped / name).read_bytes()
-            for name in files
-        ):
+        if _is_shipped(folder):
             return _shipped_policy()
         return policies.build_aside(folder, oracle_seconds)
 
@@ -172,24 +178,56 @@ def add_member(storage: Storage, organization: str, email: str, role: str) -> Me
 MakeSite = Callable[..., Site]
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """What a server starts with: the organization's members and a token of each, by role."""
+
+    members: dict[str, Member]
+    tokens: dict[str, str]
+
+
+def _begin(storage: Storage, key_file: Path, folder: Path) -> Beginning:
+    """Found the organization of a site in a new database."""
+    policy = policies.build(folder, 0.0).policy
+    assert policy is not None
+    storage.create()
+    if not key_file.exists():
+        keys.create(key_file)
+    log = AuditLog(keys.read(key_file))
+    founded = organizations.found(storage, log, policy, "acme", "ann@acme.io", demo=True)
+    members = {member.role: member for member in (founded.owner, *founded.others)}
+    minted = {role: operator.issue(storage, log, "acme", member.email).text for role, member in members.items()}
+    return Beginning(members, minted)
+
+
+@cache
+def _sqlite_beginning() -> tuple[Path, Beginning]:
+    """A folder with a database and its key, made once for each worker; every site gets a copy of its own."""
+    folder = Path(tempfile.mkdtemp(prefix="rolecall-beginning-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    storage = Storage(f"sqlite:///{folder}/rolecall.db")
+    beginning = _begin(storage, folder / "rolecall.key", ROOT / "policies")
+    storage.close()
+    return folder, beginning
+
+
 @pytest.fixture
 def make_site(policy_folder: Path, tmp_path: Path) -> Iterator[MakeSite]:
     """Starts servers; stops them at the end."""
     stack = ExitStack()
 
     def make(database_url: str, *, folder: Path = policy_folder, **settings: object) -> Site:
-        policy = policies.build(folder, 0.0).policy
-        assert policy is not None
-        storage = Storage(database_url)
-        storage.create()
-        stack.callback(storage.close)
         key_file = tmp_path / "rolecall.key"
-        if not key_file.exists():
-            keys.create(key_file)
-        log = AuditLog(keys.read(key_file))
-        founded = organizations.found(storage, log, policy, "acme", "ann@acme.io", demo=True)
-        members = {member.role: member for member in (founded.owner, *founded.others)}
-        minted = {role: operator.issue(storage, log, "acme", member.email).text for role, member in members.items()}
+        file = Path(database_url.removeprefix("sqlite:///"))
+        if database_url.startswith("sqlite") and not file.exists() and not key_file.exists() and _is_shipped(folder):
+            made, beginning = _sqlite_beginning()
+            shutil.copy(made / "rolecall.db", file)
+            shutil.copy(made / "rolecall.key", key_file)
+            storage = Storage(database_url)
+        else:
+            storage = Storage(database_url)
+            beginning = _begin(storage, key_file, folder)
+        stack.callback(storage.close)
         values = {
             "database": database_url,
             "policy": folder,
@@ -200,7 +238,7 @@ def make_site(policy_folder: Path, tmp_path: Path) -> Iterator[MakeSite]:
         }
         configured = Settings(**values)  # type: ignore[arg-type]
         server = build_server(configured)
-        site = Site(server, storage, configured, folder, members, minted)
+        site = Site(server, storage, configured, folder, dict(beginning.members), dict(beginning.tokens))
         server.start()
         stack.callback(server.stop, 0)
         stack.callback(site.channels.close)
