@@ -1,0 +1,548 @@
+"""Members, invitations, roles and credentials of two organizations in any order, against a plain model."""
+
+import sys
+import uuid
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from conftest import CI, ROOT
+from hypothesis import HealthCheck, note
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import initialize, invariant, rule
+from hypothesis.stateful import run_state_machine_as_test as run_machine
+from people_model import Cred, Entry, Org, Person, Rules
+from people_rows import clear, compare, rows_of
+from people_scene import ADDRESSES, Scene, outcome
+from people_site import PeopleSite
+from sqlalchemy import update
+
+from rolecall import limits, organizations
+from rolecall.audit import OPERATOR
+from rolecall.domain import (
+    Caller,
+    CredentialKind,
+    InvitationState,
+    LinkKind,
+    MemberOrder,
+    Page,
+    Question,
+    Subject,
+    SubjectKind,
+    now,
+)
+from rolecall.errors import RolecallError
+from rolecall.storage import Transaction
+from rolecall.storage import tables as t
+
+STEPS = 40 if CI else 30
+POLICIES = {
+    "shipped": ROOT / "policies",
+    "owner-managed": ROOT / "policies" / "variants" / "owner-managed",
+    "viewer-editor-admin": ROOT / "policies" / "variants" / "viewer-editor-admin",
+}
+# How many runs each test makes; the tests share the runs on one kind of database and one policy.
+SHARDS = (
+    [("sqlite", policy, 36) for policy in POLICIES for _ in range(2)]
+    + [("postgresql", policy, 16) for policy in POLICIES]
+    if CI
+    else [("sqlite", policy, 5) for policy in POLICIES]
+    + [("postgresql", policy, runs) for policy, runs in zip(POLICIES, (2, 2, 1), strict=True)]
+)
+
+SECOND = 1_000_000
+# What makes a credential worth trying.
+MANAGING = [("members", "invite"), ("members", "update"), ("members", "remove"), ("owners", "update")]
+# How often each thing happens.
+WEIGHTS = {
+    "change_role": 10,
+    "remove": 7,
+    "leave": 2,
+    "invite": 10,
+    "invite_back": 5,
+    "resend": 6,
+    "withdraw": 3,
+    "expire_invitation": 2,
+    "accept_the_newest": 10,
+    "accept_anything": 4,
+    "request_sign_in": 3,
+    "send_mails": 4,
+    "sign_in_at_once": 4,
+    "sign_in": 4,
+    "expire_link": 1,
+    "create_personal": 6,
+    "create_for_program": 5,
+    "delete_token": 4,
+    "sign_out": 2,
+    "expire_credential": 2,
+    "repeat": 4,
+    "be_late": 3,
+    "try_foreign": 3,
+    "look": 4,
+}
+SEEDS = st.binary(min_size=8, max_size=8)
+# After ten runs Hypothesis mostly changes a little in those before: it begins anew after so many.
+BATCH = 9
+
+
+class PeopleMachine(Scene):
+    """What happens in the two organizations, and what holds after it."""
+
+    @initialize(seed=SEEDS)
+    def begin(self, seed: bytes) -> None:
+        """Found the organizations, with a member for each role, and tokens for some."""
+        self._turn(seed)
+        self.site.storage.write(clear)
+        run = uuid.uuid4().hex
+        policy = self.site.live.in_force.policy
+        for name in (f"a-{run}", f"b-{run}"):
+            demo = self.random.random() < 0.8
+            made = organizations.found(self.site.storage, self.site.log, policy, name, "ann@acme.io", demo=demo)
+            org = Org(name)
+            for member in (made.owner, *made.others):
+                org.people.append(Person(member.user_id, member.email.lower(), member.role, member.etag))
+            assert org.people[0].role == self.law.owners[0]
+            org.entries.append(Entry(OPERATOR, "CreateOrganization", f"organization:{name}", ""))
+            self.orgs.append(org)
+            self._made_by_operator(org, org.people[0], made.token.id, made.token.text)
+            for person in org.people:
+                if self.random.random() < 0.7:
+                    self._issue(org, person)
+            self.touched.add(org)
+        for _ in range(4):
+            self.invite()
+            self.create_personal()
+            self.create_for_program()
+            self.random.choice([self.accept_the_newest, self.sign_in_at_once])()
+
+    @rule(seed=SEEDS)
+    def happen(self, seed: bytes) -> None:
+        """Something happens. One rule for all, as Hypothesis leaves out many rules in each run."""
+        self._turn(seed)
+        [what] = self.random.choices(list(WEIGHTS), list(WEIGHTS.values()))
+        note(what)
+        getattr(self, what)()
+
+    # What members do to members.
+
+    def change_role(self) -> None:
+        """Somebody gives somebody another role."""
+        org, by = self._scene(("members", "update"), ("owners", "update"))
+        self._attempt(org, by, self._change_role(org, by))
+
+    def remove(self) -> None:
+        """Somebody removes somebody."""
+        org, by = self._scene(("members", "remove"), ("owners", "remove"))
+        self._attempt(org, by, self._remove(org, by))
+
+    def leave(self) -> None:
+        """Somebody leaves."""
+        org, by = self._scene(("organization", "leave"))
+        self._attempt(org, by, self.deeds.leave(org))
+
+    # Invitations.
+
+    def invite(self) -> None:
+        """Somebody invites up to three people."""
+        org, by = self._scene(("members", "invite"), ("owners", "invite"))
+        self._attempt(org, by, self._invite(org, by))
+
+    def invite_back(self) -> None:
+        """Somebody invites one who was removed, or whose invitation came to nothing."""
+        org, by = self._scene(("members", "invite"), ("owners", "invite"))
+        gone = {person.key for person in org.people} | {invite.key for invite in org.invites}
+        free = [key for key in sorted(gone) if not org.member(key) and not org.pending(key)]
+        if free:
+            role = self._role(by)
+            self._attempt(org, by, self.deeds.invite(org, [(self.random.choice(free), role)], checked=False))
+
+    def resend(self) -> None:
+        """Somebody has an invitation mailed again."""
+        org, by = self._scene(("members", "invite"), ("owners", "invite"))
+        self._attempt(org, by, self._renew(org, self.deeds.resend))
+
+    def withdraw(self) -> None:
+        """Somebody deletes an invitation."""
+        org, by = self._scene(("members", "invite"), ("owners", "invite"))
+        self._attempt(org, by, self._renew(org, self.deeds.withdraw))
+
+    def expire_invitation(self) -> None:
+        """The time of an invitation runs out."""
+        org, _ = self._scene()
+        pending = [invite for invite in org.invites if invite.shown == "pending"]
+        if pending:
+            invite, at = self.random.choice(pending), now() - SECOND
+            changed = update(t.invitations).where(t.invitations.c.id == invite.id).values(expire_time=at)
+            self.site.storage.write(lambda tx: tx.connection.execute(changed))
+            invite.late, invite.expire_time = True, at
+            self.touched.add(org)
+
+    def accept_the_newest(self) -> None:
+        """Somebody joins, or tries to, with the newest secret of an invitation."""
+        org, _ = self._scene()
+        pending = [invite for invite in org.invites if invite.shown == "pending"]
+        chosen = pending if pending and self.random.random() < 0.9 else org.invites
+        if chosen:
+            self._accept(self.random.choice(chosen).texts[-1])
+
+    def accept_anything(self) -> None:
+        """Somebody tries to join with a secret that may be old, used, foreign, forged, or of another kind."""
+        org, _ = self._scene()
+        mailed = [text for org in self.orgs for invite in org.invites for text in invite.texts]
+        used = [invite.texts[-1] for invite in org.invites if invite.state == "accepted"]
+        links = [link.text for org in self.orgs for link in org.links]
+        forged = [self.site.links.secret(LinkKind.INVITATION, invite.id, 99) for invite in org.invites]
+        strange = [cred.text for cred in org.creds[:2]] + [text[:-1] + "x" for text in mailed[:2]]
+        pools = [pool for pool in (mailed, mailed, used, links, forged, strange) if pool]
+        self._accept(self.random.choice(self.random.choice(pools)))
+
+    # Signing in and out, and what people sign in with.
+
+    def request_sign_in(self) -> None:
+        """Somebody asks for a link."""
+        org, _ = self._scene()
+        members = [person.key for person in org.present]
+        pool = members if self.random.random() < 0.75 else ADDRESSES
+        key = self.random.choice(pool)
+        self._request_sign_in(org, key)
+
+    def send_mails(self) -> None:
+        """All that is due is mailed."""
+        self._send_mails()
+
+    def sign_in_at_once(self) -> None:
+        """A member asks for a link, gets it, and uses it."""
+        org, _ = self._scene()
+        person = self.random.choice(org.present)
+        link = self._request_sign_in(org, person.key)
+        self._send_mails()
+        self._sign_in(link.text)
+
+    def sign_in(self) -> None:
+        """Somebody tries a link that was asked for some time ago."""
+        org, _ = self._scene()
+        fresh = [link.text for link in org.links if link.person and not link.used]
+        texts = [link.text for org in self.orgs for link in org.links]
+        strange = [invite.texts[-1] for invite in org.invites] + [cred.text for cred in org.creds[:1]]
+        chosen = fresh if fresh and self.random.random() < 0.6 else [*texts, *strange]
+        self._sign_in(self.random.choice(chosen))
+
+    def expire_link(self) -> None:
+        """The time of a link runs out."""
+        org, _ = self._scene()
+        fresh = [link for link in org.links if not link.used and not link.late]
+        if fresh:
+            link = self.random.choice(fresh)
+            changed = update(t.sign_ins).where(t.sign_ins.c.id == link.id).values(expire_time=now() - SECOND)
+            self.site.storage.write(lambda tx: tx.connection.execute(changed))
+            link.late = True
+            self.touched.add(org)
+
+    def create_personal(self) -> None:
+        """Somebody makes a token for themselves."""
+        org, by = self._scene(("personal-tokens", "create"))
+        self._attempt(org, by, self._create(org, by, None))
+
+    def create_for_program(self) -> None:
+        """Somebody makes a token for a program."""
+        org, by = self._scene(("organization-tokens", "create"))
+        self._attempt(org, by, self._create(org, by, self._program_role(by)))
+
+    def delete_token(self) -> None:
+        """Somebody deletes a token."""
+        org, by = self._scene(("member-tokens", "delete"))
+        self._attempt(org, by, self._delete(org, by))
+
+    def sign_out(self) -> None:
+        """Somebody ends the credential that they present."""
+        org, by = self._scene()
+        self._attempt(org, by, self.deeds.sign_out())
+
+    def expire_credential(self) -> None:
+        """A credential's time runs out."""
+        org, cred = self._scene()
+        at = now() - SECOND
+
+        def work(tx: Transaction) -> None:
+            tx.connection.execute(update(t.credentials).where(t.credentials.c.id == cred.id).values(expire_time=at))
+            tx.touched.append(cred.id)
+
+        self.site.storage.write(work)
+        cred.expired, cred.expire_time = True, at
+        self.touched.add(org)
+
+    # What nobody should do.
+
+    def repeat(self) -> None:
+        """Somebody repeats a request, as it was or with another body: it has one effect."""
+        org, by = self._scene()
+        candidates = [
+            (*entry[2:], cred)
+            for entry in self.repeatable
+            if entry[0] is org
+            for cred in org.live
+            if cred.actor == entry[1]
+        ]
+        if not candidates:
+            return
+        deed, request_id, body, answer, by = self.random.choice(candidates[-12:])
+        same = self.random.random() < 0.7
+        expected = deed.rights(by)
+        if expected in ("", "MEMBER_NOT_FOUND", "INVITATION_NOT_FOUND", "TOKEN_NOT_FOUND"):
+            # What the first did is in the way of no repeated one.
+            expected = "" if same else "REQUEST_ID_REUSED"
+        again = self._call(org, by, deed, expected, request_id, body if same else b"another")
+        assert expected or again == deed.kept(answer)
+
+    def be_late(self) -> None:
+        """A caller was let in, and what it may has changed before it acts: what counts is what it may now."""
+        self._scene()
+        if not self.earlier:
+            return
+        stale = [entry for entry in self.earlier if not entry[1].live or entry[1].role != entry[2].role]
+        org, by, caller = self.random.choice(stale if stale and self.random.random() < 0.8 else self.earlier)
+        deed = self._any_deed(org, by)
+        note(f"late: {caller}")
+        if not by.live:
+            self._call(org, by, deed, "*", caller=caller)
+            return
+        expected = deed.rights(by) or deed.state(by)
+        answer = outcome(lambda: deed.work(self._attempt_of(caller, deed.action)))
+        if isinstance(answer, RolecallError):
+            assert expected or answer.reason in ("PERMISSION_MISSING", "ROLE_BEYOND_CALLER", "INVALID_FIELD"), answer
+        else:
+            assert not expected, f"{deed.action} succeeded"
+            self._done(org, by, deed, answer)
+
+    def try_foreign(self) -> None:
+        """Somebody names a thing of the other organization: it looks like one that there is not."""
+        org, by = self._scene(*MANAGING)
+        other = self.orgs[1 - self.orgs.index(org)]
+        person = self.random.choice(other.people)
+        answers = []
+        kind = self.random.choice(["person", "remove", "resend", "withdraw", "token"])
+        for missing in (False, True):
+            made_up = "0" * 22
+            match kind:
+                case "person" | "remove":
+                    name = made_up if missing else person.id
+                    deed = self.deeds.change_role(org, name, self.law.roles[-1], "")
+                    deed = self.deeds.remove(org, name, "") if kind == "remove" else deed
+                case "resend" | "withdraw":
+                    if not other.invites:
+                        return
+                    name = made_up if missing else self.random.choice(other.invites).id
+                    make = self.deeds.resend if kind == "resend" else self.deeds.withdraw
+                    deed = make(org, name, "")
+                case _:
+                    name = made_up if missing else self.random.choice(other.creds).id
+                    deed = self.deeds.delete(org, name, "")
+            expected = deed.rights(by)
+            assert expected
+            error = self._call(org, by, deed, expected)
+            answers.append((type(error), str(error).replace(name, "ID")))
+        assert answers[0] == answers[1]
+
+    def look(self) -> None:
+        """Somebody lists members and invitations, and asks who they are."""
+        org, by = self._scene(("members", "view"))
+        self._list_members(org, by)
+        self._list_invitations(org, by)
+        identity = self.site.sessions.who_am_i(self._caller(by))
+        holder = identity.holder
+        assert holder.role == by.role
+        assert identity.organization.organization.revision == org.revision
+        owners = sum(person.role in self.law.owners for person in org.present)
+        assert len(identity.organization.warnings) == (1 if owners == 1 else 0)
+        patterns = [(item.resource, item.action) for item in identity.permissions]
+        assert self.law.union(patterns) == self.law.held(by)
+
+    # What holds after each of these.
+
+    @invariant()
+    def the_rows_are_as_they_should_be(self) -> None:
+        """The database holds what the model says; an organization that nobody acted in is as it was."""
+        self.site.storage.read(self._hold_rows)
+        self.touched.clear()
+
+    @invariant()
+    def the_dead_stay_dead(self) -> None:
+        """Every credential that there ever was works while it should, with its holder's present role, and no longer."""
+        for org in self.orgs:
+            for cred in org.creds:
+                caller = self.site.directory.caller(cred.text)
+                if not cred.live:
+                    assert caller is None, cred
+                    continue
+                assert caller is not None, cred
+                assert (caller.organization, caller.actor, caller.role) == (org.name, cred.actor, cred.role)
+                assert caller.credential_id == cred.id
+                held = caller.restriction
+                assert (None if held is None else tuple((p.resource, p.action) for p in held)) == cred.restriction
+                if self.random.random() < 0.03:
+                    self.earlier.append((org, cred, caller))
+
+    @invariant()
+    def decisions_agree(self) -> None:
+        """Check says of some credentials and people, dead and foreign ones too, what the model says; now and then."""
+        if self.random.random() < 0.5:
+            return
+        org, other = self.random.sample(self.orgs, 2)
+        questions: list[Question] = []
+        expected: list[bool] = []
+        asked = [*self._sample(org.creds, 4), *self._sample(other.creds, 1)]
+        for cred in asked:
+            own = cred.live and cred in org.creds
+            points = self.random.sample(self.law.universe, 2)
+            points += self._sample([point for point in cred.restriction or () if "*" not in "".join(point)], 1)
+            for resource, action in [*points, self.random.choice(MANAGING)]:
+                may = own and (resource, action) in self.law.universe and self.law.can(cred, resource, action)
+                if (resource, action) in self.law.universe:
+                    questions.append(Question(Subject(SubjectKind.TOKEN_ID, cred.id), action, resource))
+                    expected.append(may)
+                    # A subset of what its holder may.
+                    assert not may or self.law.has(self.law.of_role[cred.role], resource, action)
+        for person in [*self._sample(org.people, 3), *self._sample(other.people, 1)]:
+            resource, action = self.random.choice(self.law.universe)
+            now_there = person.present and person in org.people
+            questions.append(Question(Subject(SubjectKind.USER_ID, person.id), action, resource))
+            expected.append(now_there and self.law.has(self.law.of_role[person.role], resource, action))
+            known = org.member(person.key)
+            questions.append(Question(Subject(SubjectKind.EMAIL, person.key), action, resource))
+            expected.append(known is not None and self.law.has(self.law.of_role[known.role], resource, action))
+        asker = Caller(org.name, "", CredentialKind.SESSION, "", "", self.law.owners[0])
+        answer = self.site.authorizer.batch_check(asker, questions)
+        assert answer.revision == org.revision
+        assert [bool(result) for result in answer.results] == expected
+
+    def _hold_rows(self, tx: Transaction) -> None:
+        for org in self.orgs:
+            rows = rows_of(tx, org)
+            if org in self.touched:
+                compare(tx, self.site.log, self.law, org)
+            else:
+                assert rows == self.before[org]
+            self.before[org] = rows
+
+    def teardown(self) -> None:
+        """Every secret that was mailed is tried once more, and every log is walked."""
+        if sys.exc_info()[0] is not None or not self.orgs:
+            return
+        self._send_mails()
+        for org in self.orgs:
+            for invite in org.invites:
+                for text in invite.texts[:-1] if invite.shown == "pending" else invite.texts:
+                    self._accept(text)
+            for link in org.links:
+                if link.used or link.late or not link.person or not link.person.present:
+                    self._sign_in(link.text)
+        self.the_rows_are_as_they_should_be()
+        self.spent.append(self.orgs[0].name)
+
+    # What is held against the model.
+
+    def _list_members(self, org: Org, by: Cred) -> None:
+        role = self.random.choice(["", "", *self.law.roles])
+        text = self.random.choice(["", "", "A", "bob", "@acme"])
+        order = self.random.choice(list(MemberOrder))
+        size = self.random.choice([1, 2, 3, 50])
+        caller = self._caller(by)
+
+        def page(token: str) -> tuple[Sequence[Any], str]:
+            found = self.site.members.list(caller, role, text, order, Page(size, token))
+            return found.members, found.next_page_token
+
+        expected = self.law.needs(by, "members", "view")
+        found = self._joined(page, expected)
+        if found is None:
+            return
+        # Names as the addresses' beginnings, or `Somebody`, in which none of these stands but for `b`.
+        keys = sorted(p.key for p in org.present if role in ("", p.role) and text.lower() in p.key)
+        shown = [member.email.lower() for member in found]
+        assert (shown if order is MemberOrder.EMAIL else sorted(shown)) == keys
+
+    def _list_invitations(self, org: Org, by: Cred) -> None:
+        state = self.random.choice([None, None, *InvitationState])
+        role = self.random.choice(["", "", "", *self.law.roles])
+        size = self.random.choice([1, 2, 3, 50])
+        caller = self._caller(by)
+
+        def page(token: str) -> tuple[Sequence[Any], str]:
+            found = self.site.invitations.list(caller, state, role, "", Page(size, token))
+            return found.invitations, found.next_page_token
+
+        expected = self.law.needs(by, "members", "invite")
+        found = self._joined(page, expected)
+        if found is None:
+            return
+        wanted = [
+            invite
+            for invite in org.invites
+            if (state is None or invite.shown == state.value) and role in ("", invite.role)
+        ]
+        wanted.sort(key=lambda invite: (invite.create_time, invite.id), reverse=True)
+        at = now()
+        assert [(item.id, item.state(at).value, item.email) for item in found] == [
+            (invite.id, invite.shown, invite.email) for invite in wanted
+        ]
+        for item, invite in zip(found, wanted, strict=True):
+            # What accepting made of it, nobody has told the model.
+            assert invite.state == "accepted" or item.etag == invite.etag
+
+    def _joined(self, page: Callable[[str], tuple[Sequence[Any], str]], expected: str) -> list[Any] | None:
+        found: list[Any] = []
+        token = ""
+        while True:
+            part = outcome(partial(page, token))
+            if isinstance(part, RolecallError):
+                assert part.reason == expected
+                return None
+            items, token = part
+            found += items
+            if not token:
+                break
+        assert not expected
+        return found
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    ("database_url", "policy", "runs"),
+    [pytest.param(*shard, id=f"{shard[0]}-{shard[1]}-{number}") for number, shard in enumerate(SHARDS)],
+    indirect=["database_url"],
+)
+def test_people_come_and_go_as_the_model_says(
+    request: pytest.FixtureRequest,
+    database_url: str,
+    policy: str,
+    runs: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever the order, people join, manage and leave as the requirements say, in their own organization alone."""
+    monkeypatch.setattr(limits.Limit, "require", lambda self, key: None)
+    folder = POLICIES[policy]
+    site, rules = PeopleSite(database_url, folder, tmp_path), Rules(folder / "policy.csv")
+    spent: list[str] = []
+    try:
+        for number in range(-(-runs // BATCH)):
+            batch = f"{request.node.name} {number}"
+            run_machine(
+                cast("type[PeopleMachine]", partial(PeopleMachine, site, rules, batch, spent)),
+                settings=hypothesis_settings(
+                    max_examples=min(BATCH, runs - number * BATCH),
+                    # The beginning is a step too.
+                    stateful_step_count=STEPS + 1,
+                    deadline=None,
+                    # Else each shard would make the same runs.
+                    derandomize=False,
+                    suppress_health_check=list(HealthCheck),
+                ),
+            )
+    finally:
+        site.storage.close()
+
+    assert len(spent) >= runs
