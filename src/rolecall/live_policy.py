@@ -8,7 +8,7 @@ from pathlib import Path
 import structlog
 
 from rolecall.domain import now
-from rolecall.errors import StorageUnavailable
+from rolecall.errors import StorageUnavailable, WriteConflict
 from rolecall.policy import (
     MODEL_FILE,
     POLICY_FILE,
@@ -75,7 +75,8 @@ class LivePolicy:
         result = build_aside(folder, START_ORACLE_SECONDS)
         if result.policy is None:
             raise PolicyError(folder, result.errors)
-        if gate := self._gate(result.policy):
+        policy = result.policy
+        if gate := storage.read(lambda tx: self._gate(tx, policy)):
             raise PolicyError(folder, gate)
         self._in_force = InForce(result.policy, now(), _warnings(result))
         self._candidate: Build | None = None
@@ -142,17 +143,25 @@ class LivePolicy:
     def _admit(self, result: Build) -> None:
         """Let the policy in, or note why not; it stays the candidate then."""
         assert result.policy is not None  # noqa: S101 - for the type checker: `_build` answers no other
+        before = self._in_force
+        since = before.since if result.version == before.policy.version else now()
+        admitted = InForce(result.policy, since, _warnings(result))
+
+        def swap(tx: Transaction) -> tuple[Finding, ...]:
+            # While no change is under way: one that was judged by the policy before must not fall between the two.
+            gate = self._gate(tx, admitted.policy)
+            if not gate:
+                self._in_force = admitted
+            return gate
+
         try:
-            gate = self._gate(result.policy)
-        except StorageUnavailable:
+            gate = self._storage.alone(swap)
+        except (StorageUnavailable, WriteConflict):
             gate = (_finding("The roles in use can't be looked up.", "Wait: it is tried again."),)
         if gate:
             self._refuse(result.version, gate)
             return
         self._candidate = None
-        before = self._in_force
-        since = before.since if result.version == before.policy.version else now()
-        self._in_force = InForce(result.policy, since, _warnings(result))
         _log.info(
             "policy in force", policy_version=result.version, rules=len(result.policy.rules), compared=result.compared
         )
@@ -171,9 +180,9 @@ class LivePolicy:
             finding_count=len(findings),
         )
 
-    def _gate(self, policy: Policy) -> tuple[Finding, ...]:
+    def _gate(self, tx: Transaction, policy: Policy) -> tuple[Finding, ...]:
         """What would become of the members and tokens there are."""
-        findings, ownerless = self._storage.read(lambda tx: misfits(tx, policy))
+        findings, ownerless = misfits(tx, policy)
         # Which organizations there are is the operator's business, not that of everybody who may see the policy.
         if ownerless and ownerless != self._ownerless:
             _log.error("policy leaves organizations without an owner", organizations=ownerless)

@@ -1,6 +1,7 @@
 """How every change through the API is made: authorized, at most once, recorded, wholly or not at all."""
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
@@ -160,7 +161,9 @@ class Mutations:
             return done.answer
 
         try:
-            self._storage.read(lambda tx: authorized(Moment(tx, self._live.in_force.policy, caller, now())))
+            # What a repeated request gets is for the transaction to say, which reads the caller anew.
+            with suppress(Unchanged):
+                self._storage.read(lambda tx: authorized(Moment(tx, self._live.in_force.policy, caller, now())))
             return self._storage.mutate(caller.organization, work)
         except Unchanged as unchanged:
             answer: T = unchanged.answer

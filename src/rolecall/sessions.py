@@ -1,5 +1,6 @@
 """Sessions: opened by a mailed link; the presented credential: whose it is, what it may do, and its end."""
 
+import time
 from dataclasses import dataclass, field
 
 import structlog
@@ -29,6 +30,8 @@ SESSION_LIFE = 12 * 60 * 60 * 1_000_000
 LINK_LIFE = 15 * 60 * 1_000_000
 # A request to sign in has one secret only.
 GENERATION = 1
+# One line of the log stands for so many seconds of requests beyond the limits.
+QUIET_SECONDS = 10.0
 _log = structlog.get_logger("rolecall.sessions")
 
 
@@ -66,6 +69,7 @@ class Sessions:
             "peer": Limit("sign-in mails from one machine", rate=1 / 10, burst=30),
             "organization": Limit("sign-in mails for one organization", rate=2, burst=200),
         }
+        self._quiet_until = 0.0
 
     def request_sign_in(self, arrival: Arrival, organization: str, email: str) -> None:
         """Have a link mailed, if the address is a member's. What is written tells nothing of that.
@@ -78,7 +82,10 @@ class Sessions:
             for name, key in keys.items():
                 self._limits[name].require(key)
         except RateLimited as error:
-            _log.warning("no sign-in mail", organization=organization, peer=arrival.peer, error=error.message)
+            # Not for every call: strangers must not fill the disk.
+            if time.monotonic() >= self._quiet_until:
+                self._quiet_until = time.monotonic() + QUIET_SECONDS
+                _log.warning("no sign-in mail", organization=organization, peer=arrival.peer, error=error.message)
             return
         for name, key in keys.items():
             self._limits[name].failed(key)

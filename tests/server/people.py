@@ -34,6 +34,8 @@ class Office(Desk):
         super().__init__(site)
         self.sender = site.server._core.sender
         self.sender.stop()
+        # Its thread is gone; what it does is done when a test says so.
+        self.sender._stopped.clear()
         self.links = Links(keys.read(site.settings.key_file))
 
     def knock(self, request: Message) -> Any:

@@ -4,6 +4,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,9 @@ from rolecall import Client, live_policy
 from rolecall.domain import Effect
 from rolecall.errors import RolecallError, StorageUnavailable
 from rolecall.live_policy import LivePolicy
-from rolecall.policy import Build, PolicyError, build_aside
+from rolecall.policy import Build, Policy, PolicyError, build_aside
+from rolecall.storage import Transaction
+from rolecall.storage import members as member_rows
 from rolecall.v1.policy_pb2 import GetPolicyResponse
 
 GRANT = "p, VIEWER, templates, delete, allow\n"
@@ -236,10 +239,10 @@ def test_what_failed_for_the_database_is_tried_again(
     gate = live._gate
     outage = threading.Event()
 
-    def unreachable(policy: object) -> object:
+    def unreachable(tx: Transaction, policy: Policy) -> object:
         if not outage.is_set():
             raise StorageUnavailable("down")
-        return gate(policy)  # type: ignore[arg-type]
+        return gate(tx, policy)
 
     monkeypatch.setattr(live, "_gate", unreachable)
     grant(sqlite_site.policy_folder)
@@ -249,6 +252,35 @@ def test_what_failed_for_the_database_is_tried_again(
     outage.set()
 
     eventually(lambda: viewer_may(owner))
+
+
+def test_no_policy_slips_between_a_change_and_its_commit(make_site: MakeSite, database_url: str) -> None:
+    """While a change that was judged by the policy in force isn't committed, the next policy waits for it."""
+    site = make_site(database_url)
+    old, live = site.members["OWNER"], site.server.live
+    under_way, go_on = threading.Event(), threading.Event()
+
+    def demote() -> None:
+        def work(tx: Transaction) -> None:
+            member_rows.change_role(tx, old, "ADMIN", old.update_time + 1)
+            under_way.set()
+            assert go_on.wait(30)
+
+        site.storage.mutate("acme", work)
+
+    add_member(site.storage, "acme", "second@acme.io", "OWNER")
+    with ThreadPoolExecutor(1) as pool:
+        changing = pool.submit(demote)
+        assert under_way.wait(10)
+        before = live.in_force.policy.version
+        grant(site.policy_folder)
+        time.sleep(1.0)
+        waited = live.in_force.policy.version == before
+        go_on.set()
+        changing.result()
+
+    assert waited
+    eventually(lambda: live.in_force.policy.version != before)
 
 
 def test_wake_reads_the_folder_again(sqlite_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,13 +95,13 @@ def erase(storage: Storage, log: AuditLog, organization: str, person: str) -> in
     Answers how many there were. The log still verifies. Raises `MemberNotFound` where nothing is known of the person,
     `InvalidField`, `OrganizationNotFound`.
     """
-    email = addresses.parse(person, "person").key if "@" in person else ""
+    address = addresses.parse(person, "person") if "@" in person else None
 
     def work(tx: Transaction) -> int:
-        known = rows.persons_with(tx, organization, email) if email else {person}
+        known = rows.persons_with(tx, organization, address.key, address.display) if address else {person}
         # Before they joined, an invitation stood for them.
         persons = sorted(known | invitation_rows.accepted_by(tx, organization, known))
-        invitation_rows.forget(tx, organization, persons)
+        invitation_rows.forget(tx, organization, persons, now())
         count = sum(rows.erase(tx, organization, user_id) for user_id in persons)
         if not count:
             raise MemberNotFound(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from rolecall import addresses
 from rolecall.cli import output
 from rolecall.cli.opening import Json, open_client, plain
 from rolecall.errors import InvalidField, InvitationNotFound, RolecallError
@@ -48,15 +49,23 @@ def create(
     people = _people(addresses, role, file)
     with open_client() as client:
         # A list that is too long for one call is looked at whole, before the first is invited.
+        if len(people) > AT_ONCE:
+            _require_different(people)
         parts = [people[start : start + AT_ONCE] for start in range(0, len(people), AT_ONCE)]
         for number, part in enumerate(parts):
             _checked(client, part, number * AT_ONCE)
         if file and not yes:
             output.print_table(("address", "role"), people)
-            typer.confirm(f"Invite these {len(people)} people?", abort=True, err=True)
+            output.confirm(f"Invite these {len(people)} people?")
         made: list[dict[str, Any]] = []
-        for part in output.progress(parts, "inviting"):
-            made += plain(client.invitations.create(part))["invitations"]
+        try:
+            for part in output.progress(parts, "inviting"):
+                made += plain(client.invitations.create(part))["invitations"]
+        except RolecallError as error:
+            if made:
+                error.all = ()
+                error.message = f"{len(made)} of {len(people)} were invited, nobody after that: {error.message}"
+            raise
     if json:
         output.print_json(made)
     else:
@@ -130,7 +139,7 @@ def _people(addresses: str, role: str, file: Path | None) -> list[tuple[str, str
         raise InvalidField(f"The file {file} can't be read: {error}.", field="file") from error
     people = []
     for number, row in enumerate(rows, 1):
-        if not any(row) or row[0].startswith("#") or (number == 1 and "@" not in row[0]):
+        if not any(row) or row[0].startswith("#") or (number == 1 and row[-1].lower() == "role"):
             # Nothing, a comment, or a header.
             continue
         if len(row) != 2:
@@ -139,6 +148,15 @@ def _people(addresses: str, role: str, file: Path | None) -> list[tuple[str, str
     if not people:
         raise InvalidField(f"{file} names nobody.", field="file")
     return people
+
+
+def _require_different(people: list[tuple[str, str]]) -> None:
+    """Raise `InvalidField` where an address stands there twice: over several calls, the server sees it too late."""
+    first: dict[str, int] = {}
+    for number, (address, _) in enumerate(people, 1):
+        earlier = first.setdefault(address.lower(), number)
+        if earlier != number:
+            raise InvalidField(f"{address} stands there twice, as number {earlier} and {number}.", field="invitations")
 
 
 def _checked(client: "Client", people: list[tuple[str, str]], first: int) -> None:
@@ -163,7 +181,8 @@ def _id(client: "Client", which: str) -> str:
     """The id of the pending invitation of this address; an id is one already. Raises `InvitationNotFound`."""
     if "@" not in which:
         return which
-    for found in client.invitations.list(state="pending", text=which):
-        if found.email.lower() == which.lower():
+    key = addresses.parse(which).key
+    for found in client.invitations.list(state="pending", text=key):
+        if addresses.parse(found.email).key == key:
             return found.id
     raise InvitationNotFound(f"{which} has no pending invitation: see `rolecall invitations list --state all`.")

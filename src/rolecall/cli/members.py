@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from rolecall import addresses
 from rolecall.cli import output
 from rolecall.cli.opening import Json, open_client, plain
 from rolecall.errors import MemberNotFound
@@ -79,7 +80,7 @@ def remove(who: Who, json: Json = False) -> None:
 def leave(yes: Yes = False) -> None:
     """Leave the organization yourself; your tokens and sessions are dead at once."""
     if not yes:
-        typer.confirm("Leave the organization, for good?", abort=True, err=True)
+        output.confirm("Leave the organization, for good?")
     with open_client() as client:
         client.members.leave()
     output.say("You are no member any more.")
@@ -89,7 +90,8 @@ def _user_id(client: "Client", who: str) -> str:
     """The id of the member with this address; an id is one already. Raises `MemberNotFound`."""
     if "@" not in who:
         return who
-    for member in client.members.list(text=who):
-        if member.email.lower() == who.lower():
+    key = addresses.parse(who).key
+    for member in client.members.list(text=key):
+        if addresses.parse(member.email).key == key:
             return member.user_id
     raise MemberNotFound(f"{who} is no member: see who is with `rolecall members list`.")

@@ -7,17 +7,20 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
+import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from rolecall.domain import Explanation
+from rolecall.errors import CallFailed
 
 __all__ = [
     "ALLOW",
     "DENY",
     "ERROR",
     "compact",
+    "confirm",
     "day",
     "print_csv",
     "print_explanation",
@@ -79,7 +82,8 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str
         table.add_row(*row)
     # A file or pipe has no width: nothing is folded there.
     console = Console(markup=False, emoji=False, highlight=False, width=None if terminal else 10_000)
-    if console.measure(table).maximum <= console.width:
+    # A console measures no wider than itself.
+    if Console(width=10_000).measure(table).maximum <= console.width:
         console.print(table)
         return
     for row in kept:
@@ -93,6 +97,12 @@ def progress(items: Sequence[T], what: str) -> Iterable[T]:
     if len(items) < 2 or not sys.stderr.isatty():
         return items
     return track(items, description=what, console=Console(stderr=True))
+
+
+def confirm(question: str) -> None:
+    """Ask the person. Raises `CallFailed` where they, or a program, don't say yes."""
+    if not typer.confirm(question, err=True):
+        raise CallFailed("Nothing was done. A program says --yes.")
 
 
 def short_time(text: str | None) -> str:

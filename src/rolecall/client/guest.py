@@ -28,7 +28,10 @@ class Guest:
         ca_file: Path | str | None = None,
         plaintext: bool | None = None,
     ) -> None:
-        """As for `Client`, without a token. Raises `ConfigError` where the address is none."""
+        """As for `Client`, without a token; only `request_sign_in` needs the organization.
+
+        Raises `ConfigError` where the address is none.
+        """
         self._connection = connect(address, "", organization, timeout, ca_file, plaintext)
         self._sessions = SessionServiceStub(self._connection.channel)
         self._invitations = InvitationServiceStub(self._connection.channel)
@@ -47,9 +50,7 @@ class Guest:
 
     def accept_invitation(self, secret: str, *, display_name: str = "") -> invitation_pb2.AcceptInvitationResponse:
         """Become a member by the secret of an invitation's mail."""
-        request = invitation_pb2.AcceptInvitationRequest(
-            organization=self._connection.organization, secret=secret, display_name=display_name
-        )
+        request = invitation_pb2.AcceptInvitationRequest(secret=secret, display_name=display_name)
         return self._connection.call(self._invitations.AcceptInvitation, request)
 
     def request_sign_in(self, email: str) -> None:
@@ -59,5 +60,5 @@ class Guest:
 
     def sign_in(self, secret: str) -> session_pb2.SignInResponse:
         """Open a session by the secret of that mail."""
-        request = session_pb2.SignInRequest(organization=self._connection.organization, secret=secret)
+        request = session_pb2.SignInRequest(secret=secret)
         return self._connection.call(self._sessions.SignIn, request)

@@ -87,15 +87,18 @@ class Sender:
         waiting = list(mails)
         try:
             with self._transport.session() as send:
-                while waiting and time.monotonic() < held_until:
-                    self._send(waiting[0], send)
-                    waiting.pop(0)
-        except Unreachable:
-            # None of them is to blame.
+                while waiting and time.monotonic() < held_until and not self._stopped.is_set():
+                    mail = waiting.pop(0)
+                    try:
+                        self._send(mail, send)
+                    except Unreachable:
+                        waiting.append(mail)
+                        raise
+        finally:
+            # What wasn't offered is to blame for nothing, and anybody's again.
             for mail in waiting:
-                self._postpone(mail, LOOK_SECONDS, mail.attempts - 1)
-            raise
-        return len(mails)
+                self._postpone(mail, 0, mail.attempts - 1)
+        return len(mails) - len(waiting)
 
     def _send(self, mail: Mail, send: Send) -> None:
         """Send one mail, and put down what became of it."""

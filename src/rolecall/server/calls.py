@@ -193,8 +193,10 @@ class Calls:
             error = Internal(f"The server failed: its log says more under the request id {request_id}.")
         elif isinstance(error, StorageUnavailable | Internal):
             self._log_outage(error, request_id)
-        elif caller and method.managing and error.status == "PERMISSION_DENIED":
-            self._denials.note(_denied(method, caller, request, error, request_id))
+        elif caller and method.managing:
+            # Of several things at fault, a refusal is noted though the client is told of another one first.
+            for denial in [each for each in (error, *error.all) if each.status == "PERMISSION_DENIED"][:1]:
+                self._denials.note(_denied(method, caller, request, denial, request_id))
         _log.debug("refused", method=method.name, request_id=request_id, reason=error.reason)
         return status_of(error, request_id)
 

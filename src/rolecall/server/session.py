@@ -22,7 +22,10 @@ class SessionService:
     def RequestSignIn(self, request: pb.RequestSignInRequest, arrival: Arrival) -> pb.RequestSignInResponse:
         """Have a link mailed."""
         if not request.organization:
-            raise InvalidField("organization is not set: say where you want to sign in.", field="organization")
+            raise InvalidField(
+                "organization is not set: say where you want to sign in (--organization, ROLECALL_ORGANIZATION).",
+                field="organization",
+            )
         self._sessions.request_sign_in(arrival, fields.slug(request.organization), request.email)
         return pb.RequestSignInResponse()
 

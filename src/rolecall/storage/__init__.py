@@ -116,6 +116,16 @@ class Storage:
         finally:
             self._writer.release()
 
+    def alone(self, work: Callable[[Transaction], T]) -> T:
+        """What `work` answers while no change of any organization is under way, in any process. Raises as `write`."""
+
+        def locked(tx: Transaction) -> T:
+            if self._postgresql:
+                organizations.lock_all(tx)
+            return work(tx)
+
+        return self.write(locked)
+
     def mutate(self, organization: str, work: Callable[[Transaction], T]) -> T:
         """`write` to one organization: its revision is bumped before `work` begins, and lets one writer in at a time.
 

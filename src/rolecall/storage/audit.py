@@ -260,8 +260,8 @@ def denied_at(
     return last
 
 
-def persons_with(tx: Transaction, organization: str, email: str) -> set[str]:
-    """The ids of those whose address is or was `email`, a key: members, and those whom the log has with it."""
+def persons_with(tx: Transaction, organization: str, email: str, display: str) -> set[str]:
+    """The ids of those whose address is or was this one, by its key and as it is written: members, and in the log."""
     found = set(
         tx.connection.scalars(
             select(members.c.user_id).where(members.c.organization == organization, members.c.email_key == email)
@@ -271,7 +271,7 @@ def persons_with(tx: Transaction, organization: str, email: str) -> set[str]:
     was = select(audit_values.c.person).where(
         audit_values.c.organization == organization,
         audit_values.c.kind == "email",
-        func.lower(audit_values.c.value) == email,
+        func.lower(audit_values.c.value).in_([email, display.lower()]),
     )
     return found | set(tx.connection.scalars(was))
 

@@ -117,14 +117,14 @@ def accepted_by(tx: Transaction, organization: str, user_ids: Collection[str]) -
     return set(tx.connection.scalars(select(invitations.c.id).where(*mine)))
 
 
-def forget(tx: Transaction, organization: str, invitation_ids: Collection[str]) -> None:
-    """Erase the addresses of those of these invitations that are no longer pending."""
+def forget(tx: Transaction, organization: str, invitation_ids: Collection[str], at: int) -> None:
+    """Erase the addresses of those of these invitations that can't be accepted at `at`, nor ever again."""
     tx.connection.execute(
         update(invitations)
         .where(
             invitations.c.organization == organization,
             invitations.c.id.in_(invitation_ids),
-            invitations.c.state != InvitationState.PENDING.value,
+            or_(invitations.c.state != InvitationState.PENDING.value, invitations.c.expire_time <= at),
         )
         .values(email=ERASED, email_key="")
     )

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Executable, Row, bindparam, func, insert, select, update
+from sqlalchemy import Executable, Row, bindparam, func, insert, select, text, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from rolecall.domain import Organization
@@ -19,6 +19,7 @@ __all__ = [
     "census",
     "exists",
     "get",
+    "lock_all",
     "owner_count",
     "record_change",
     "rename",
@@ -114,6 +115,11 @@ def bump(tx: Transaction, organization: str) -> int:
     if revision is None:
         raise OrganizationNotFound.named(organization)
     return revision
+
+
+def lock_all(tx: Transaction) -> None:
+    """Wait for every change that is under way, and let none begin before the transaction ends. PostgreSQL only."""
+    tx.connection.execute(text("LOCK TABLE organizations IN SHARE MODE"))
 
 
 def record_change(tx: Transaction, organization: str, kind: str, key: str) -> None:
