@@ -134,8 +134,7 @@ class Mutations:
             except RolecallError as error:
                 # What the first of repeated requests did may be what is in its way now.
                 if request.request_id and error.status in ("NOT_FOUND", "ALREADY_EXISTS"):
-                    with suppress(RequestIdReused):
-                        _require_new(moment.tx, request, moment.at, answers)
+                    _require_new(moment.tx, request, moment.at, answers)
                 raise
 
         def work(tx: Transaction) -> T:

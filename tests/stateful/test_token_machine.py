@@ -692,9 +692,10 @@ class TokenMachine(RuleBasedStateMachine):
         if key[2]:
             self.repeatable.append((by.cred, method, request))
         expected = self._verdict(by, method, request)
-        if not expected and first is not None and first[0] != body:
-            expected = "REQUEST_ID_REUSED"
-        elif not expected and first is None:
+        if first is not None and expected in ("", "TOKEN_NOT_FOUND"):
+            # What the first one was answered comes before what has become of the token since.
+            expected = "" if first[0] == body else "REQUEST_ID_REUSED"
+        elif not expected:
             expected = self._late_verdict(by.cred, method, request)
         unchanged = bool(expected or first or (method == "DeleteToken" and self._find(request.id).deleted))
         before = self.storage.read(self._rows) if unchanged else ""
