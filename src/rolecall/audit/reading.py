@@ -34,31 +34,26 @@ def _readable(tx: Transaction, organization: str, stored: list[Stored]) -> list[
 
 
 def _entry(stored: Stored, values: dict[tuple[int, int], str]) -> AuditEntry:
-    details = _filled(json.loads(stored.details), stored.sequence, values)
+    """The entry with each commitment replaced by what it stands for."""
+
+    def filled(part: dict[str, Any]) -> Any:
+        if part.keys() == PLACEHOLDER:
+            return values.get((stored.sequence, part["private"]), ERASED)
+        return part
+
+    details = json.loads(stored.details, object_hook=filled)
     return AuditEntry(**{**stored._asdict(), "details": details})
-
-
-def _filled(value: Any, sequence: int, values: dict[tuple[int, int], str]) -> Any:
-    """The details with each commitment replaced by what it stands for."""
-    if isinstance(value, dict):
-        if value.keys() == PLACEHOLDER:
-            return values.get((sequence, value["private"]), ERASED)
-        return {key: _filled(item, sequence, values) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_filled(item, sequence, values) for item in value]
-    return value
 
 
 def commitments(details: str) -> dict[int, tuple[str, str]]:
     """Whose each personal value in an entry's stored details is, and the commitment to it, by its number."""
     found: dict[int, tuple[str, str]] = {}
-    todo = [json.loads(details)] if '"sha256"' in details else []
-    while todo:
-        value = todo.pop()
-        if isinstance(value, dict):
-            if value.keys() == PLACEHOLDER:
-                found[value["private"]] = (value["person"], value["sha256"])
-            todo.extend(value.values())
-        elif isinstance(value, list):
-            todo.extend(value)
+
+    def note(part: dict[str, Any]) -> None:
+        if part.keys() == PLACEHOLDER:
+            found[part["private"]] = (part["person"], part["sha256"])
+
+    # Most entries are about nobody.
+    if '"sha256"' in details:
+        json.loads(details, object_hook=note)
     return found
