@@ -8,11 +8,9 @@ with Client() as rolecall:  # ROLECALL_ADDRESS, ROLECALL_TOKEN, ROLECALL_ORGANIZ
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from rolecall.client import convert
-from rolecall.client.connection import PAGE_SIZE, connect
+from rolecall.client.connection import PAGE_SIZE, Connected, connect
 from rolecall.client.guest import Guest
 from rolecall.client.management import (
     AuditClient,
@@ -34,7 +32,7 @@ from rolecall.v1.policy_pb2_grpc import PolicyServiceStub
 __all__ = ["Client", "Guest", "audit_filter", "plain"]
 
 
-class Client:
+class Client(Connected):
     """A connection to a Rolecall server. Threads may share it.
 
     `tokens`, `session`, `organization`, `members`, `invitations` and `audit` manage what their names say, for whoever
@@ -60,7 +58,7 @@ class Client:
         token = token or os.environ.get(f"{PREFIX}TOKEN", "")
         if not token:
             raise ConfigError("There is no token to present: set ROLECALL_TOKEN to one.")
-        self._connection = connect(address, token, organization, timeout, ca_file, plaintext)
+        super().__init__(connect(address, token, organization, timeout=timeout, ca_file=ca_file, plaintext=plaintext))
         self._organization = self._connection.organization
         channel = self._connection.channel
         self._authorization = AuthorizationServiceStub(channel)
@@ -71,18 +69,6 @@ class Client:
         self.audit = AuditClient(self._connection)
         self.members = MemberClient(self._connection)
         self.invitations = InvitationClient(self._connection)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._connection.channel.close()
 
     def check(
         self, subject: str, action: str, resource: str, *, explain: bool = False, at_least_revision: int = 0

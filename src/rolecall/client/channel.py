@@ -39,7 +39,7 @@ _SERVICE_CONFIG = json.dumps(
 )
 
 
-def open_channel(address: str, ca_file: Path | str | None, plaintext: bool | None) -> grpc.Channel:  # noqa: FBT001
+def open_channel(address: str, ca_file: Path | str | None, *, plaintext: bool | None) -> grpc.Channel:
     """A channel to `address`; connects when the first call is made. Raises `ConfigError`."""
     try:
         host, _ = split_address(address)

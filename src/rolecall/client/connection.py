@@ -4,7 +4,8 @@ import os
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 import grpc
 
@@ -13,7 +14,7 @@ from rolecall.client.channel import open_channel
 from rolecall.config import PREFIX, unknown_variables
 from rolecall.errors import CallFailed, ConfigError, InvalidField
 
-__all__ = ["PAGE_SIZE", "Connection", "connect", "pick"]
+__all__ = ["PAGE_SIZE", "Connected", "Connection", "connect", "pick"]
 
 PAGE_SIZE = 1000
 DEFAULT_ADDRESS = "127.0.0.1:50051"
@@ -62,13 +63,33 @@ class Connection:
             raise convert.error(error, self._address) from error
 
 
+class Connected:
+    """What holds a connection; `with` closes it at the end."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.channel.close()
+
+
 def connect(
     address: str | None,
     token: str,
     organization: str | None,
+    *,
     timeout: float,
     ca_file: Path | str | None,
-    plaintext: bool | None,  # noqa: FBT001 - three values, as `Client` has them
+    plaintext: bool | None,
 ) -> Connection:
     """A connection as `Client` describes it; what is None comes from the environment. Raises `ConfigError`."""
     if problems := unknown_variables():
@@ -77,7 +98,7 @@ def connect(
     if not token.isascii() or not token.isprintable() or " " in token:
         raise ConfigError("The token is malformed: it holds a blank, a line break or another stray character.")
     organization = organization or os.environ.get(f"{PREFIX}ORGANIZATION", "")
-    channel = open_channel(address, ca_file or os.environ.get(f"{PREFIX}CA_FILE"), plaintext)
+    channel = open_channel(address, ca_file or os.environ.get(f"{PREFIX}CA_FILE"), plaintext=plaintext)
     return Connection(channel, address, token, organization, timeout)
 
 

@@ -1,10 +1,8 @@
 """For people without a token yet: accepting an invitation, signing in."""
 
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from rolecall.client.connection import connect
+from rolecall.client.connection import Connected, connect
 from rolecall.v1 import invitation_pb2, session_pb2
 from rolecall.v1.invitation_pb2_grpc import InvitationServiceStub
 from rolecall.v1.session_pb2_grpc import SessionServiceStub
@@ -12,7 +10,7 @@ from rolecall.v1.session_pb2_grpc import SessionServiceStub
 __all__ = ["Guest"]
 
 
-class Guest:
+class Guest(Connected):
     """A connection to a Rolecall server that presents no credential. Threads may share it.
 
     Every method raises `RolecallError`, and `ValueError` for what no message can hold. None is tried again by itself:
@@ -32,21 +30,9 @@ class Guest:
 
         Raises `ConfigError` where the address is none.
         """
-        self._connection = connect(address, "", organization, timeout, ca_file, plaintext)
+        super().__init__(connect(address, "", organization, timeout=timeout, ca_file=ca_file, plaintext=plaintext))
         self._sessions = SessionServiceStub(self._connection.channel)
         self._invitations = InvitationServiceStub(self._connection.channel)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._connection.channel.close()
 
     def accept_invitation(self, secret: str, *, display_name: str = "") -> invitation_pb2.AcceptInvitationResponse:
         """Become a member by the secret of an invitation's mail."""
