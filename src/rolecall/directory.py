@@ -132,7 +132,7 @@ class Directory:
             if subject in standings.found:
                 self._note_live(subject.value, subject.digest)
             else:
-                self._guesses.failed(asker)
+                self._guesses.count(asker)
         return standings
 
     def flush_uses(self) -> None:
@@ -170,7 +170,7 @@ class Directory:
         finally:
             self._queue.release()
         if held is _NOBODY:
-            self._peers.failed(peer)
+            self._peers.count(peer)
         return held
 
     def _fill(self, presented: Presented) -> Held:

@@ -8,6 +8,7 @@ from rolecall.audit import Private
 from rolecall.domain import Caller, Delivery, Invitation, InvitationState, LinkKind, Page, now
 from rolecall.errors import InvitationAccepted, InvitationExpired, InvitationNotFound
 from rolecall.invitation_rules import Invitee, read, require_invitable
+from rolecall.limits import Limit
 from rolecall.live_policy import LivePolicy
 from rolecall.mutations import Attempt, Done, Moment, Mutations, Unchanged, require_etag
 from rolecall.pages import Pages
@@ -55,6 +56,8 @@ class Invitations:
         self._storage = storage
         self._live = live
         self._pages = pages
+        # Nobody's mailbox is to be flooded.
+        self._resent = Limit("mails of one invitation", rate=1 / 60, burst=3)
 
     def create(self, attempt: Attempt, entries: Sequence[tuple[str, str]], *, validate_only: bool) -> Invited:
         """Invite (address, role) pairs, all or nobody. Raises `BatchSize`, or with all that is bad:
@@ -110,7 +113,8 @@ class Invitations:
     def resend(self, attempt: Attempt, invitation_id: str, etag: str) -> Renewed:
         """Mail a new secret with a new expiry; the caller vouches for it now.
 
-        Raises `InvitationNotFound`, `InvitationAccepted`, `InvitationExpired`, `EtagMismatch`, and as `create`.
+        Raises `InvitationNotFound`, `InvitationAccepted`, `InvitationExpired`, `EtagMismatch`, `RateLimited`, and as
+        `create`.
         """
 
         def effect(moment: Moment, before: Invitation) -> Done[Renewed]:
@@ -130,6 +134,7 @@ class Invitations:
                     )
                 case InvitationState.PENDING:
                     require_etag(etag, before.etag)
+                    self._resent.require(before.id)
             renewed = replace(
                 before,
                 inviter=moment.caller.actor,
@@ -141,6 +146,7 @@ class Invitations:
             )
             rows.renew(moment.tx, renewed)
             _mail(moment, [renewed])
+            self._resent.count(before.id)
             return Done(Renewed(renewed, moment.tx.revision), f"invitation:{before.id}", {"after": _described(renewed)})
 
         return self._mutations.run(attempt, Renewed, lambda moment: _handled(moment, invitation_id), effect)

@@ -66,7 +66,8 @@ class Sessions:
         self._limits = {
             # Few for one address, so that nobody's mailbox is flooded.
             "address": Limit("sign-in mails for one address", rate=1 / 300, burst=3),
-            "peer": Limit("sign-in mails from one machine", rate=1 / 10, burst=30),
+            # More for one machine: a gateway or a product's own backend asks for all its people.
+            "peer": Limit("sign-in mails from one machine", rate=1, burst=60),
             "organization": Limit("sign-in mails for one organization", rate=2, burst=200),
         }
         self._quiet_until = 0.0
@@ -88,7 +89,7 @@ class Sessions:
                 _log.warning("no sign-in mail", organization=organization, peer=arrival.peer, error=error.message)
             return
         for name, key in keys.items():
-            self._limits[name].failed(key)
+            self._limits[name].count(key)
         at = now()
         request = SignInRequest(credentials.new_id(), organization, address.key, at + LINK_LIFE)
 
@@ -153,7 +154,8 @@ class Sessions:
 
 
 def open_session(tx: Transaction, member: Member, at: int) -> Entrance:
-    """A new session of the member. Leaves the audit log to the caller."""
+    """A new session of the member, whose ended ones go. Leaves the audit log to the caller."""
+    credential_rows.prune_sessions(tx, member.organization, member.user_id, at)
     minted = credentials.mint(CredentialKind.SESSION)
     expire_time = at + SESSION_LIFE
     new = NewCredential(
@@ -166,6 +168,6 @@ def open_session(tx: Transaction, member: Member, at: int) -> Entrance:
 def _no_link() -> UnauthenticatedCredential:
     return UnauthenticatedCredential(
         "The secret is none that signs anybody in: it was used, or mailed more than 15 minutes ago, or is not whole."
-        " Ask for another mail with RequestSignIn, or `rolecall sign-in ADDRESS`.",
+        " Ask for another mail with RequestSignIn.",
         field="secret",
     )

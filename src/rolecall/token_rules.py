@@ -76,7 +76,7 @@ def require_restriction(moment: Moment, restriction: Restriction, role: str) -> 
         words = f"`{wanted.resource} {wanted.action}`"
         if not policy.speaks_of(wanted.resource, wanted.action):
             raise InvalidField(
-                f"The policy has no rule on {words}: see what there is with ListRoles, or `rolecall policy matrix`.",
+                f"The policy has no rule on {words}: see what there is with ListRoles.",
                 field=field,
             )
         if not of_caller.covers(wanted):

@@ -79,9 +79,9 @@ def main() -> None:
         if error.all:
             output.say(f"error: {len(error.all)} things are wrong, so nothing was done:")
             for problem in error.all:
-                output.say(f"  {problem.message}")
+                output.say(f"  {output.in_commands(problem.message)}")
         else:
-            output.say(f"error: {error.message}{hint}")
+            output.say(f"error: {output.in_commands(error.message)}{hint}")
         sys.exit(output.ERROR)
     except BrokenPipeError:
         # Whoever read our output has enough of it; Python must not complain when it flushes the rest.

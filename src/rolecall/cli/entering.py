@@ -1,14 +1,21 @@
 """`rolecall accept` and `rolecall sign-in`: from a mailed secret to a session. No secret is ever an argument."""
 
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from rolecall.cli import output
 from rolecall.cli.opening import Json, open_guest, plain
+from rolecall.errors import UnauthenticatedCredential
+
+if TYPE_CHECKING:
+    from rolecall.client import Guest
 
 __all__ = ["accept", "sign_in"]
+
+# How often a person may paste a secret.
+PASTES = 3
 
 
 def accept(
@@ -34,7 +41,17 @@ def sign_in(
             if not sys.stdin.isatty():
                 output.say("Give the secret to `rolecall sign-in`, without an address.")
                 return
-        _show(plain(guest.sign_in(_read_secret())), json)
+        _show(_signed_in(guest), json)
+
+
+def _signed_in(guest: "Guest") -> dict[str, Any]:
+    """The session. A person at a terminal may paste again where what they pasted signs nobody in."""
+    for _ in range(PASTES - 1 if sys.stdin.isatty() else 0):
+        try:
+            return plain(guest.sign_in(_read_secret()))
+        except UnauthenticatedCredential as error:
+            output.say(f"{output.in_commands(error.message)} Or paste it once more.")
+    return plain(guest.sign_in(_read_secret()))
 
 
 def _read_secret() -> str:

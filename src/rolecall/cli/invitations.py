@@ -83,6 +83,7 @@ def list_invitations(
     wanted = "" if state is State.ALL else state.value
     with open_client() as client:
         found = [plain(item) for item in client.invitations.list(state=wanted, role=role, text=text)]
+        inviters = {actor: _inviter(client, actor) for actor in {item["inviter"] for item in found} if not json}
     if json:
         output.print_json(found)
         return
@@ -92,7 +93,7 @@ def list_invitations(
             item["role"],
             item["state"],
             item["delivery"],
-            item["inviter"],
+            inviters[item["inviter"]],
             output.short_time(item["expire_time"]),
             item["id"],
         )
@@ -121,6 +122,15 @@ def delete(which: Which, json: Json = False) -> None:
         output.print_json(deleted)
     else:
         output.say(f"The invitation of {deleted['invitation']['email']} is withdrawn.")
+
+
+def _inviter(client: "Client", actor: str) -> str:
+    """The address of the member who invited, where the caller may see it; else what the server knows."""
+    kind, _, identifier = actor.partition(":")
+    try:
+        return client.members.get(identifier).email if kind == "user" else actor
+    except RolecallError:
+        return actor
 
 
 def _people(addresses: str, role: str, file: Path | None) -> list[tuple[str, str]]:

@@ -77,12 +77,15 @@ def remove(who: Who, json: Json = False) -> None:
 
 
 @app.command()
-def leave(yes: Yes = False) -> None:
+def leave(yes: Yes = False, json: Json = False) -> None:
     """Leave the organization yourself; your tokens and sessions are dead at once."""
     if not yes:
         output.confirm("Leave the organization, for good?")
     with open_client() as client:
-        client.members.leave()
+        left = plain(client.members.leave())
+    if json:
+        output.print_json(left)
+        return
     output.say("You are no member any more.")
 
 

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
@@ -22,6 +23,7 @@ __all__ = [
     "compact",
     "confirm",
     "day",
+    "in_commands",
     "print_csv",
     "print_explanation",
     "print_json",
@@ -35,6 +37,23 @@ __all__ = [
 
 T = TypeVar("T")
 
+_COMMANDS = {
+    "ChangeMemberRole": "members role",
+    "DeleteInvitation": "invitations delete",
+    "DeleteToken": "tokens delete",
+    "GetMember": "members list",
+    "LeaveOrganization": "members leave",
+    "ListInvitations": "invitations list",
+    "ListMembers": "members list",
+    "ListRoles": "policy matrix",
+    "ListTokens": "tokens list",
+    "RemoveMember": "members remove",
+    "RequestSignIn": "sign-in ADDRESS",
+    "ResendInvitation": "invitations resend",
+    "RotateToken": "tokens rotate",
+}
+_RPC = re.compile(rf"\b({'|'.join(_COMMANDS)})\b")
+
 # Exit codes of everything that decides.
 ALLOW, DENY, ERROR = 0, 1, 2
 
@@ -42,6 +61,11 @@ ALLOW, DENY, ERROR = 0, 1, 2
 def say(text: str) -> None:
     """Tell the person at the terminal."""
     print(text, file=sys.stderr)  # noqa: T201 - this module is where printing happens
+
+
+def in_commands(text: str) -> str:
+    """A server's text with its RPCs as the commands that call them."""
+    return _RPC.sub(lambda found: f"`rolecall {_COMMANDS[found[0]]}`", text)
 
 
 def print_value(text: str) -> None:

@@ -6,12 +6,12 @@ from email.message import EmailMessage
 
 import structlog
 
-from rolecall import addresses
+from rolecall import addresses, credentials
 from rolecall.domain import Delivery, InvitationState, LinkKind, now
 from rolecall.errors import RolecallError, StorageUnavailable, WriteConflict
 from rolecall.links import Links
 from rolecall.mail.letters import Letter, Letters
-from rolecall.mail.transport import Refused, Send, Transport, TryLater, Unreachable
+from rolecall.mail.transport import REPEATED, Refused, Send, Transport, TryLater, Unreachable
 from rolecall.storage import Storage, Transaction
 from rolecall.storage import invitations as invitation_rows
 from rolecall.storage import mails as rows
@@ -132,7 +132,8 @@ class Sender:
             raise
         except Exception as error:
             # The fault is this one's alone: the others must not wait for it.
-            raise TryLater(f"it can't be written: {error}") from error
+            said = str(error)
+            raise TryLater(f"it can't be written: {REPEATED if credentials.holds_one(said) else said}") from error
 
     def _settle(self, mail: Mail, state: Delivery) -> None:
         """An invitation tells what became of its mail; nobody looks after one to sign in."""

@@ -13,10 +13,22 @@ from rolecall import credentials
 from rolecall.config import Settings, is_loopback
 from rolecall.errors import ConfigError
 
-__all__ = ["FolderTransport", "Refused", "SmtpTransport", "Transport", "TryLater", "Unreachable", "transport_for"]
+__all__ = [
+    "REPEATED",
+    "FolderTransport",
+    "Refused",
+    "SmtpTransport",
+    "Transport",
+    "TryLater",
+    "Unreachable",
+    "transport_for",
+]
 
 # For connecting, and for each answer of the mail server.
 TIMEOUT_SECONDS = 15.0
+
+# What is logged of a text that holds a secret.
+REPEATED = "(it repeats a secret)"
 
 
 class Unreachable(Exception):
@@ -49,8 +61,13 @@ class FolderTransport:
     """Writes mails as files that only this user may read."""
 
     def __init__(self, folder: Path) -> None:
-        """It is made when the first mail is written."""
+        """It is made when the first mail is written. Raises `ConfigError` where it is there and open to others."""
         self._folder = folder.absolute()
+        if self._folder.is_dir() and self._folder.stat().st_mode & 0o077:
+            raise ConfigError(
+                f"The mail folder {self._folder}, where secrets land, is open to other users: run `chmod 700"
+                f" {self._folder}`, or choose another with ROLECALL_MAIL_FOLDER."
+            )
         self.where = f"Mails become files in {self._folder}, as no smtp_host is set."
 
     @contextmanager
@@ -166,7 +183,7 @@ def _refusal(code: int, text: bytes | str) -> TryLater | Refused:
 def _said(code: int, text: bytes | str) -> str:
     """A mail server's answer, for the operator; it may repeat the mail."""
     said = text.decode(errors="replace") if isinstance(text, bytes) else text
-    return f"{code} (it repeats a secret)" if credentials.holds_one(said) else f"{code} {said}"[:200]
+    return f"{code} {REPEATED if credentials.holds_one(said) else said}"[:200]
 
 
 def _told(error: Exception) -> str:

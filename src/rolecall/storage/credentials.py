@@ -5,7 +5,7 @@ import json
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from sqlalchemy import ColumnElement, Join, and_, bindparam, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Join, and_, bindparam, delete, func, insert, or_, select, update
 
 from rolecall.credentials import Minted
 from rolecall.domain import Caller, CredentialKind, Effect, Permission, Restriction
@@ -22,6 +22,7 @@ __all__ = [
     "live_holder",
     "live_holders",
     "present_role",
+    "prune_sessions",
     "restriction_of",
     "restriction_text",
     "revoke",
@@ -135,6 +136,18 @@ def revoke(tx: Transaction, organization: str, credential_id: str, at: int) -> b
         return False
     record_change(tx, organization, "credential", credential_id)
     return True
+
+
+def prune_sessions(tx: Transaction, organization: str, user_id: str, before: int) -> None:
+    """Delete the member's sessions that ended before this moment. No mutation: nobody sees a difference."""
+    tx.connection.execute(
+        delete(credentials).where(
+            credentials.c.organization == organization,
+            credentials.c.user_id == user_id,
+            credentials.c.kind == CredentialKind.SESSION.value,
+            credentials.c.expire_time < before,
+        )
+    )
 
 
 def rotate(tx: Transaction, organization: str, minted: Minted, old_until: int) -> None:
