@@ -50,9 +50,9 @@ def test_from_invitation_to_removal(shell: Workspace, sqlite_site: Site) -> None
 
     assert invited.returncode == 0
     assert "2 invited" in invited.stderr
-    assert [row[:3] for row in cells(listed)[1:]] == [
-        ["eve@x.io", "ADMIN", "pending"],
-        ["bob@x.io", "ADMIN", "pending"],
+    assert sorted([*row[:3], row[4]] for row in cells(listed)[1:]) == [
+        ["bob@x.io", "ADMIN", "pending", "ann@acme.io"],
+        ["eve@x.io", "ADMIN", "pending", "ann@acme.io"],
     ]
     assert session.startswith("rcs_")
     assert session not in accepted.stderr
@@ -175,42 +175,63 @@ def test_leaving_is_asked(shell: Workspace, sqlite_site: Site) -> None:
     as_admin = Workspace(shell.folder, {**shell.variables, "ROLECALL_TOKEN": sqlite_site.tokens["ADMIN"]})
 
     stayed = as_admin.run("members", "leave", stdin="n\n")
-    left = as_admin.run("members", "leave", stdin="y\n")
+    left = as_admin.run("members", "leave", "--json", stdin="y\n")
     last = error_of(shell.run("members", "leave", "--yes"))
 
     assert stayed.returncode != 0
-    assert "You are no member any more." in left.stderr
-    assert "give it to a second person first" in last
+    assert json.loads(only_line(left))["revision"] > 1
+    assert "give it to a second person first, with `rolecall members role` or an invitation" in last
 
 
 def test_secret_is_not_shown_at_the_prompt(shell: Workspace, sqlite_site: Site, tmp_path: Path) -> None:
     """In a terminal it is asked for, and what is pasted there doesn't appear."""
     shell.run("invitations", "create", "kim@x.io", "--role", "VIEWER")
     secret = mailed_secret(sqlite_site, "kim@x.io")
+
+    seen, session, code = in_terminal(shell, tmp_path, "accept", secret)
+
+    assert code == 0
+    assert secret not in seen
+    assert session.startswith("rcs_")
+
+
+def test_a_wrong_paste_may_be_mended(shell: Workspace, sqlite_site: Site, tmp_path: Path) -> None:
+    """A person at a terminal is told what was wrong with it, and asked again, three times in all."""
+    shell.run("sign-in", "viewer@acme.io", "--organization", "acme")
+    secret = mailed_secret(sqlite_site, "viewer@acme.io", "rcl")
+
+    seen, session, code = in_terminal(shell, tmp_path, "sign-in", secret[:-1], "x", secret)
+    refused, nothing, failed = in_terminal(shell, tmp_path, "sign-in", "x", "x", "x", secret)
+
+    assert code == 0
+    assert seen.count("paste it once more") == 2
+    assert session.startswith("rcs_")
+    assert (failed, nothing) == (2, "")
+    assert "another mail with `rolecall sign-in ADDRESS`" in " ".join(refused.split())
+
+
+def in_terminal(shell: Workspace, folder: Path, command: str, *pasted: str) -> tuple[str, str, int]:
+    """Run a command in a terminal, pasting at each prompt: what is seen there, its standard output, its exit code."""
     keyboard, terminal = pty.openpty()
-    out = tmp_path / "session"
+    out = folder / "session"
+    waiting = list(pasted)
     # The first terminal that a new session opens is the one that it is controlled from, as a person's is.
-    line = 'exec "$0" accept <"$1" >"$2" 2>"$1"'
+    line = 'exec "$0" "$3" <"$1" >"$2" 2>"$1"'
     process = subprocess.Popen(
-        ["sh", "-c", line, PROGRAM, os.ttyname(terminal), out],
+        ["sh", "-c", line, PROGRAM, os.ttyname(terminal), out, command],
         env=shell.environment,
         cwd=shell.folder,
         start_new_session=True,
     )
     seen = b""
-    pasted = False
     while process.poll() is None or select.select([keyboard], [], [], 0)[0]:
         if select.select([keyboard], [], [], 0.1)[0]:
             seen += os.read(keyboard, 1000)
-        if not pasted and b"secret in the mail: " in seen:
-            os.write(keyboard, secret.encode() + b"\n")
-            pasted = True
+        if waiting and seen.count(b"secret in the mail: ") > len(pasted) - len(waiting):
+            os.write(keyboard, waiting.pop(0).encode() + b"\n")
     os.close(terminal)
     os.close(keyboard)
-
-    assert process.wait(timeout=30) == 0
-    assert secret.encode() not in seen
-    assert out.read_text().startswith("rcs_")
+    return seen.decode(), out.read_text(), process.wait(timeout=30)
 
 
 def test_secret_is_never_an_argument(shell: Workspace) -> None:

@@ -9,6 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from rolecall.cli import app
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -120,14 +123,8 @@ def test_documents_name_commands_that_exist(document: Path) -> None:
             command = command[:1]
         elif command[0] not in ("policy", "tokens", "organizations", "audit", "db", "members", "invitations"):
             continue
-        shown = subprocess.run(
-            [BIN / "rolecall", *command, "--help"],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**environment(), "COLUMNS": "200", "TERM": "dumb"},
-        )
-        assert shown.returncode == 0, (document.name, command)
+        shown = CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+        assert shown.exit_code == 0, (document.name, command)
         for option in re.findall(r"(?<!\S)\[?(--[a-z-]+)", rest):
             assert option in shown.stdout, (document.name, command, option)
 

@@ -12,6 +12,8 @@ from conftest import MakeSite, Site, wait_until
 from mail_servers import secret_in
 from mail_sites import Logs, accept, delivery, hurry, invite, sql
 
+from rolecall.errors import ConfigError
+
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,6 +53,15 @@ def test_a_mail_that_is_written_twice_is_one_file(sqlite_site: Site) -> None:
     wait_until(lambda: before.stat().st_ino != inode)
 
     assert list(folder.iterdir()) == [before]
+
+
+def test_a_folder_that_others_may_enter_is_refused(make_site: MakeSite, sqlite_url: str, tmp_path: Path) -> None:
+    """Secrets land there: the server doesn't start, and says what to do."""
+    folder = tmp_path / "open"
+    folder.mkdir(mode=0o755)
+
+    with pytest.raises(ConfigError, match=f"chmod 700 {folder}"):
+        make_site(sqlite_url, mail_folder=folder)
 
 
 def test_a_folder_that_cannot_be_written_loses_no_mail(

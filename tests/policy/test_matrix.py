@@ -111,6 +111,15 @@ def test_three_role_admin_may_what_the_policy_never_names(three_roles: Policy) -
     assert reasons == [Reason.GRANTED, Reason.UNKNOWN_RESOURCE]
 
 
+def test_a_rule_on_every_action_speaks_of_all(three_roles: Policy, policy: Policy) -> None:
+    """So a token can be restricted to what no row names; where no rule is so wide, only named actions are known."""
+    assert three_roles.speaks_of("organization-tokens", "create")
+    assert three_roles.speaks_of("anything", "imaginable")
+    assert policy.speaks_of("secrets/billing", "view")
+    assert not policy.speaks_of("secrets", "imaginable")
+    assert not policy.speaks_of("anything", "view")
+
+
 @pytest.mark.parametrize(
     ("folder", "roles", "founder"),
     [

@@ -1,7 +1,9 @@
 """AcceptInvitation over gRPC: who is let in, once, and what everybody else is told."""
 
+import time
 import zlib
 
+import grpc
 import pytest
 from conftest import Site, add_member
 from grpc_errors import Told
@@ -119,6 +121,24 @@ def test_a_secret_that_opens_nothing_has_one_answer(site: Site) -> None:
     assert {tuple(one.metadata) for one in said} == {("request_id",)}
     assert (empty.code, empty.reason, empty.field) == (INVALID, "INVALID_FIELD", "secret")
     assert office.knock(Accept(secret=secret, organization="acme")).member.email == "d@x.io"
+
+
+def test_forged_secrets_hold_up_no_good_one(sqlite_site: Site) -> None:
+    """Beyond the peer's limit they cost no look-up, and whoever comes through the same gateway is let in."""
+    office = Office(sqlite_site)
+    made, late = office.invite("OWNER", ("ann@x.io", "VIEWER"), ("bob@x.io", "VIEWER"))
+    change_rows(sqlite_site, tables.invitations, late.id, generation=17)
+    forged = [whole(flipped(office.secret(made), 30 + number % 20)) for number in range(300)]
+    reasons = {office.turned_away(Accept(secret=text)).reason for text in forged}
+    # So often is nobody's mail resent that it counts as one who may have forged it.
+    said = office.turned_away(Accept(secret=office.secret(late, 17)))
+
+    assert reasons == {"INVITATION_NOT_FOUND", "RATE_LIMITED"}
+    assert (said.code, said.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED")
+    assert "try again in 1 s" in said.message
+    assert office.accept(made).member.email == "ann@x.io"
+    time.sleep(1.1)
+    assert office.accept(late, generation=17).member.email == "bob@x.io"
 
 
 def test_an_expired_invitation_is_over(site: Site) -> None:

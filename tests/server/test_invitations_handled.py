@@ -1,7 +1,9 @@
 """Invitations over gRPC that are there: resent, withdrawn, repeated; and who may handle which."""
 
+import re
 import uuid
 
+import grpc
 import pytest
 from conftest import Site
 from google.protobuf.message import Message
@@ -39,6 +41,22 @@ def test_resending_kills_the_older_link(site: Site) -> None:
     assert (stale.code, stale.reason, stale.field) == (ABORTED, "ETAG_MISMATCH", "etag")
     assert office.send("OWNER", Get(id=made.id)).invitation == renewed
     assert office.accept(made, generation=2).member.role == "VIEWER"
+
+
+def test_nobodys_mailbox_is_flooded(site: Site) -> None:
+    """Beyond three resendings at once it is RATE_LIMITED, with how long to wait, and the newest secret works on."""
+    office = Office(site)
+    made, other = office.invite("OWNER", ("ann@x.io", "VIEWER"), ("bob@x.io", "VIEWER"))
+    for _ in range(3):
+        office.send("OWNER", Resend(id=made.id))
+    with nothing_written(site):
+        said = office.refused("ADMIN", Resend(id=made.id))
+
+    assert (said.code, said.reason) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "RATE_LIMITED")
+    assert re.search(r"try again in \d\d s", said.message)
+    assert "one in 60 seconds" in said.message
+    assert office.send("ADMIN", Resend(id=other.id)).invitation.id == other.id
+    assert office.accept(made, generation=4).member.email == "ann@x.io"
 
 
 def test_only_the_newest_of_queued_mails_leaves(site: Site) -> None:

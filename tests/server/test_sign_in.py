@@ -12,6 +12,7 @@ from test_tokens import (
     found_other,
     id_of,
     nothing_written,
+    put_credential,
     rows_of,
     until,
 )
@@ -262,6 +263,22 @@ def test_a_role_that_changed_meanwhile_is_the_sessions(site: Site) -> None:
     # A session past its end is dead.
     change_rows(site, tables.credentials, id_of(answer.session.secret), expire_time=now())
     until(lambda: office.code(answer.session.secret, WhoAmI()) is UNAUTHENTICATED)
+
+
+def test_ended_sessions_are_cleared_away(site: Site) -> None:
+    """The member's own, when another one opens; those that live, and tokens that ended, stay."""
+    office, viewer = Office(site), site.members["VIEWER"]
+    old, live = (office.knock(SignIn(secret=delivered(office, "viewer@acme.io"))).session for _ in range(2))
+    others = office.knock(SignIn(secret=delivered(office, "admin@acme.io"))).session
+    token = put_credential(site, viewer.user_id)
+    for secret in (old.secret, others.secret, token):
+        change_rows(site, tables.credentials, id_of(secret), expire_time=now() - 1)
+    new = office.knock(SignIn(secret=delivered(office, "viewer@acme.io"))).session
+    kept = {row[0] for row in rows_of(site.storage)["credentials"]}
+
+    assert {id_of(one) for one in (live.secret, others.secret, token, new.secret)} <= kept
+    assert id_of(old.secret) not in kept
+    assert office.code(live.secret, WhoAmI()) is office.code(new.secret, WhoAmI()) is OK
 
 
 def test_the_server_mails_the_link_itself(sqlite_site: Site) -> None:

@@ -235,6 +235,8 @@ class Rules:
         self.may = read_policy(file)
         self.roles = list(self.may)
         self.types, self.actions = words([self.may])
+        # What it says anything about, whatever the action.
+        self.starred = {resource for held in self.may.values() for resource, action in held if action == "*"}
         types, actions = words([self.may, read_policy(SHIPPED)])
         resources = [*types, *(f"{kind}/billing" for kind in types), *STRANGE]
         self.universe = [(resource, action) for resource in resources for action in [*actions, "zzz"]]
@@ -332,6 +334,8 @@ class Rules:
 
     def is_named(self, pattern: Pattern) -> bool:
         """Whether the policy speaks of such a thing at all."""
+        if any(covers(resource, pattern[0]) for resource in self.starred):
+            return True
         kind = pattern[0].partition("/")[0]
         return any(covers(kind, known) for known in self.types) and pattern[1] in (*self.actions, "*")
 

@@ -132,11 +132,13 @@ class Policy:
 
     def speaks_of(self, resource: str, action: str) -> bool:
         """Whether rules name the type of the resource pattern, and the action; one on every action names them all."""
+        if covering(self._starred, resource, resource):
+            return True
         kind, slash, _ = resource.partition("/")
         known = kind in self.resource_types or bool(covering(self._types, kind, kind))
         if not slash and kind.endswith("*"):
             known = any(name.startswith(kind[:-1]) for name in self.resource_types)
-        return known and (action == "*" or action in self.actions or bool(covering(self._starred, resource, resource)))
+        return known and (action == "*" or action in self.actions)
 
     def roles_that_may(self, action: str, resource: str) -> tuple[str, ...]:
         """The roles that are allowed it, in file order."""
