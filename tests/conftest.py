@@ -14,6 +14,7 @@ from pathlib import Path
 
 import grpc
 import pytest
+import structlog
 from hypothesis import settings as hypothesis_settings
 from postgres import PostgresServer, find_postgres
 
@@ -28,6 +29,15 @@ from rolecall.storage import members as member_rows
 
 ROOT = Path(__file__).parent.parent
 CI = os.environ.get("CI") == "true"
+# Without this, each traceback is drawn with all its frames' variables, which takes a second.
+structlog.configure(
+    processors=[
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="%H:%M:%S"),
+        structlog.processors.ExceptionRenderer(),
+        structlog.dev.ConsoleRenderer(colors=False),
+    ]
+)
 POSTGRES_URL = "TEST_POSTGRES_URL"
 
 hypothesis_settings.register_profile("default", deadline=None, print_blob=True)
