@@ -27,7 +27,7 @@ class Acceptance:
         self._mutations = mutations
         self._storage = storage
         self._links = links
-        # Strangers can forge well-formed secrets, as the checksum is public; each costs a look-up.
+        # What none of the early generations is may be forged, and costs a look-up.
         self._peers = Limit("secrets that open no invitation", rate=20, burst=200)
 
     def accept(self, arrival: Arrival, organization: str, secret: str, display_name: str) -> Entrance:
