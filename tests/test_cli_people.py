@@ -89,10 +89,30 @@ def test_every_bad_entry_of_a_file_is_named(shell: Workspace, sqlite_site: Site)
     assert refused.stdout == ""
     first, *rest = refused.stderr.splitlines()
     assert first == "error: 3 things are wrong, so nothing was done:"
-    assert rest[0].startswith("  ann@acme.io (number 2): ann@acme.io is a member already")
-    assert rest[1].startswith("  nobody (number 3): The address is not valid")
-    assert rest[2].startswith("  lee@x.io (number 4): The policy has no role `NOPE`")
+    assert rest[0].startswith("  ann@acme.io (people.csv:3): ann@acme.io is a member already")
+    assert rest[1].startswith("  nobody (people.csv:4): The address is not valid")
+    assert rest[2].startswith("  lee@x.io (people.csv:5): The policy has no role `NOPE`")
     assert cells(shell.run("invitations", "list", "--state", "all"))[1:] == []
+
+
+def test_nobody_is_no_list(shell: Workspace) -> None:
+    """A program whose list came out empty must notice."""
+    assert "There is no address" in error_of(shell.run("invitations", "create", ",,", "--role", "VIEWER"))
+
+
+def test_what_is_no_text_is_refused(shell: Workspace) -> None:
+    """Bytes that are no UTF-8, without a traceback."""
+    process = subprocess.run(
+        [PROGRAM, "invitations", "create", b"\xff@x.io", "--role", "VIEWER"],
+        env=shell.environment,
+        cwd=shell.folder,
+        capture_output=True,
+        check=False,
+    )
+
+    assert process.returncode == 2
+    assert b"no UTF-8 text" in process.stderr
+    assert b"Traceback" not in process.stderr
 
 
 @pytest.mark.parametrize(
@@ -111,15 +131,17 @@ def test_file_that_is_none(shell: Workspace, content: str, said: str) -> None:
 
 
 def test_long_list_is_invited_in_parts(shell: Workspace, sqlite_site: Site) -> None:
-    """450 people are three calls; one bad entry in the last part keeps all from being invited."""
+    """450 people are three calls; bad entries in any part are named, and keep all from being invited."""
     good = [f"person{number}@x.io,VIEWER" for number in range(450)]
-    (shell.folder / "bad.csv").write_text("\n".join([*good, "bad,VIEWER"]))
+    (shell.folder / "bad.csv").write_text("\n".join(["first,VIEWER", *good, "bad,VIEWER", "person7@x.io,ADMIN"]))
     (shell.folder / "good.csv").write_text("\n".join(good))
 
-    refused = error_of(shell.run("invitations", "create", "--file", "bad.csv", "--yes"))
+    refused = shell.run("invitations", "create", "--file", "bad.csv", "--yes")
     made = shell.run("invitations", "create", "--file", "good.csv", "--yes", "--json")
 
-    assert "bad (number 451): The address is not valid" in refused
+    assert "bad (bad.csv:452): The address is not valid" in refused.stderr
+    assert "first (bad.csv:1): The address is not valid" in refused.stderr
+    assert "person7@x.io (bad.csv:453) is the same address as person7@x.io (bad.csv:9)" in refused.stderr
     assert len(json.loads(only_line(made))) == 450
     with Client(sqlite_site.address, sqlite_site.tokens["OWNER"]) as client:
         assert sum(1 for _ in client.invitations.list(state="pending")) == 450
@@ -130,10 +152,13 @@ def test_who_gets_which_role_is_shown_and_asked(shell: Workspace, sqlite_site: S
     (shell.folder / "people.csv").write_text("kim@x.io,VIEWER\nlee@x.io,OWNER\n")
 
     refused = shell.run("invitations", "create", "--file", "people.csv", stdin="n\n")
+    nobody = shell.run("invitations", "create", "--file", "people.csv", stdin="")
     none = cells(shell.run("invitations", "list"))
     made = shell.run("invitations", "create", "--file", "people.csv", stdin="y\n")
 
-    assert refused.returncode != 0
+    for asked in (refused, nobody):
+        assert asked.returncode == 2
+        assert "A program says --yes." in asked.stderr
     assert none[1:] == []
     assert cells(made)[1:] == [["kim@x.io", "VIEWER"], ["lee@x.io", "OWNER"]]
     assert "2 invited" in made.stderr
@@ -152,7 +177,7 @@ def test_resent_and_withdrawn_by_address(shell: Workspace, sqlite_site: Site) ->
     assert "kim@x.io gets another mail." in resent.stderr
     assert "The secret opens no invitation" in refused
     assert "withdrawn" in deleted.stderr
-    assert "has no pending invitation" in again
+    assert "is withdrawn, and stays so: invite the address anew" in again
 
 
 def test_sign_in_by_mail(shell: Workspace, sqlite_site: Site) -> None:

@@ -45,6 +45,8 @@ class Acceptance:
         if found is None or organization not in ("", found[0].organization) or not self._opens(secret, found[0]):
             if forged:
                 self._peers.count(arrival.peer)
+            if link and link[0] is LinkKind.SIGN_IN:
+                raise InvitationNotFound("That is the secret of a mail to sign in: use SignIn.", field="secret")
             raise _no_secret()
         invitation_id = found[0].id
 

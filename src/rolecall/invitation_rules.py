@@ -1,7 +1,7 @@
 """Who can be invited to what, and whether an invitation still has somebody to vouch for it (requirements, rule 1)."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from rolecall import addresses
 from rolecall.addresses import Address
@@ -24,7 +24,7 @@ from rolecall.storage import invitations as rows
 from rolecall.storage import members as member_rows
 from rolecall.storage import tokens as token_rows
 
-__all__ = ["Invitee", "read", "require_invitable", "require_inviter"]
+__all__ = ["Invitee", "Wanted", "read", "require_invitable", "require_inviter"]
 
 MAX_INVITEES = 200
 MAX_ROLE = 64
@@ -39,8 +39,17 @@ class Invitee:
     role: str
 
 
-def read(entries: Sequence[tuple[str, str]]) -> tuple[list[Invitee], list[RolecallError]]:
-    """The people in (address, role) pairs, and what is malformed. Raises `BatchSize`."""
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is asked for: the people, the well-formed roles by the field in which each stands, and what is malformed."""
+
+    invitees: list[Invitee] = field(default_factory=list)
+    roles: dict[str, str] = field(default_factory=dict)
+    malformed: list[RolecallError] = field(default_factory=list)
+
+
+def read(entries: Sequence[tuple[str, str]]) -> Wanted:
+    """The people in (address, role) pairs. Raises `BatchSize`."""
     if not 1 <= len(entries) <= MAX_INVITEES:
         raise BatchSize(
             f"invitations has {len(entries)} people; it must have 1 to {MAX_INVITEES}: split it, or invite somebody.",
@@ -48,25 +57,24 @@ def read(entries: Sequence[tuple[str, str]]) -> tuple[list[Invitee], list[Roleca
             size=str(len(entries)),
             maximum=str(MAX_INVITEES),
         )
-    invitees: list[Invitee] = []
-    malformed: list[RolecallError] = []
+    wanted = Wanted()
     for number, (email, role) in enumerate(entries):
-        field = f"invitations[{number}]"
-        well_formed = 1 <= len(role) <= MAX_ROLE
-        if not well_formed:
-            message = f"role has {len(role)} characters: name one of the policy's roles, as ListRoles shows them."
-            malformed.append(InvalidField(message, field=f"{field}.role"))
-        try:
-            address = addresses.parse(email, f"{field}.email")
-        except InvalidField as error:
-            malformed.append(error)
+        place = f"invitations[{number}]"
+        if 1 <= len(role) <= MAX_ROLE:
+            wanted.roles[f"{place}.role"] = role
         else:
-            if well_formed:
-                invitees.append(Invitee(field, address, role))
-    return invitees, malformed
+            message = f"role has {len(role)} characters: name one of the policy's roles, as ListRoles shows them."
+            wanted.malformed.append(InvalidField(message, field=f"{place}.role"))
+        try:
+            address = addresses.parse(email, f"{place}.email")
+        except InvalidField as error:
+            wanted.malformed.append(error)
+        else:
+            wanted.invitees.append(Invitee(place, address, role))
+    return wanted
 
 
-def require_invitable(moment: Moment, invitees: Sequence[Invitee], malformed: Sequence[RolecallError]) -> None:
+def require_invitable(moment: Moment, wanted: Wanted) -> None:
     """Raise unless the caller may invite all of them now, with everything that is in the way of any of them.
 
     Whoever may not invite at all isn't told who is a member or invited.
@@ -74,17 +82,16 @@ def require_invitable(moment: Moment, invitees: Sequence[Invitee], malformed: Se
     try:
         require_any(moment.policy, moment.caller, "invite")
     except PermissionMissing as missing:
-        raise (combined(malformed) if malformed else missing) from None
-    problems = [*malformed, *_beyond(moment, invitees), *_taken(moment, invitees)]
+        raise (combined(wanted.malformed) if wanted.malformed else missing) from None
+    problems = [*wanted.malformed, *_beyond(moment, wanted.roles), *_taken(moment, wanted.invitees)]
     if problems:
         raise combined(sorted(problems, key=_place))
 
 
-def _beyond(moment: Moment, invitees: Sequence[Invitee]) -> list[RolecallError]:
-    """What speaks against their roles."""
-    judged = {role: _judged(moment, role) for role in {invitee.role for invitee in invitees}}
-    found = ((judged[invitee.role], invitee) for invitee in invitees)
-    return [_at(error, f"{invitee.field}.role") for error, invitee in found if error]
+def _beyond(moment: Moment, roles: Mapping[str, str]) -> list[RolecallError]:
+    """What speaks against the roles, by the field in which each stands."""
+    judged = {role: _judged(moment, role) for role in set(roles.values())}
+    return [_at(error, field) for field, role in roles.items() if (error := judged[role])]
 
 
 def _judged(moment: Moment, role: str) -> RolecallError | None:
@@ -121,10 +128,14 @@ def _taken(moment: Moment, invitees: Sequence[Invitee]) -> list[RolecallError]:
 
 def require_inviter(tx: Transaction, policy: Policy, invitation: Invitation, at: int) -> None:
     """Raise `InviterLostRight` unless whoever vouches for the invitation could make it now."""
+    if invitation.role not in policy.roles:
+        raise InviterLostRight(
+            f"There is no role {invitation.role} any more: ask somebody of {invitation.organization} to invite you to"
+            " another one."
+        )
     inviter = _inviter(tx, invitation, at)
     try:
         if inviter is not None:
-            require_known(policy, invitation.role, "role")
             require_handling(policy, inviter, "invite", invitation.role)
             return
     except RolecallError:

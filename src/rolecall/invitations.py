@@ -12,7 +12,7 @@ from rolecall.limits import Limit
 from rolecall.live_policy import LivePolicy
 from rolecall.mutations import Attempt, Done, Moment, Mutations, Unchanged, require_etag
 from rolecall.pages import Pages
-from rolecall.rights import require, require_any, require_handling
+from rolecall.rights import require, require_any, require_handling, require_known
 from rolecall.storage import Storage
 from rolecall.storage import invitations as rows
 from rolecall.storage import mails as mail_rows
@@ -65,15 +65,15 @@ class Invitations:
         `InvalidField`, `UnknownRoleName`, `PermissionMissing`, `RoleBeyondCaller`, `DuplicateInvitation`,
         `AlreadyMember`.
         """
-        invitees, malformed = read(entries)
+        wanted = read(entries)
 
         def effect(moment: Moment, _: None) -> Done[Invited]:
-            made = [_made(moment, invitee) for invitee in invitees]
+            made = [_made(moment, invitee) for invitee in wanted.invitees]
             if validate_only:
                 # The revision that this transaction made goes with it.
                 unmade = (replace(invitation, id="", changed=0, delivery=None) for invitation in made)
                 raise Unchanged(Invited(tuple(unmade), moment.tx.revision - 1))
-            keys = [invitee.address.key for invitee in invitees]
+            keys = [invitee.address.key for invitee in wanted.invitees]
             rows.expire(moment.tx, moment.caller.organization, keys, moment.at)
             rows.add(moment.tx, list(zip(keys, made, strict=True)))
             _mail(moment, made)
@@ -81,9 +81,7 @@ class Invitations:
             details = {"after": [_described(invitation) for invitation in made]}
             return Done(Invited(tuple(made), moment.tx.revision), done_to, details)
 
-        return self._mutations.run(
-            attempt, Invited, lambda moment: require_invitable(moment, invitees, malformed), effect
-        )
+        return self._mutations.run(attempt, Invited, lambda moment: require_invitable(moment, wanted), effect)
 
     def list(self, caller: Caller, state: InvitationState | None, role: str, text: str, page: Page) -> InvitationPage:
         """The invitations that pass the filters, the newest first. Empty takes any.
@@ -113,8 +111,8 @@ class Invitations:
     def resend(self, attempt: Attempt, invitation_id: str, etag: str) -> Renewed:
         """Mail a new secret with a new expiry; the caller vouches for it now.
 
-        Raises `InvitationNotFound`, `InvitationAccepted`, `InvitationExpired`, `EtagMismatch`, `RateLimited`, and as
-        `create`.
+        Raises `InvitationNotFound`, `InvitationAccepted`, `InvitationExpired`, `EtagMismatch`, `RateLimited`,
+        `UnknownRoleName`, and as `create`.
         """
 
         def effect(moment: Moment, before: Invitation) -> Done[Renewed]:
@@ -134,6 +132,7 @@ class Invitations:
                     )
                 case InvitationState.PENDING:
                     require_etag(etag, before.etag)
+                    require_known(moment.policy, before.role, "id")
                     self._resent.require(before.id)
             renewed = replace(
                 before,

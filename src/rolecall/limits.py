@@ -37,6 +37,10 @@ class Limit:
                 f" once are taken, then {often}."
             )
 
+    def has_few(self, key: str, number: float) -> bool:
+        """Whether one more makes at most `number` that are held against the key."""
+        return self._held(key, time.monotonic()) + 1 <= number
+
     def count(self, key: str, times: int = 1) -> None:
         """Hold so many more against the key."""
         at = time.monotonic()

@@ -6,10 +6,11 @@ from typing import Any
 
 from rolecall.audit import Private
 from rolecall.domain import Caller, Member, MemberOrder, Page, Token
-from rolecall.errors import InvalidField, LastOwner, MemberNotFound
+from rolecall.errors import InvalidField, LastOwner, MemberNotFound, PermissionMissing
 from rolecall.live_policy import LivePolicy
 from rolecall.mutations import Attempt, Done, Moment, Mutations, Unchanged, require_etag
 from rolecall.pages import Pages
+from rolecall.policy import few
 from rolecall.rights import require, require_any, require_handling, require_known, require_person
 from rolecall.storage import Storage
 from rolecall.storage import members as rows
@@ -115,6 +116,7 @@ class Members:
         def authorize(moment: Moment) -> Member:
             member = _handled(moment, "remove", user_id)
             if user_id == moment.caller.user_id:
+                _require_owner_beside(moment, member)
                 raise InvalidField("That is you: nobody removes himself, use LeaveOrganization.", field="user_id")
             return member
 
@@ -136,6 +138,14 @@ class Members:
 
         def authorize(moment: Moment) -> None:
             require_person(moment.caller, "leave")
+            role = moment.caller.role
+            if not moment.policy.decide(role, "leave", "organization"):
+                removers = few(moment.policy.roles_that_may("remove", "members"))
+                raise PermissionMissing(
+                    f"The role {role} may not leave by itself: ask somebody who may remove you ({removers}).",
+                    action="leave",
+                    resource="organization",
+                )
             moment.require("leave", "organization")
 
         def effect(moment: Moment, _: None) -> Done[int]:

@@ -30,6 +30,8 @@ SESSION_LIFE = 12 * 60 * 60 * 1_000_000
 LINK_LIFE = 15 * 60 * 1_000_000
 # A request to sign in has one secret only.
 GENERATION = 1
+# So many a machine may have mailed whatever others ask for.
+FEW = 3
 # One line of the log stands for so many seconds of requests beyond the limits.
 QUIET_SECONDS = 10.0
 _log = structlog.get_logger("rolecall.sessions")
@@ -81,7 +83,9 @@ class Sessions:
         keys = {"address": f"{organization} {address.key}", "peer": arrival.peer, "organization": organization}
         try:
             for name, key in keys.items():
-                self._limits[name].require(key)
+                # Strangers who use an organization's share up must not shut out whoever comes from elsewhere.
+                if name != "organization" or not self._limits["peer"].has_few(arrival.peer, FEW):
+                    self._limits[name].require(key)
         except RateLimited as error:
             # Not for every call: strangers must not fill the disk.
             if time.monotonic() >= self._quiet_until:
@@ -106,6 +110,10 @@ class Sessions:
         `organization` is empty, or where the link must lead.
         """
         link = credentials.parse_link(secret)
+        if link and link[0] is LinkKind.INVITATION:
+            raise UnauthenticatedCredential(
+                "That is the secret of an invitation: present it to AcceptInvitation.", field="secret"
+            )
         # What is forged is found out without asking the database.
         if link is None or not self._links.opens(secret, LinkKind.SIGN_IN, link[1], GENERATION):
             raise _no_link()

@@ -13,6 +13,7 @@ from rolecall.client import plain
 from rolecall.domain import LinkKind, now
 from rolecall.errors import InvalidField, MemberNotFound, OrganizationNotFound
 from rolecall.links import Links
+from rolecall.v1 import invitation_pb2
 
 CANARY = "Canary Q. Zeisig"
 
@@ -97,6 +98,27 @@ def test_nobody_can_not_be_erased(site: Site, person: str) -> None:
         audit.erase(site.storage, log_of(site), "acme", person)
 
     assert dump(site) == before
+
+
+def test_whoever_was_invited_in_vain_is_erased(site: Site) -> None:
+    """Expired or pending, one after the other: the address is gone, and a pending invitation is withdrawn."""
+    with Client(site.address, site.tokens["OWNER"]) as owner:
+        people = [(f"er{number}@x.io", "VIEWER") for number in range(4)]
+        made = list(owner.invitations.create(people).invitations)
+        past = "UPDATE invitations SET expire_time = 1 WHERE email_key IN ('er0@x.io', 'er1@x.io')"
+        sql(site, past)
+        for email, _ in people:
+            assert audit.erase(site.storage, log_of(site), "acme", email.upper()) >= 2
+        found = [owner.invitations.get(one.id) for one in made]
+        with pytest.raises(MemberNotFound):
+            audit.erase(site.storage, log_of(site), "acme", "er0@x.io")
+        again = owner.invitations.create(people).invitations
+
+    assert {one.email for one in found} == {"[erased]"}
+    states = [invitation_pb2.InvitationState.Name(one.state).rpartition("_")[2] for one in found]
+    assert states == ["EXPIRED", "EXPIRED", "DELETED", "DELETED"]
+    assert len(again) == 4
+    assert verify(site) == WHOLE
 
 
 def test_nobody_is_erased_twice(site: Site) -> None:

@@ -1,5 +1,6 @@
 """An operator's own templates and link: what works, and that any mistake is told at start."""
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,27 @@ def test_own_templates_stand_in_for_ours(make_site: MakeSite, sqlite_url: str, t
     assert arrived.mail["Subject"] == "acme wants you, VIEWER!"
     assert text_of(arrived.mail, "html").strip() == f"<p>Grüße, ann: {arrived.secret}</p>"
     assert text_of(arrived.mail).startswith("Hello,")
+
+
+@pytest.mark.parametrize("name", ["invitation.txt", "sign_in.html"])
+def test_a_template_without_a_secret_is_none(templates: Path, name: str) -> None:
+    """Whoever got such a mail could do nothing with it; a link holds the secret too."""
+    (templates / name).write_text("Welcome!")
+    with pytest.raises(ConfigError, match=f"{name} holds neither"):
+        Letters(Settings(mail_templates=templates))
+    (templates / name).write_text("{{ link }}")
+    Letters(Settings(mail_templates=templates, link_template="https://app.example.com/{action}#{secret}"))
+
+
+@pytest.mark.parametrize(("listen", "told"), [("127.0.0.1:7", "127.0.0.1:7"), ("rolecall:7", "rolecall:7")])
+def test_mails_tell_where_the_server_is(listen: str, told: str) -> None:
+    """As it listens; whoever listens everywhere is reached by the machine's name."""
+    letter = Letter(LinkKind.INVITATION, "id", "ann@x.io", "acme", "Acme", "secret", 0, "Ann", "VIEWER")
+    said = Letters(Settings(listen=listen)).write(letter).as_string()
+    everywhere = [Letters(Settings(listen=f"{host}:7")).write(letter).as_string() for host in ("0.0.0.0", "[::]")]
+
+    assert told in said
+    assert all(f"{socket.getfqdn()}:7" in mail for mail in everywhere)
 
 
 def test_a_broken_template_is_named_at_start(sqlite_site: Site, templates: Path) -> None:

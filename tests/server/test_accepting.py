@@ -103,15 +103,15 @@ def test_a_secret_that_opens_nothing_has_one_answer(site: Site) -> None:
         *("x", "rci_", "é" * 76, "\0", " " + secret, secret + " ", secret[:-1], secret + "0", secret * 50),
         *(flipped(secret, place) for place in (4, 30, 70, 74)),
         *(whole(flipped(secret, place)) for place in (4, 30, 68)),
-        *(whole(kind + secret[3:]) for kind in ("rcl", "rcp", "rcs", "rco")),
+        *(whole(kind + secret[3:]) for kind in ("rcp", "rcs", "rco")),
         *(office.secret(made, generation) for generation in (0, 2)),
         office.links.secret(LinkKind.INVITATION, credentials.new_id(), 1),
-        office.links.secret(LinkKind.SIGN_IN, made.id, 1),
-        *(link, site.tokens["OWNER"]),
+        site.tokens["OWNER"],
         *(office.secret(one) for one in (resent, gone, used)),
     ]
     assert whole(secret) == secret
     with nothing_written(site):
+        other = office.turned_away(Accept(secret=link))
         said = [office.turned_away(Accept(secret=text)) for text in wrong]
         said += [office.turned_away(Accept(secret=secret, organization=name)) for name in ("other", "nowhere", "ACME")]
         empty = office.turned_away(Accept())
@@ -120,7 +120,24 @@ def test_a_secret_that_opens_nothing_has_one_answer(site: Site) -> None:
     assert len({one.message for one in said}) == 1
     assert {tuple(one.metadata) for one in said} == {("request_id",)}
     assert (empty.code, empty.reason, empty.field) == (INVALID, "INVALID_FIELD", "secret")
+    assert (other.code, other.reason) == (NOT_FOUND, "INVITATION_NOT_FOUND")
+    assert "use SignIn" in other.message
     assert office.knock(Accept(secret=secret, organization="acme")).member.email == "d@x.io"
+
+
+def test_a_role_that_is_gone_is_nobodys_fault(sqlite_site: Site) -> None:
+    """Its invitation is mailed to nobody once more, and whoever has its mail is told what to ask for."""
+    site, office = sqlite_site, Office(sqlite_site)
+    (made,) = office.invite("OWNER", ("ann@x.io", "VIEWER"))
+    change_rows(site, tables.invitations, made.id, role="GUIDE")
+    with nothing_written(site):
+        resent = office.refused("OWNER", Resend(id=made.id))
+        accepted = office.turned_away(Accept(secret=office.secret(made)))
+
+    assert (resent.code, resent.reason) == (INVALID, "UNKNOWN_ROLE_NAME")
+    assert (accepted.code, accepted.reason) == (UNMET, "INVITER_LOST_RIGHT")
+    assert "no role GUIDE any more" in accepted.message
+    assert office.send("OWNER", Delete(id=made.id)).invitation.role == "GUIDE"
 
 
 def test_forged_secrets_hold_up_no_good_one(sqlite_site: Site) -> None:

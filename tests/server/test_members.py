@@ -219,7 +219,7 @@ def test_bad_changes_are_refused_unwritten(site: Site) -> None:
         (Remove(user_id=missing), NOT_FOUND, "MEMBER_NOT_FOUND", "user_id", "ListMembers"),
         (Remove(user_id=foreign), NOT_FOUND, "MEMBER_NOT_FOUND", "user_id", "ListMembers"),
         (Remove(user_id=there, etag="1"), ABORTED, "ETAG_MISMATCH", "etag", "read it again"),
-        (Remove(user_id=site.members["OWNER"].user_id), INVALID, "INVALID_FIELD", "user_id", "use LeaveOrganization"),
+        (Remove(user_id=site.members["OWNER"].user_id), UNMET, "LAST_OWNER", "", "give it to a second person"),
         (pb.GetMemberRequest(), INVALID, "INVALID_FIELD", "user_id", "as ListMembers shows it"),
         (pb.GetMemberRequest(user_id=missing), NOT_FOUND, "MEMBER_NOT_FOUND", "user_id", "ListMembers"),
         (pb.GetMemberRequest(user_id=foreign), NOT_FOUND, "MEMBER_NOT_FOUND", "user_id", "ListMembers"),

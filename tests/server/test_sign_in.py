@@ -1,8 +1,12 @@
 """Signing in over gRPC: nobody learns who is a member, and a link works once, for a while, for one person."""
 
+import uuid
+
+import pytest
 from conftest import Site
 from grpc_errors import Told
 from people import Office, change_rows, last_entry
+from sqlalchemy import update
 from test_accepting import flipped, whole
 from test_tokens import (
     INVALID,
@@ -17,8 +21,9 @@ from test_tokens import (
     until,
 )
 
-from rolecall import credentials
+from rolecall import credentials, sweep
 from rolecall.domain import LinkKind, now
+from rolecall.mutations import Arrival
 from rolecall.storage import tables
 from rolecall.v1 import member_pb2 as members
 from rolecall.v1 import session_pb2 as pb
@@ -111,6 +116,38 @@ def test_beyond_three_requests_nothing_more_is_written(site: Site) -> None:
         assert office.knock(SignIn(secret=link)).member.role == "VIEWER"
 
 
+def test_strangers_shut_no_organization_out(sqlite_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They use up what is mailed for it; whoever comes from elsewhere is mailed the first few all the same."""
+    office = Office(sqlite_site)
+    sessions = sqlite_site.server._core.services[pb.DESCRIPTOR]._sessions
+    monkeypatch.setattr(sessions._limits["organization"], "_burst", 5)
+    monkeypatch.setattr(sessions._limits["organization"], "_rate", 0.001)
+    for number in range(9):
+        office.knock(Ask(organization="acme", email=f"nobody{number}@x.io"))
+    full = len(office.asked())
+    arrival = Arrival("RequestSignIn", "call", "198.51.100.7")
+    for email in ("viewer@acme.io", "admin@acme.io", "ann@acme.io", "contributor@acme.io"):
+        sessions.request_sign_in(arrival, "acme", email)
+
+    assert full == 5
+    assert len(office.asked()) == full + 3
+
+
+def test_old_rows_go_by_themselves(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests to sign in that ended, and answers that are repeated no more; nobody has to ask for anything."""
+    office, key = Office(site), str(uuid.uuid4())
+    office.send("OWNER", tokens.CreateOrganizationTokenRequest(name="ci", role="VIEWER", request_id=key))
+    ended, running = office.ask("viewer@acme.io"), office.ask("admin@acme.io")
+    change_rows(site, tables.sign_ins, id_of(ended), expire_time=now() - 1)
+    day = 24 * HOUR
+    site.storage.write(lambda tx: tx.connection.execute(update(tables.requests).values(time=now() - day - 1)))
+    monkeypatch.setattr(sweep, "EVERY_SECONDS", 0.0)
+    sweep.Sweep(site.storage).run()
+
+    assert office.asked() == {id_of(running)}
+    assert rows_of(site.storage)["requests"] == []
+
+
 def test_bad_requests_are_refused_unwritten(sqlite_site: Site) -> None:
     """INVALID_ARGUMENT names the field and says what to do, whoever is a member."""
     office = Office(sqlite_site)
@@ -184,18 +221,21 @@ def test_what_signs_nobody_in_has_one_answer(site: Site) -> None:
         *("x", "rcl_", "é" * 76, " " + link, link[:-1], link + "0", used, late, site.tokens["VIEWER"]),
         *(flipped(link, place) for place in (4, 30, 70, 74)),
         *(whole(flipped(link, place)) for place in (4, 30, 68)),
-        *(whole(kind + link[3:]) for kind in ("rci", "rcs", "rcp")),
+        *(whole(kind + link[3:]) for kind in ("rcs", "rcp")),
         office.links.secret(LinkKind.SIGN_IN, id_of(link), 2),
         office.links.secret(LinkKind.SIGN_IN, credentials.new_id(), 1),
-        *(office.links.secret(kind, made.id, 1) for kind in LinkKind),
+        office.links.secret(LinkKind.SIGN_IN, made.id, 1),
     ]
     with nothing_written(site):
+        other = office.turned_away(SignIn(secret=office.secret(made)))
         said = [office.turned_away(SignIn(secret=text)) for text in wrong]
         said += [office.turned_away(SignIn(secret=link, organization=name)) for name in ("other", "ACME")]
 
     assert [text for text, one in zip(wrong, said, strict=False) if not is_no_link(one)] == []
     assert len({one.message for one in said}) == 1
     assert {tuple(one.metadata) for one in said} == {("request_id",)}
+    assert (other.code, other.reason) == (UNAUTHENTICATED, "UNAUTHENTICATED_CREDENTIAL")
+    assert "present it to AcceptInvitation" in other.message
     assert office.knock(SignIn(secret=link)).member.role == "VIEWER"
 
 

@@ -103,7 +103,9 @@ class Deeds:
                 return "MEMBER_NOT_FOUND"
             if reason := rules.handles(rules.held(by), "remove", target.role):
                 return reason
-            return "INVALID_FIELD" if target is by.person else ""
+            if target is by.person:
+                return "LAST_OWNER" if rules.is_last_owner(org, target) else "INVALID_FIELD"
+            return ""
 
         def state(_: Cred) -> str:
             target = org.person(user_id)

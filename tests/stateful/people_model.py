@@ -361,13 +361,13 @@ class Rules:
         first: set[str] = set()
         for number, (email, role) in enumerate(entries):
             field, key = f"invitations[{number}]", email.lower()
-            found = [(f"{field}.role", "INVALID_FIELD")] * (not role)
-            found += [(f"{field}.email", "INVALID_FIELD")] * ("@" not in email[1:])
-            malformed += found
-            if found:
+            malformed += [(f"{field}.role", "INVALID_FIELD")] * (not role)
+            if role:
+                judged = self.handles(self.held(cred), "invite", role) if role in self.may else "UNKNOWN_ROLE_NAME"
+                problems += [(f"{field}.role", judged)] if judged else []
+            if "@" not in email[1:]:
+                malformed.append((f"{field}.email", "INVALID_FIELD"))
                 continue
-            judged = self.handles(self.held(cred), "invite", role) if role in self.may else "UNKNOWN_ROLE_NAME"
-            problems += [(f"{field}.role", judged)] if judged else []
             if org.member(key):
                 problems.append((f"{field}.email", "ALREADY_MEMBER"))
             elif org.pending(key) or key in first:

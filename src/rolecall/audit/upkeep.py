@@ -91,7 +91,7 @@ class Pruned:
 def erase(storage: Storage, log: AuditLog, organization: str, person: str) -> int:
     """Delete the addresses and names in the log that are a person's. `person` is a user id or an address.
 
-    Invitations of theirs that are no longer pending lose the address too.
+    Invitations of theirs lose the address too; one that is pending is withdrawn by that.
     Answers how many there were. The log still verifies. Raises `MemberNotFound` where nothing is known of the person,
     `InvalidField`, `OrganizationNotFound`.
     """
@@ -100,9 +100,12 @@ def erase(storage: Storage, log: AuditLog, organization: str, person: str) -> in
     def work(tx: Transaction) -> int:
         known = rows.persons_with(tx, organization, address.key, address.display) if address else {person}
         # Before they joined, an invitation stood for them.
-        persons = sorted(known | invitation_rows.accepted_by(tx, organization, known))
-        invitation_rows.forget(tx, organization, persons, now())
-        count = sum(rows.erase(tx, organization, user_id) for user_id in persons)
+        known |= invitation_rows.accepted_by(tx, organization, known)
+        if address:
+            known |= invitation_rows.of_address(tx, organization, address.key)
+        persons = sorted(known)
+        count = invitation_rows.forget(tx, organization, persons, now())
+        count += sum(rows.erase(tx, organization, user_id) for user_id in persons)
         if not count:
             raise MemberNotFound(
                 f"The audit log of `{organization}` holds no name or address of such a person: give the user id, or the"

@@ -87,6 +87,9 @@ def main() -> None:
         # Whoever read our output has enough of it; Python must not complain when it flushes the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(output.ERROR)
+    except UnicodeEncodeError as error:
+        output.say(f"error: what was given is no UTF-8 text: {error.object[:40]!r}.")
+        sys.exit(output.ERROR)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception:  # noqa: BLE001 - a defect must not end with Python's 1, which says deny

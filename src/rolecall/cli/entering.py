@@ -59,7 +59,7 @@ def _read_secret() -> str:
     if sys.stdin.isatty():
         secret: str = typer.prompt("The secret in the mail", hide_input=True, err=True)
         return secret.strip()
-    return sys.stdin.readline().strip()
+    return next((line.strip() for line in sys.stdin if line.strip()), "")
 
 
 def _show(entered: dict[str, Any], json: bool) -> None:

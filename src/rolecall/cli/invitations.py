@@ -3,14 +3,14 @@
 import csv
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from rolecall import addresses
 from rolecall.cli import output
 from rolecall.cli.opening import Json, open_client, plain
-from rolecall.errors import InvalidField, InvitationNotFound, RolecallError
+from rolecall.errors import CallFailed, InvalidField, InvitationNotFound, RolecallError
 
 if TYPE_CHECKING:
     from rolecall.client import Client
@@ -49,23 +49,27 @@ def create(
     people = _people(addresses, role, file)
     with open_client() as client:
         # A list that is too long for one call is looked at whole, before the first is invited.
-        if len(people) > AT_ONCE:
-            _require_different(people)
         parts = [people[start : start + AT_ONCE] for start in range(0, len(people), AT_ONCE)]
-        for number, part in enumerate(parts):
-            _checked(client, part, number * AT_ONCE)
+        problems = _twice(people) if len(parts) > 1 else []
+        for part in parts:
+            problems += _problems(client, part, validate_only=True)[1]
+        if problems:
+            raise _all_of(problems)
         if file and not yes:
-            output.print_table(("address", "role"), people)
-            output.confirm(f"Invite these {len(people)} people?")
+            output.print_table(("address", "role"), [(person.address, person.role) for person in people])
+            output.confirm(f"Invite them ({len(people)})?")
         made: list[dict[str, Any]] = []
-        try:
-            for part in output.progress(parts, "inviting"):
-                made += plain(client.invitations.create(part))["invitations"]
-        except RolecallError as error:
-            if made:
-                error.all = ()
-                error.message = f"{len(made)} of {len(people)} were invited, nobody after that: {error.message}"
-            raise
+        for part in output.progress(parts, "inviting"):
+            invited, problems = _problems(client, part)
+            made += invited
+            if problems and not made:
+                raise _all_of(problems)
+            if problems:
+                told = "; ".join(problem.message for problem in problems)
+                raise CallFailed(
+                    f"{len(made)} of {len(people)} were invited, nobody after that. Mend this, and leave out whom"
+                    f" `rolecall invitations list` shows: {told}"
+                )
     if json:
         output.print_json(made)
     else:
@@ -133,13 +137,24 @@ def _inviter(client: "Client", actor: str) -> str:
         return actor
 
 
-def _people(addresses: str, role: str, file: Path | None) -> list[tuple[str, str]]:
+class _Person(NamedTuple):
+    """Somebody to be invited, and where they stand in what was given."""
+
+    address: str
+    role: str
+    place: str
+
+
+def _people(addresses: str, role: str, file: Path | None) -> list[_Person]:
     """Who is to be invited to what. Raises `InvalidField`."""
     if file is None:
         if not addresses or not role:
             message = "Give addresses and --role, or --file with an address and a role on each line."
             raise InvalidField(message, field="invitations")
-        return [(address.strip(), role) for address in addresses.split(",") if address.strip()]
+        given = [address.strip() for address in addresses.split(",") if address.strip()]
+        if not given:
+            raise InvalidField("There is no address: write some, with commas between them.", field="invitations")
+        return [_Person(address, role, f"number {number}") for number, address in enumerate(given, 1)]
     if addresses or role:
         raise InvalidField("With --file, the addresses and roles stand there.", field="invitations")
     try:
@@ -147,52 +162,74 @@ def _people(addresses: str, role: str, file: Path | None) -> list[tuple[str, str
             rows = [[cell.strip() for cell in row] for row in csv.reader(opened)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InvalidField(f"The file {file} can't be read: {error}.", field="file") from error
-    people = []
+    people: list[_Person] = []
     for number, row in enumerate(rows, 1):
         if not any(row) or row[0].startswith("#") or (number == 1 and row[-1].lower() == "role"):
             # Nothing, a comment, or a header.
             continue
         if len(row) != 2:
             raise InvalidField(f"{file}:{number}: write an address, a comma and a role.", field="file")
-        people.append((row[0], row[1]))
+        people.append(_Person(row[0], row[1], f"{file}:{number}"))
     if not people:
         raise InvalidField(f"{file} names nobody.", field="file")
     return people
 
 
-def _require_different(people: list[tuple[str, str]]) -> None:
-    """Raise `InvalidField` where an address stands there twice: over several calls, the server sees it too late."""
-    first: dict[str, int] = {}
-    for number, (address, _) in enumerate(people, 1):
-        earlier = first.setdefault(address.lower(), number)
-        if earlier != number:
-            raise InvalidField(f"{address} stands there twice, as number {earlier} and {number}.", field="invitations")
+def _twice(people: list[_Person]) -> list[RolecallError]:
+    """Who stands there twice: over several calls, the server sees it too late."""
+    first: dict[str, _Person] = {}
+    problems: list[RolecallError] = []
+    for person in people:
+        try:
+            key = addresses.parse(person.address).key
+        except InvalidField:
+            # The server will say so.
+            continue
+        earlier = first.setdefault(key, person)
+        if earlier is not person:
+            message = f"{person.address} ({person.place}) is the same address as {earlier.address} ({earlier.place})."
+            problems.append(InvalidField(message, field="invitations"))
+    return problems
 
 
-def _checked(client: "Client", people: list[tuple[str, str]], first: int) -> None:
-    """Raise for everything that is in the way, with the people's own names."""
+def _problems(
+    client: "Client", people: list[_Person], *, validate_only: bool = False
+) -> tuple[list[dict[str, Any]], list[RolecallError]]:
+    """The invitations, or everything that is in their way, with the people's own names."""
     try:
-        client.invitations.create(people, validate_only=True)
+        answer = client.invitations.create([person[:2] for person in people], validate_only=validate_only)
     except RolecallError as error:
-        for problem in error.all or (error,):
-            problem.message = _named(problem, people, first)
-        raise
+        problems = list(error.all or (error,))
+        for problem in problems:
+            problem.message = _named(problem, people)
+        return [], problems
+    return plain(answer)["invitations"], []
 
 
-def _named(problem: RolecallError, people: list[tuple[str, str]], first: int) -> str:
+def _all_of(problems: list[RolecallError]) -> RolecallError:
+    error = problems[0]
+    error.all = tuple(problems) if len(problems) > 1 else ()
+    return error
+
+
+def _named(problem: RolecallError, people: list[_Person]) -> str:
     numbers = problem.field.partition("[")[2].partition("]")[0].split(",")
     if not numbers[0].isdigit():
         return problem.message
-    who = ", ".join(f"{people[int(number)][0]} (number {first + int(number) + 1})" for number in numbers)
+    who = ", ".join(f"{people[int(number)].address} ({people[int(number)].place})" for number in numbers)
     return f"{who}: {problem.message.removeprefix(problem.field + ': ')}"
 
 
 def _id(client: "Client", which: str) -> str:
-    """The id of the pending invitation of this address; an id is one already. Raises `InvitationNotFound`."""
+    """The id of the address's invitation, a pending one first, else the newest; an id is one already.
+
+    Raises `InvitationNotFound`.
+    """
     if "@" not in which:
         return which
     key = addresses.parse(which).key
-    for found in client.invitations.list(state="pending", text=key):
-        if addresses.parse(found.email).key == key:
-            return found.id
-    raise InvitationNotFound(f"{which} has no pending invitation: see `rolecall invitations list --state all`.")
+    for state in ("pending", ""):
+        for found in client.invitations.list(state=state, text=key):
+            if addresses.parse(found.email).key == key:
+                return found.id
+    raise InvitationNotFound(f"{which} has no invitation: see `rolecall invitations list --state all`.")

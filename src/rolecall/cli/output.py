@@ -39,6 +39,7 @@ T = TypeVar("T")
 
 _COMMANDS = {
     "ChangeMemberRole": "members role",
+    "AcceptInvitation": "accept",
     "DeleteInvitation": "invitations delete",
     "DeleteToken": "tokens delete",
     "GetMember": "members list",
@@ -51,6 +52,7 @@ _COMMANDS = {
     "RequestSignIn": "sign-in ADDRESS",
     "ResendInvitation": "invitations resend",
     "RotateToken": "tokens rotate",
+    "SignIn": "sign-in",
 }
 _RPC = re.compile(rf"\b({'|'.join(_COMMANDS)})\b")
 
@@ -125,7 +127,13 @@ def progress(items: Sequence[T], what: str) -> Iterable[T]:
 
 def confirm(question: str) -> None:
     """Ask the person. Raises `CallFailed` where they, or a program, don't say yes."""
-    if not typer.confirm(question, err=True):
+    try:
+        agreed = typer.confirm(question, err=True)
+    except typer.Abort:
+        # Nobody is there to answer, or they pressed Ctrl-C.
+        agreed = False
+        say("")
+    if not agreed:
         raise CallFailed("Nothing was done. A program says --yes.")
 
 

@@ -1,6 +1,8 @@
 """What a mail says: templates of ours, or an operator's own."""
 
+import ipaddress
 import re
+import socket
 import string
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,7 +13,7 @@ from email.policy import SMTP
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment
 
-from rolecall.config import Settings
+from rolecall.config import Settings, split_address
 from rolecall.domain import LinkKind
 from rolecall.errors import ConfigError
 
@@ -21,6 +23,8 @@ __all__ = ["Letter", "Letters"]
 _NAMES = {LinkKind.INVITATION: "invitation", LinkKind.SIGN_IN: "sign_in"}
 _ACTIONS = {LinkKind.INVITATION: "accept", LinkKind.SIGN_IN: "sign-in"}
 _PLACES = {"secret", "action", "organization"}
+# Stands for a secret where templates are tried out.
+_TRIED = "the-secret"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +53,7 @@ class Letters:
         """Raises `ConfigError` where a template or a setting is wrong: not when the first person is invited."""
         self._sender = _sender(settings.mail_from)
         self._link = _checked_link(settings.link_template)
-        self._address = settings.public_address or settings.listen
+        self._address = settings.public_address or _reachable(settings.listen)
         loaders = [FileSystemLoader(settings.mail_templates)] if settings.mail_templates else []
         self._templates: Environment = SandboxedEnvironment(
             loader=ChoiceLoader([*loaders, PackageLoader("rolecall.mail")]),
@@ -62,8 +66,16 @@ class Letters:
         if settings.mail_templates and not settings.mail_templates.is_dir():
             raise ConfigError(f"There is no folder {settings.mail_templates}: correct `mail_templates`.")
         for kind in LinkKind:
-            tried = Letter(kind, "try", "ann@example.com", "acme", "Acme", "secret", 0, "Ann", "ROLE", "Ann")
-            bytes(self.write(tried))
+            tried = Letter(kind, "try", "ann@example.com", "acme", "Acme", _TRIED, 0, "Ann", "ROLE", "Ann")
+            mail = self.write(tried)
+            bytes(mail)
+            for part in mail.iter_parts():
+                if _TRIED not in part.get_content():
+                    name = f"{_NAMES[kind]}.{'html' if part.get_content_subtype() == 'html' else 'txt'}"
+                    raise ConfigError(
+                        f"The mail template {name} holds neither `{{{{ secret }}}}` nor `{{{{ link }}}}`: nobody"
+                        " could use such a mail."
+                    )
 
     def write(self, letter: Letter) -> EmailMessage:
         """The mail, with the same Message-ID each time it is written, by which a second copy is known.
@@ -104,6 +116,17 @@ class Letters:
             return self._templates.get_template(name).render(values)
         except Exception as error:
             raise ConfigError(f"The mail template {name} is wrong: {error}. Correct it in `mail_templates`.") from error
+
+
+def _reachable(listen: str) -> str:
+    """Where people reach who listens there: every address of this machine has its name."""
+    host, port = split_address(listen)
+    try:
+        everywhere = ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        # A name.
+        return listen
+    return f"{socket.getfqdn()}:{port}" if everywhere else listen
 
 
 def _checked_link(template: str) -> str:

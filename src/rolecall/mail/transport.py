@@ -165,6 +165,8 @@ def _send(server: smtplib.SMTP, mail: EmailMessage) -> None:
     except smtplib.SMTPRecipientsRefused as error:
         code, text = next(iter(error.recipients.values()))
         raise _refusal(code, text) from error
+    except smtplib.SMTPHeloError as error:
+        raise Unreachable(f"the greeting is refused: {_told(error)}") from error
     except smtplib.SMTPSenderRefused as error:
         # All mails have the same sender, so this is none's own fault: the operator is to mend it, and none is lost.
         raise Unreachable(f"the sender is refused: {_told(error)}") from error

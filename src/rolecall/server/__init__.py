@@ -42,6 +42,7 @@ from rolecall.server.session import SessionService
 from rolecall.server.token import TokenService
 from rolecall.sessions import Sessions
 from rolecall.storage import Storage
+from rolecall.sweep import Sweep
 from rolecall.tokens import Tokens
 from rolecall.v1 import (
     audit_pb2,
@@ -198,7 +199,7 @@ def _build_core(
         organization_pb2.DESCRIPTOR: OrganizationService(Organizations(mutations, storage, live)),
         audit_pb2.DESCRIPTOR: AuditService(Auditing(storage, directory, live, pages, log)),
     }
-    background = Background(denials.flush, directory.flush_uses)
+    background = Background(denials.flush, directory.flush_uses, Sweep(storage).run)
     return _Core(Calls(directory, denials), services, background, sender, denials, directory, decisions)
 
 

@@ -1,4 +1,4 @@
-"""Work that no caller waits for: refusals and uses of credentials are written down soon after."""
+"""Work that no caller waits for: refusals and uses of credentials are written down soon after, old rows go."""
 
 import threading
 from collections.abc import Callable

@@ -3,14 +3,27 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Row, and_, bindparam, insert, or_, select, tuple_, update
+from sqlalchemy import Row, and_, bindparam, case, insert, or_, select, tuple_, update
 
 from rolecall.domain import Delivery, Invitation, InvitationState, LinkKind
 from rolecall.storage.credentials import restriction_of, restriction_text
 from rolecall.storage.tables import invitations, mails
 from rolecall.storage.transaction import Transaction
 
-__all__ = ["accept", "accepted_by", "add", "delete", "expire", "find", "forget", "get", "page", "pending", "renew"]
+__all__ = [
+    "accept",
+    "accepted_by",
+    "add",
+    "delete",
+    "expire",
+    "find",
+    "forget",
+    "get",
+    "of_address",
+    "page",
+    "pending",
+    "renew",
+]
 
 # What stands in the place of an address that was erased.
 ERASED = "[erased]"
@@ -117,17 +130,23 @@ def accepted_by(tx: Transaction, organization: str, user_ids: Collection[str]) -
     return set(tx.connection.scalars(select(invitations.c.id).where(*mine)))
 
 
-def forget(tx: Transaction, organization: str, invitation_ids: Collection[str], at: int) -> None:
-    """Erase the addresses of those of these invitations that can't be accepted at `at`, nor ever again."""
-    tx.connection.execute(
-        update(invitations)
-        .where(
-            invitations.c.organization == organization,
-            invitations.c.id.in_(invitation_ids),
-            or_(invitations.c.state != InvitationState.PENDING.value, invitations.c.expire_time <= at),
-        )
-        .values(email=ERASED, email_key="")
+def of_address(tx: Transaction, organization: str, email_key: str) -> set[str]:
+    """The ids of the invitations of an address, in whatever state."""
+    named = (invitations.c.organization == organization) & (invitations.c.email_key == email_key)
+    return set(tx.connection.scalars(select(invitations.c.id).where(named)))
+
+
+def forget(tx: Transaction, organization: str, invitation_ids: Collection[str], at: int) -> int:
+    """Erase the addresses of these invitations, and withdraw those that could be accepted; answers how many."""
+    pending = invitations.c.state == InvitationState.PENDING.value
+    state = case(
+        (pending & (invitations.c.expire_time <= at), InvitationState.EXPIRED.value),
+        (pending, InvitationState.DELETED.value),
+        else_=invitations.c.state,
     )
+    named = (invitations.c.organization == organization) & invitations.c.id.in_(invitation_ids)
+    erased = update(invitations).where(named, invitations.c.email_key != "")
+    return tx.connection.execute(erased.values(email=ERASED, email_key="", state=state, changed=tx.revision)).rowcount
 
 
 def page(

@@ -7,7 +7,7 @@ from sqlalchemy import delete, insert, select
 from rolecall.storage.tables import requests
 from rolecall.storage.transaction import Transaction
 
-__all__ = ["Request", "add", "answer_to"]
+__all__ = ["Request", "add", "answer_to", "prune"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +51,8 @@ def answer_to(tx: Transaction, request: Request, since: int) -> tuple[bytes, str
         )
     ).one_or_none()
     return (row.body, row.answer) if row else None
+
+
+def prune(tx: Transaction, before: int) -> None:
+    """Drop all answers from before this moment."""
+    tx.connection.execute(delete(requests).where(requests.c.time < before))
