@@ -68,7 +68,7 @@ class Person:
 
 @dataclass(eq=False)
 class Cred:
-    """A token or session that was once made. `made_by`: the id of the person who did."""
+    """A token or session that was once made. `made_by`: the id of the person who did; `cleared`: its row is gone."""
 
     id: str
     kind: CredentialKind
@@ -81,6 +81,7 @@ class Cred:
     etag: str
     deleted: bool = False
     expired: bool = False
+    cleared: bool = False
 
     @property
     def role(self) -> str:

@@ -88,7 +88,7 @@ def compare(tx: Transaction, log: AuditLog, rules: Rules, org: Org) -> None:
                 cred.deleted,
             )
             for cred in org.creds
-            if not cred.gone
+            if not cred.gone and not cred.cleared
         ),
         key=repr,
     )

@@ -315,6 +315,9 @@ class Scene(RuleBasedStateMachine):
         session = entrance.session
         until = entrance.expire_time
         kind = CredentialKind.SESSION
+        for cred in org.creds:
+            # Whoever comes in leaves no ended sessions behind.
+            cred.cleared |= cred.kind is kind and cred.person is person and cred.expired
         org.creds.append(Cred(session.id, kind, session.text, person, "", None, person.id, until, ""))
         self._changed(org, Entry(f"user:{person.id}", action, target, session.id))
         assert entrance.revision == org.revision
