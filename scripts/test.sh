@@ -1,13 +1,16 @@
 #!/bin/sh
-# Runs the whole suite; with CI=true under coverage too, which takes half as long again, and held against its bars.
+# Runs the whole suite; with CI=true under coverage too, which is held against its bars.
 set -eu
 # A worker that is done takes over from one that is busy with the long ones.
 set -- -n auto --dist worksteal "$@"
 if [ "${CI:-}" != true ]; then
   exec pytest "$@"
 fi
+# Machines and races take thousands of rounds of what the other tests cover; measuring those makes them thrice as long.
+long='tests/stateful tests/races'
+pytest "$@" $long
 rm -f .coverage .coverage.*
-pytest --cov --cov-report= "$@"
+pytest --cov --cov-report= --ignore=tests/stateful --ignore=tests/races "$@"
 # What decides and what lets in has less room for the untested than the rest.
 careful='*/rolecall/policy/*,*/rolecall/authorizer.py,*/rolecall/credentials.py,*/rolecall/storage/credentials.py'
 coverage report --skip-covered --include="$careful" --fail-under=95
