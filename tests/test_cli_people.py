@@ -113,6 +113,16 @@ def test_what_is_no_text_is_refused(shell: Workspace) -> None:
     assert process.returncode == 2
     assert b"no UTF-8 text" in process.stderr
     assert b"Traceback" not in process.stderr
+    secret = subprocess.run(
+        [PROGRAM, "accept"],
+        input=b"rci_canary\xff\n",
+        env=shell.environment,
+        cwd=shell.folder,
+        capture_output=True,
+        check=False,
+    )
+    assert secret.returncode == 2
+    assert b"canary" not in secret.stdout + secret.stderr
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,7 @@ def load(config_file: Path | None = None, **flags: object) -> Settings:
     given = {name: value for name, value in flags.items() if value is not None}
     from_file = {k: v for k, v in values.items() if k in known and k.upper() not in variables and k not in given}
     try:
+        # Whatever their types, pydantic judges them.
         settings = Settings(**{**from_file, **given})  # type: ignore[arg-type]
     except ValidationError as error:
         for item in error.errors(include_input=False, include_url=False, include_context=False):

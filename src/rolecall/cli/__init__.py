@@ -87,8 +87,9 @@ def main() -> None:
         # Whoever read our output has enough of it; Python must not complain when it flushes the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(output.ERROR)
-    except UnicodeEncodeError as error:
-        output.say(f"error: what was given is no UTF-8 text: {error.object[:40]!r}.")
+    except UnicodeEncodeError:
+        # Not repeated, as it may be a secret with a stray byte.
+        output.say("error: what was given is no UTF-8 text.")
         sys.exit(output.ERROR)
     except KeyboardInterrupt:
         sys.exit(130)
