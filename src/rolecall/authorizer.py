@@ -1,6 +1,6 @@
 """May this caller ask, and what is the answer? Every decision of the service goes through here."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from rolecall.directory import Directory, Standing, Standings
@@ -10,7 +10,7 @@ from rolecall.errors import RevisionNotReached
 from rolecall.live_policy import LivePolicy
 from rolecall.pages import Pages
 from rolecall.policy import Policy, explain, narrowed, permits
-from rolecall.rights import require
+from rolecall.rights import may, require
 from rolecall.storage import Storage, Transaction
 from rolecall.storage import members as member_rows
 from rolecall.storage import organizations as organization_rows
@@ -20,9 +20,9 @@ __all__ = ["Authorizer", "BatchAnswer", "PermissionsAnswer", "RolesAnswer", "Sub
 
 @dataclass(frozen=True, slots=True)
 class BatchAnswer:
-    """One result a question, in order, all from one snapshot."""
+    """One reason a question, in order, all from one snapshot."""
 
-    results: tuple[CheckResult, ...]
+    reasons: list[Reason]
     revision: int
     policy_version: str
 
@@ -75,21 +75,23 @@ class Authorizer:
     ) -> CheckResult:
         """The answer to one question. Raises `PermissionMissing`, `RevisionNotReached`, `StorageUnavailable`."""
         policy = self._live.in_force.policy
-        _require_asking(policy, caller, [question.subject])
+        subject = question.subject
+        _require_asking(policy, caller, (subject,))
         if explained:
             require(policy, caller, "explain", "authorization")
-        standings = self._standings(caller, [question.subject], at_least_revision)
-        result = _decide(policy, standings, question)
+        revision, standing = self._standing(caller, subject, at_least_revision)
+        reason = _reason(policy, standing, question)
+        result = CheckResult(reason, _role_of(subject, standing), revision, policy.version)
         return replace(result, explanation=_explain(policy, question, result)) if explained else result
 
     def batch_check(self, caller: Caller, questions: Sequence[Question], *, at_least_revision: int = 0) -> BatchAnswer:
         """The answers to many questions, from one snapshot of members and policy. Raises as `check`."""
-        subjects = {question.subject for question in questions}
+        subjects = {question.subject.key: question.subject for question in questions}.values()
         policy = self._live.in_force.policy
         _require_asking(policy, caller, subjects)
-        standings = self._standings(caller, subjects, at_least_revision)
-        results = tuple(_decide(policy, standings, question) for question in questions)
-        return BatchAnswer(results, standings.revision, policy.version)
+        standings = self._directory.standings(caller.organization, subjects, caller.actor, at_least_revision)
+        _require_revision(standings.revision, at_least_revision)
+        return BatchAnswer(_decide(policy, standings, questions), standings.revision, policy.version)
 
     def list_permissions(
         self, caller: Caller, subject: Subject, page: Page, *, at_least_revision: int = 0
@@ -98,16 +100,15 @@ class Authorizer:
         size = self._pages.size(page)
         policy = self._live.in_force.policy
         _require_asking(policy, caller, [subject])
-        standings = self._standings(caller, [subject], at_least_revision)
-        standing = standings.found.get(subject, Standing(""))
-        role = standing.role
+        revision, standing = self._standing(caller, subject, at_least_revision)
+        role = _role_of(subject, standing)
         scope = ("ListPermissions", caller.organization, subject.kind.name, subject.value, role, policy.version)
         position = self._pages.position(scope, page)
         start = int(position[0]) if position else 0
-        permissions = narrowed(policy.permissions_of(role), standing.restriction)
+        permissions = narrowed(policy.permissions_of(role), standing.restriction if standing else None)
         end = start + size
         token = self._pages.token(scope, [str(end)]) if end < len(permissions) else ""
-        return PermissionsAnswer(role, tuple(permissions[start:end]), standings.revision, policy.version, token)
+        return PermissionsAnswer(role, tuple(permissions[start:end]), revision, policy.version, token)
 
     def list_subjects(
         self, caller: Caller, action: str, resource: str, page: Page, *, at_least_revision: int = 0
@@ -143,17 +144,23 @@ class Authorizer:
         token = self._pages.token(scope, [str(start + size)]) if start + size < len(roles) else ""
         return RolesAnswer(tuple(roles[start : start + size]), policy.version, token)
 
-    def _standings(
-        self, caller: Caller, subjects: "Sequence[Subject] | set[Subject]", at_least_revision: int
-    ) -> Standings:
-        standings = self._directory.standings(caller.organization, subjects, caller.actor)
-        _require_revision(standings.revision, at_least_revision)
-        return standings
+    def _standing(self, caller: Caller, subject: Subject, at_least_revision: int) -> tuple[int, Standing | None]:
+        standing = self._directory.standing(caller.organization, subject, caller.actor, at_least_revision)
+        _require_revision(standing[0], at_least_revision)
+        return standing
 
 
-def _require_asking(policy: Policy, caller: Caller, subjects: "Sequence[Subject] | set[Subject]") -> None:
+def _role_of(subject: Subject, standing: Standing | None) -> str:
+    """The role that the subject acts with; empty where it has none."""
+    if standing is None:
+        return subject.value if subject.kind is Kind.ROLE else ""
+    return standing.role
+
+
+def _require_asking(policy: Policy, caller: Caller, subjects: Collection[Subject]) -> None:
     """Anybody may ask about themselves; about others only who may `authorization check`."""
-    if not all(_is_self(caller, subject) for subject in subjects):
+    if not may(policy, caller, "check", "authorization") and not all(_is_self(caller, each) for each in subjects):
+        # It says what is missing.
         require(policy, caller, "check", "authorization")
 
 
@@ -180,16 +187,31 @@ def _require_revision(revision: int, at_least: int) -> None:
         )
 
 
-def _decide(policy: Policy, standings: Standings, question: Question) -> CheckResult:
-    standing = standings.found.get(question.subject)
+def _decide(policy: Policy, standings: Standings, questions: Iterable[Question]) -> list[Reason]:
+    """A reason a question. This is where a batch takes its time."""
+    found, reason_of = standings.found, policy.reason
+    reasons: list[Reason] = []
+    for question in questions:
+        subject, action, resource = question
+        standing = found.get(subject.key)
+        if standing is not None and standing.restriction is None:
+            reasons.append(reason_of(standing.role, action, resource))
+        else:
+            reasons.append(_reason(policy, standing, question))
+    return reasons
+
+
+def _reason(policy: Policy, standing: Standing | None, question: Question) -> Reason:
+    """Why the subject, who stands there, may or may not."""
+    subject, action, resource = question
     if standing is None:
-        token = question.subject.kind in (Kind.TOKEN_ID, Kind.PRESENTED)
-        reason = Reason.TOKEN_INVALID if token else Reason.NOT_A_MEMBER
-        return CheckResult(reason, "", standings.revision, policy.version)
-    reason = policy.decide(standing.role, question.action, question.resource).reason
-    if reason is Reason.GRANTED and not permits(standing.restriction, question.action, question.resource):
-        reason = Reason.TOKEN_SCOPE
-    return CheckResult(reason, standing.role, standings.revision, policy.version)
+        if subject.kind is Kind.ROLE:
+            return policy.reason(subject.value, action, resource)
+        return Reason.TOKEN_INVALID if subject.kind in (Kind.TOKEN_ID, Kind.PRESENTED) else Reason.NOT_A_MEMBER
+    reason = policy.reason(standing.role, action, resource)
+    if standing.restriction is None or reason is not Reason.GRANTED:
+        return reason
+    return reason if permits(standing.restriction, action, resource) else Reason.TOKEN_SCOPE
 
 
 def _explain(policy: Policy, question: Question, result: CheckResult) -> Explanation:

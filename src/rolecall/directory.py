@@ -1,64 +1,76 @@
 """Who somebody is: the caller behind a credential, and the role of a subject.
 
-Callers are remembered for a second, and forgotten before a change that this process made is answered. Subjects are
-always as the database has them now.
+With a feed, both are remembered until something changes them, and memory answers; without one, as in the tools of an
+operator, the database is asked each time.
 """
 
 import hashlib
 import hmac
 import threading
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from rolecall import credentials
 from rolecall.credentials import Presented
 from rolecall.domain import Caller, CredentialKind, Restriction, Subject, SubjectKind, now
 from rolecall.errors import RateLimited, UnauthenticatedCredential
+from rolecall.feed import Feed
+from rolecall.gathered import Gathered
 from rolecall.limits import Limit
-from rolecall.remembered import Remembered
+from rolecall.recent import Recent
+from rolecall.remembered import MISSING, Fact, Found
 from rolecall.storage import Storage, Transaction
 from rolecall.storage import credentials as credential_rows
 from rolecall.storage import members as member_rows
 from rolecall.storage import organizations as organization_rows
-from rolecall.storage.credentials import Held
+from rolecall.storage.credentials import Held, LiveToken
+from rolecall.uses import Uses
 
 __all__ = ["Directory", "Standing", "Standings"]
 
-# How long a caller is remembered: what another process changes is seen within this time.
-FRESH_SECONDS = 1.0
 MAX_CALLERS = 100_000
+# So many subjects are looked up by one query; PostgreSQL takes 65,535 values.
+MAX_TOGETHER = 10_000
 # Forged credentials are well-formed, as the checksum is public; each costs a look-up. So many may fail for one peer.
 FAILURES_A_SECOND = 20.0
 FAILURES_AT_ONCE = 200
 # Tokens that callers present in questions, and that aren't live: so many for one caller.
 GUESSES_A_SECOND = 10.0
 GUESSES_AT_ONCE = 1000
-# How often a credential's use is noted.
-USE_MICROSECONDS = 60 * 1_000_000
 # How long a look-up waits for a place in the queue, and there for its turn.
 QUEUE_SECONDS = 0.1
 TURN_SECONDS = 1.0
 # How long a credential that was live is known to be no guess.
 KNOWN_SECONDS = 600.0
+# How long one that isn't live is known to be none: what is dead never lives again.
+DEAD_SECONDS = 60.0
+# How long a caller is remembered, if nothing changes.
+CALLER_SECONDS = 300.0
 
 _NOBODY = Held(Caller("", "", CredentialKind.PERSONAL, "", "", ""), until=0)
 _TOO_MANY = "Too many credentials are being looked up: try again in a moment."
+# Without end.
+_EVER = 2**62
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """The role that a subject acts with, and what its token cuts it down to."""
+    """The role that a subject acts with, what its token cuts it down to, and until when."""
 
     role: str
     restriction: Restriction = None
+    until: int = field(default=_EVER, compare=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Standings:
-    """Where subjects stand at one revision of an organization. A subject that is not in `found` is unknown there."""
+class Standings(NamedTuple):
+    """Where subjects stand at one revision of an organization, by key. Who is not in `found` is unknown there.
+
+    A hypothetical role stands nowhere.
+    """
 
     revision: int
-    found: dict[Subject, Standing]
+    found: dict[str, Standing]
 
 
 class Directory:
@@ -67,6 +79,7 @@ class Directory:
     def __init__(
         self,
         storage: Storage,
+        feed: Feed | None = None,
         *,
         look_ups: int = 8,
         on_retired: Callable[[str, str, str], None] = lambda _organization, _user_id, _credential_id: None,
@@ -76,23 +89,26 @@ class Directory:
         `on_retired` is told the organization, user and token when somebody presents a secret from before its rotation.
         """
         self._storage = storage
+        self._feed = feed
         self._on_retired = on_retired
-        self._callers: Remembered[bytes, Held] = Remembered(MAX_CALLERS, FRESH_SECONDS)
-        storage.on_change(self._callers.forget)
-        self._known: Remembered[bytes, str] = Remembered(MAX_CALLERS, KNOWN_SECONDS)
+        # With the ticket: after what was known was dropped, it no longer counts.
+        self._callers: Recent[bytes, tuple[Held, Fact, int]] = Recent(MAX_CALLERS, CALLER_SECONDS)
+        self._dead: Recent[bytes, str] = Recent(MAX_CALLERS, DEAD_SECONDS)
+        self._known: Recent[bytes, str] = Recent(MAX_CALLERS, KNOWN_SECONDS)
         self._peers = Limit("credentials that are not valid", rate=FAILURES_A_SECOND, burst=FAILURES_AT_ONCE)
         self._guesses = Limit("presented tokens that are not valid", rate=GUESSES_A_SECOND, burst=GUESSES_AT_ONCE)
         self._turns = threading.BoundedSemaphore(look_ups)
         self._queue = threading.BoundedSemaphore(3 * look_ups)
-        self._uses: dict[str, int] = {}
-        self._noted: Remembered[str, str] = Remembered(MAX_CALLERS, USE_MICROSECONDS / 1_000_000)
+        self._misses: Gathered[Subject] = Gathered(self._remember)
+        self.uses = Uses(storage)
 
     def caller(self, text: str, peer: Callable[[], str] = str) -> Caller | None:
         """Who presents the credential `text`; None where it isn't live. A malformed one costs no look-up.
 
         `peer` tells where it comes from. Raises `RateLimited` where too much else is looked up, `StorageUnavailable`.
         """
-        held = self._callers.get(hashlib.sha256(text.encode(errors="surrogatepass")).digest())
+        digest = hashlib.sha256(text.encode(errors="surrogatepass")).digest()
+        held = self._recalled_caller(digest)
         if held is None:
             presented = credentials.parse(text)
             if presented is None:
@@ -108,55 +124,83 @@ class Directory:
             raise UnauthenticatedCredential
         return held.caller
 
-    def standings(self, organization: str, subjects: Collection[Subject], asker: str = "") -> Standings:
+    def standing(
+        self, organization: str, subject: Subject, asker: str = "", at_least: int = 0
+    ) -> tuple[int, Standing | None]:
+        """The organization's revision, and where one subject stands there. As `standings`."""
+        feed = self._feed
+        if feed is not None and not subject.digest:
+            feed.require_fresh()
+            recalled = feed.remembered.recall_one(organization, subject.key)
+            if recalled is not None and recalled[0] >= at_least:
+                return recalled
+        standings = self.standings(organization, (subject,), asker, at_least)
+        return standings.revision, standings.found.get(subject.key)
+
+    def standings(
+        self, organization: str, subjects: Collection[Subject], asker: str = "", at_least: int = 0
+    ) -> Standings:
         """Where `subjects` stand, all from one snapshot. `asker` is whose guesses are limited.
+
+        Memory answers where it has come to the revision `at_least`.
 
         Raises `RateLimited`, `OrganizationNotFound`, `StorageUnavailable`.
         """
+        standings = self._recalled(organization, subjects, at_least)
+        if standings is None:
+            standings = self._looked_up(organization, subjects, asker, at_least)
+        for subject in subjects:
+            if subject.digest and subject.key in standings.found:
+                self.uses.note(subject.value)
+        return standings
+
+    def _looked_up(self, organization: str, subjects: Collection[Subject], asker: str, at_least: int) -> Standings:
+        self._storage.require_patience()
         presented = [subject for subject in subjects if subject.kind is SubjectKind.PRESENTED]
         if not all(self._known.get(subject.digest) for subject in presented):
-            # Whoever relays the tokens of others must not be shut out from those that are good by those that are not.
+            # Whoever relays the tokens of others must not be shut out from good ones by those that are not.
             self._guesses.require(asker)
-
-        retired: list[tuple[str, str]] = []
-
-        def work(tx: Transaction) -> Standings:
-            retired.clear()
-            revision = organization_rows.revision_of(tx, organization)
-            return Standings(revision, _standings(tx, organization, subjects, retired))
-
-        standings = self._storage.read(work)
-        for user_id, credential_id in retired:
-            self._on_retired(organization, user_id, credential_id)
+        standings = None
+        if self._feed:
+            self._misses.look_up(organization, subjects)
+            standings = self._recalled(organization, subjects, at_least)
+        if standings is None:
+            # Something changed meanwhile, they were remembered from different snapshots, or memory is behind.
+            standings = self._read(organization, subjects)[0]
         for subject in presented:
-            if subject in standings.found:
-                self._note_live(subject.value, subject.digest)
+            if subject.key in standings.found:
+                self._known.put(subject.digest, subject.value)
             else:
                 self._guesses.count(asker)
         return standings
 
-    def flush_uses(self) -> None:
-        """Write down which credentials were used, each once a minute. Raises `StorageUnavailable`, `WriteConflict`."""
-        uses: dict[str, int] = {}
-        while self._uses:
-            credential_id, at = self._uses.popitem()
-            uses[credential_id] = at
-        if not uses:
-            return
+    def _recalled_caller(self, digest: bytes) -> Held | None:
+        if self._feed is None:
+            return None
+        recalled = self._callers.get(digest)
+        if recalled is None:
+            return _NOBODY if self._dead.get(digest) else None
+        held, fact, ticket = recalled
+        self._feed.require_fresh()
+        # Past its end it is looked up once more: who presents a secret from before a rotation is to be noticed.
+        remembered = self._feed.remembered
+        if held.until <= now() or ticket != remembered.ticket() or not remembered.holds(held.caller.organization, fact):
+            return None
+        self.uses.note(held.caller.credential_id)
+        return held
 
-        def work(tx: Transaction) -> None:
-            # In one order everywhere, lest two processes wait for each other.
-            for credential_id, at in sorted(uses.items()):
-                credential_rows.used(tx, credential_id, at, at - USE_MICROSECONDS)
-
-        try:
-            self._storage.write(work)
-        except BaseException:
-            self._uses |= uses
-            raise
+    def _recalled(self, organization: str, subjects: Collection[Subject], at_least: int) -> Standings | None:
+        """What memory says of all of them, as of one snapshot; None where it can't."""
+        feed = self._feed
+        if feed is None:
+            return None
+        feed.require_fresh()
+        recalled = feed.remembered.recall(organization, subjects)
+        return Standings(*recalled) if recalled is not None and recalled[0] >= at_least else None
 
     def _look_up(self, presented: Presented, peer: str) -> Held:
         """Look up what may be a stranger's guess: in its turn, and unless too many of the peer's were wrong."""
+        self._storage.require_patience()
         self._peers.require(peer)
         if not self._queue.acquire(timeout=QUEUE_SECONDS):
             raise RateLimited(_TOO_MANY)
@@ -174,34 +218,81 @@ class Directory:
         return held
 
     def _fill(self, presented: Presented) -> Held:
-        ticket = self._callers.ticket()
+        ticket = self._feed.remembered.ticket() if self._feed else 0
         at = now()
-        held = self._storage.read(lambda tx: credential_rows.live_holder(tx, presented.id, presented.digest, at))
+
+        def work(tx: Transaction) -> tuple[Held | None, int]:
+            held = credential_rows.live_holder(tx, presented.id, presented.digest, at)
+            return held, organization_rows.revision_of(tx, held.caller.organization) if held else 0
+
+        held, revision = self._storage.read(work)
         if held and held.retired:
             self._on_retired(held.caller.organization, held.caller.user_id, presented.id)
         if held is None or held.retired:
-            held = _NOBODY
-        else:
-            self._note_live(presented.id, presented.digest)
-        self._callers.put(presented.digest, held, (presented.id, held.caller.user_id), ticket)
+            self._dead.put(presented.digest, presented.id)
+            self._callers.drop(presented.digest)
+            return _NOBODY
+        self._known.put(presented.digest, presented.id)
+        self.uses.note(presented.id)
+        if self._feed:
+            names = tuple(filter(None, (presented.id, held.caller.user_id)))
+            fact = self._feed.remembered.meet(held.caller.organization, revision, held, names, ticket)
+            if fact is not None:
+                self._callers.put(presented.digest, (held, fact, ticket))
         return held
 
-    def _note_live(self, credential_id: str, digest: bytes) -> None:
-        """Remember that it is no guess, and have its use written down."""
-        if self._known.get(digest) is None:
-            self._known.put(digest, credential_id, (), self._known.ticket())
-        if self._noted.get(credential_id) is None:
-            self._noted.put(credential_id, credential_id, (), self._noted.ticket())
-            self._uses[credential_id] = now()
+    def _remember(self, organization: str, subjects: set[Subject]) -> None:
+        """Read those of the subjects that memory doesn't know, and remember them."""
+        assert self._feed is not None  # noqa: S101 - for the type checker
+        remembered = self._feed.remembered
+        missing = [
+            subject for subject in subjects if subject.key and remembered.get(organization, subject.key) is MISSING
+        ]
+        if not missing and remembered.revision(organization) is not None:
+            return
+        for first in range(0, max(1, len(missing)), MAX_TOGETHER):
+            self._remember_some(organization, missing[first : first + MAX_TOGETHER])
+
+    def _remember_some(self, organization: str, missing: list[Subject]) -> None:
+        assert self._feed is not None  # noqa: S101 - for the type checker
+        remembered = self._feed.remembered
+        ticket = remembered.ticket()
+        read, names = self._read(organization, missing)
+        at = now()
+        found = []
+        for subject in missing:
+            standing = read.found.get(subject.key)
+            seconds = (standing.until - at) / 1_000_000 if standing else DEAD_SECONDS
+            found.append(Found(subject.key, standing, names.get(subject.key, ()), seconds))
+        remembered.put(organization, read.revision, found, ticket)
+
+    def _read(self, organization: str, subjects: Collection[Subject]) -> tuple[Standings, dict[str, tuple[str, ...]]]:
+        """Where the subjects stand in the database, and the names of what that depends on."""
+        retired: list[tuple[str, str]] = []
+        names: dict[str, tuple[str, ...]] = {}
+
+        def work(tx: Transaction) -> Standings:
+            retired.clear()
+            revision = organization_rows.revision_of(tx, organization)
+            return Standings(revision, _standings(tx, organization, subjects, retired, names))
+
+        standings = self._storage.read(work)
+        for user_id, credential_id in retired:
+            self._on_retired(organization, user_id, credential_id)
+        return standings, names
 
 
 def _standings(
-    tx: Transaction, organization: str, subjects: Collection[Subject], retired: list[tuple[str, str]]
-) -> dict[Subject, Standing]:
+    tx: Transaction,
+    organization: str,
+    subjects: Collection[Subject],
+    retired: list[tuple[str, str]],
+    names: dict[str, tuple[str, ...]],
+) -> dict[str, Standing]:
     """One query for each way in which subjects are named.
 
     Adds to `retired` whose tokens were presented with a secret from before their rotation: the user's id and the
-    token's.
+    token's; and to `names` what each standing depends on.
     """
     values: dict[SubjectKind, set[str]] = {}
     for subject in subjects:
@@ -210,28 +301,26 @@ def _standings(
     by_email = member_rows.roles_by_email(tx, organization, keys) if (keys := values.get(SubjectKind.EMAIL)) else {}
     tokens = values.get(SubjectKind.TOKEN_ID, set()) | values.get(SubjectKind.PRESENTED, set())
     by_token = credential_rows.live_holders(tx, organization, tokens, now()) if tokens else {}
-    found: dict[Subject, Standing] = {}
+    found: dict[str, Standing] = {}
     for subject in subjects:
-        role: str | None = None
-        restriction: Restriction = None
+        key = subject.key
         match subject.kind:
-            case SubjectKind.ROLE:
-                role = subject.value
-            case SubjectKind.USER_ID:
-                role = by_id.get(subject.value)
-            case SubjectKind.EMAIL:
-                role = by_email.get(subject.value)
-            case SubjectKind.TOKEN_ID | SubjectKind.PRESENTED:
-                held = by_token.get(subject.value)
-                if held and (subject.kind is SubjectKind.TOKEN_ID or _is_one_of(subject.digest, held.digests)):
-                    role, restriction = held.role, held.restriction
-                elif held and _is_one_of(subject.digest, held.retired):
-                    retired.append((held.user_id, subject.value))
-        if role is not None:
-            found[subject] = Standing(role, restriction)
+            case SubjectKind.USER_ID if subject.value in by_id:
+                found[key], names[key] = Standing(by_id[subject.value]), (subject.value,)
+            case SubjectKind.EMAIL if subject.value in by_email:
+                role, user_id = by_email[subject.value]
+                found[key], names[key] = Standing(role), (user_id,)
+            case SubjectKind.TOKEN_ID | SubjectKind.PRESENTED if subject.value in by_token:
+                token = by_token[subject.value]
+                until = token.until if subject.kind is SubjectKind.TOKEN_ID else _until(subject.digest, token)
+                if until:
+                    found[key] = Standing(token.role, token.restriction, until)
+                    names[key] = tuple(filter(None, (subject.value, token.user_id)))
+                elif subject.digest in token.retired:
+                    retired.append((token.user_id, subject.value))
     return found
 
 
-def _is_one_of(digest: bytes, stored: Collection[bytes]) -> bool:
-    """Whether it is one of them, in a time that tells nothing about how far it is right."""
-    return sum(hmac.compare_digest(digest, other) for other in stored) > 0
+def _until(digest: bytes, token: LiveToken) -> int:
+    """Until when the token works by the secret with this digest; 0 for a wrong one, in a time that tells nothing."""
+    return sum(until for known, until in token.digests.items() if hmac.compare_digest(digest, known))

@@ -1,6 +1,6 @@
 """What a caller may do itself: its holder's present role, cut down to the presented credential's restriction."""
 
-from rolecall.domain import Caller
+from rolecall.domain import Caller, Reason
 from rolecall.errors import PermissionMissing, PersonOnly, RoleBeyondCaller, UnknownRoleName
 from rolecall.policy import Policy, few, is_within, permits
 
@@ -9,12 +9,13 @@ __all__ = ["is_beyond", "may", "require", "require_any", "require_handling", "re
 
 def may(policy: Policy, caller: Caller, action: str, resource: str) -> bool:
     """Whether the caller may do `action` on `resource`."""
-    return bool(policy.decide(caller.role, action, resource)) and permits(caller.restriction, action, resource)
+    granted = policy.reason(caller.role, action, resource) is Reason.GRANTED
+    return granted and (caller.restriction is None or permits(caller.restriction, action, resource))
 
 
 def require(policy: Policy, caller: Caller, action: str, resource: str) -> None:
     """Raise `PermissionMissing` unless the caller may do `action` on `resource`."""
-    if not policy.decide(caller.role, action, resource):
+    if policy.reason(caller.role, action, resource) is not Reason.GRANTED:
         raise PermissionMissing(
             f"The credential's holder has the role {caller.role}, which may not `{resource} {action}`:"
             f" ask somebody with one of the roles that may ({few(policy.roles_that_may(action, resource))}).",

@@ -96,7 +96,10 @@ def sql(site: Site, statement: str, **values: object) -> list[Any]:
         result = tx.connection.execute(text(statement), values)
         return list(result) if result.returns_rows else []
 
-    return site.storage.write(work)
+    try:
+        return site.storage.write(work)
+    finally:
+        site.forget()
 
 
 def dump(site: Site) -> dict[str, list[dict[str, Any]]]:

@@ -36,8 +36,8 @@ from rolecall.storage import Transaction
 from rolecall.storage import credentials as credential_rows
 from rolecall.storage import members as member_rows
 from rolecall.storage import tables as t
+from rolecall.storage.changes import record_change
 from rolecall.storage.credentials import NewCredential
-from rolecall.storage.organizations import record_change
 from rolecall.v1 import audit_pb2, authorization_pb2, organization_pb2, session_pb2, shared_pb2, token_pb2
 
 STEPS = 40
@@ -587,7 +587,7 @@ class TokenMachine(RuleBasedStateMachine):
     @rule()
     def write_down(self) -> None:
         """The server records the refusals so far, and which credentials were used."""
-        self.site.server._core.directory.flush_uses()
+        self.site.server._core.directory.uses.flush()
         self.site.server._core.denials.flush(closing=True)
         expected = Counter(self.denied.values())
         found = Counter[Entry]()

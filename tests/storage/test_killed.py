@@ -164,7 +164,7 @@ LOGGED = {"revision": 1, "entries": 1, "head": 1}
     [
         ("issue", {"tokens": 1, "values": 1, "changes": 1}),
         ("create", {"tokens": 1, "values": 1, "changes": 1, "requests": 1}),
-        ("invite", {"invitations": 3, "mails": 3, "values": 3, "requests": 1}),
+        ("invite", {"invitations": 3, "mails": 3, "values": 3, "changes": 1, "requests": 1}),
         ("accept", {"accepted": 1, "members": 1, "tokens": 1, "values": 2, "changes": 2}),
         ("remove", {"members": -1, "tokens": -3, "retired": -1, "values": 2, "changes": 1, "requests": 1}),
     ],

@@ -20,6 +20,7 @@ from rolecall.storage import Storage, Transaction, tables
 from rolecall.storage import credentials as credential_rows
 from rolecall.storage import members as member_rows
 from rolecall.storage import organizations as organization_rows
+from rolecall.storage.changes import record_change
 from rolecall.storage.credentials import Held, NewCredential
 
 EXAMPLES = 200 if os.environ.get("CI") == "true" else 25
@@ -87,7 +88,7 @@ def _holders(
     storage: Storage, ids: list[str], at: int = MADE, organization: str = "acme"
 ) -> dict[str, tuple[str, Restriction, set[bytes]]]:
     found = storage.read(lambda tx: credential_rows.live_holders(tx, organization, ids, at))
-    return {name: (token.role, token.restriction, token.digests) for name, token in found.items()}
+    return {name: (token.role, token.restriction, set(token.digests)) for name, token in found.items()}
 
 
 def _page(
@@ -172,11 +173,11 @@ def test_roles_are_found_by_id_and_by_address(acme: Storage) -> None:
 
     assert acme.read(lambda tx: member_rows.roles_by_id(tx, "acme", ids)) == {"ann": "OWNER", "bob": "EDITOR"}
     assert acme.read(lambda tx: member_rows.roles_by_email(tx, "acme", keys)) == {
-        "ann@acme.io": "OWNER",
-        "cyd@acme.io": "VIEWER",
+        "ann@acme.io": ("OWNER", "ann"),
+        "cyd@acme.io": ("VIEWER", "cyd"),
     }
     assert acme.read(lambda tx: member_rows.roles_by_id(tx, "other", ids)) == {"ann": "VIEWER"}
-    assert acme.read(lambda tx: member_rows.roles_by_email(tx, "other", keys)) == {"ann@acme.io": "VIEWER"}
+    assert acme.read(lambda tx: member_rows.roles_by_email(tx, "other", keys)) == {"ann@acme.io": ("VIEWER", "ann")}
 
 
 def test_nobody_asked_about_is_nobody_found(acme: Storage) -> None:
@@ -212,8 +213,12 @@ def test_address_may_be_a_member_of_many_organizations(acme: Storage) -> None:
     """The same person, with the same address and even the same id, may be in another organization too."""
     _add(acme, _member("ann", "OWNER"), _member("ann", "VIEWER", "other"))
 
-    assert acme.read(lambda tx: member_rows.roles_by_email(tx, "acme", ["ann@acme.io"])) == {"ann@acme.io": "OWNER"}
-    assert acme.read(lambda tx: member_rows.roles_by_email(tx, "other", ["ann@acme.io"])) == {"ann@acme.io": "VIEWER"}
+    assert acme.read(lambda tx: member_rows.roles_by_email(tx, "acme", ["ann@acme.io"])) == {
+        "ann@acme.io": ("OWNER", "ann")
+    }
+    assert acme.read(lambda tx: member_rows.roles_by_email(tx, "other", ["ann@acme.io"])) == {
+        "ann@acme.io": ("VIEWER", "ann")
+    }
 
 
 def test_id_is_one_members_in_an_organization(acme: Storage) -> None:
@@ -346,7 +351,7 @@ def test_revoked_credential_is_dead_at_any_time(acme: Storage) -> None:
 
 
 def test_only_a_living_credential_of_the_organization_can_be_revoked(acme: Storage) -> None:
-    """Twice, a foreign one, an unknown one: False, nothing is noted, and the first time of revocation stays."""
+    """Twice, a foreign one, an unknown one: False, no change is noted, and the first time of revocation stays."""
     _add(acme, _member("ann"), _member("ann", "VIEWER", "other"))
     token, foreign = _add_token(acme, "ann"), _add_token(acme, "ann", "other")
     _revoke(acme, token.id, MADE)
@@ -356,7 +361,7 @@ def test_only_a_living_credential_of_the_organization_can_be_revoked(acme: Stora
     times = acme.read(lambda tx: set(tx.connection.execute(select(columns.id, columns.revoke_time)).all()))
 
     assert again == [False] * 3
-    assert _changes(acme) == before
+    assert _changes(acme) == [*before, *((revision, "revision", "") for revision in (4, 5, 6))]
     assert times == {(token.id, MADE), (foreign.id, None)}
 
 
@@ -478,13 +483,18 @@ def test_old_secret_dies_with_its_credential(acme: Storage) -> None:
 
 
 def test_each_mutation_notes_what_it_changed(acme: Storage) -> None:
-    """Under the revision that the mutation made, kind and key; a mutation that changes nothing notes nothing."""
+    """Under the revision that the mutation made, kind and key; one that touches nothing notes its revision."""
     _add(acme, _member("ann"), _member("bob", "VIEWER", "other"))
     token = _add_token(acme, "ann")
     acme.mutate("acme", lambda tx: None)
     acme.mutate("acme", lambda tx: credential_rows.revoke(tx, "acme", token.id, MADE))
 
-    assert _changes(acme) == [(1, "member", "ann"), (2, "credential", token.id), (4, "credential", token.id)]
+    assert _changes(acme) == [
+        (1, "member", "ann"),
+        (2, "credential", token.id),
+        (3, "revision", ""),
+        (4, "credential", token.id),
+    ]
     assert _changes(acme, "other") == [(1, "member", "bob")]
 
 
@@ -494,7 +504,7 @@ def test_one_mutation_may_note_many_changes(acme: Storage) -> None:
     def work(tx: Transaction) -> None:
         for name in ("ann", "bob"):
             member_rows.add(tx, _member(name), f"{name}@acme.io")
-        organization_rows.record_change(tx, "acme", "organization", "acme")
+        record_change(tx, "acme", "organization", "acme")
 
     acme.mutate("acme", work)
 

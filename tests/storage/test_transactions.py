@@ -31,6 +31,7 @@ from rolecall.errors import (
 from rolecall.policy import Policy
 from rolecall.storage import TRIES, Storage, Transaction, engine, tables
 from rolecall.storage import organizations as rows
+from rolecall.storage.changes import record_change
 
 CI = os.environ.get("CI") == "true"
 THREADS = 8
@@ -320,15 +321,15 @@ def test_failed_work_writes_nothing(acme: Storage, kind: type[BaseException]) ->
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_what_was_touched_is_told_however_it_ends(acme: Storage, fails: bool) -> None:
-    """Whoever remembers rows is told the ids that changed after the commit or roll-back, before the writer goes on."""
+def test_what_was_committed_is_told(acme: Storage, fails: bool) -> None:
+    """Whoever remembers rows is told what changed, after the commit and before the writer goes on; else nothing."""
     told: list[tuple[list[str], str]] = []
-    acme.on_change(lambda names: told.append((list(names), acme.read(_name))))
+    acme.on_change(lambda changes: told.append(([change.key for change in changes or ()], acme.read(_name))))
 
     def work(tx: Transaction) -> None:
         _rename(tx, "renamed")
-        rows.record_change(tx, "acme", "member", "ann")
-        rows.record_change(tx, "acme", "credential", "laptop")
+        record_change(tx, "acme", "member", "ann")
+        record_change(tx, "acme", "credential", "laptop")
         if fails:
             raise KeyError
 
@@ -337,7 +338,7 @@ def test_what_was_touched_is_told_however_it_ends(acme: Storage, fails: bool) ->
     acme.mutate("acme", lambda tx: None)
     acme.read(_name)
 
-    assert told == [(["ann", "laptop"], "acme" if fails else "renamed")]
+    assert told == [([""], "acme")] if fails else [(["ann", "laptop"], "renamed"), ([""], "renamed")]
 
 
 @pytest.mark.parametrize("fails", [False, True])

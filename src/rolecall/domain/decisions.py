@@ -1,14 +1,15 @@
 """Questions and their answers."""
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
+from typing import NamedTuple
 
 from rolecall.domain.permissions import Effect
 
 __all__ = ["CheckResult", "Explanation", "ItemError", "Question", "Reason", "Subject", "SubjectKind"]
 
 
-class Reason(Enum):
+class Reason(StrEnum):
     """Why a decision is what it is. Only GRANTED goes with ALLOW."""
 
     GRANTED = "an allow rule matches and no deny rule does"
@@ -22,7 +23,7 @@ class Reason(Enum):
     TOKEN_SCOPE = "the token's own restriction does not reach that far"  # noqa: S105 - as above
 
 
-class SubjectKind(Enum):
+class SubjectKind(StrEnum):
     """How a subject is named."""
 
     USER_ID = "user:<id>"
@@ -43,11 +44,20 @@ _FORMS = {
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Who is asked about. `value` is the id, the address key or the role; `digest` a presented token's SHA-256."""
+    """Who is asked about. `value` is the id, the address key or the role; `digest` a presented token's SHA-256.
+
+    `key` tells those apart that are looked up: a string, as its hash is reckoned only once. A role's is empty.
+    """
 
     kind: SubjectKind
     value: str
     digest: bytes = field(default=b"", repr=False)
+    key: str = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Derive the key."""
+        key = "" if self.kind is SubjectKind.ROLE else f"{self.kind.name} {self.digest.hex()} {self.value}"
+        object.__setattr__(self, "key", key)
 
     @property
     def text(self) -> str:
@@ -55,8 +65,7 @@ class Subject:
         return f"{_FORMS[self.kind]}{self.value}"
 
 
-@dataclass(frozen=True, slots=True)
-class Question:
+class Question(NamedTuple):
     """May `subject` do `action` on `resource`?"""
 
     subject: Subject
@@ -96,12 +105,12 @@ class CheckResult:
     policy_version: str = ""
     explanation: Explanation | None = None
     error: ItemError | None = None
-    decision: Effect = field(init=False)
 
-    def __post_init__(self) -> None:
-        """Derive the decision from the reason, so that the two can't disagree."""
-        object.__setattr__(self, "decision", Effect.ALLOW if self.reason is Reason.GRANTED else Effect.DENY)
+    @property
+    def decision(self) -> Effect:
+        """ALLOW or DENY."""
+        return Effect.ALLOW if self.reason is Reason.GRANTED else Effect.DENY
 
     def __bool__(self) -> bool:
         """Whether it is allowed: `if client.check(...)` must not pass because an object is truthy."""
-        return self.decision is Effect.ALLOW
+        return self.reason is Reason.GRANTED

@@ -4,7 +4,9 @@ Every role has two bits, one for what it is allowed and one for what it is denie
 at a resource and action; a role holds the bits of itself and of all that it inherits from.
 """
 
-from collections.abc import Iterable
+import weakref
+from collections.abc import Callable, Iterable
+from functools import cached_property, lru_cache
 
 from rolecall.domain import Effect, Permission, Reason, Role
 from rolecall.policy.masks import build_table, covering, share_masks
@@ -18,6 +20,8 @@ OWNERS = ("owners", "update")
 # Rules on the action `*` go into the table of every action where that makes no more than so many rows more a rule.
 MAX_STARRED_SHARE = 2
 MIN_STARRED_ROWS = 10_000
+# So many decisions are remembered; what is asked about has at most 1,280 characters.
+MAX_REMEMBERED = 8192
 
 
 class Decision:
@@ -110,9 +114,25 @@ class Policy:
 
     def decide(self, role: str, action: str, resource: str) -> Decision:
         """May `role` do `action` on `resource`? A deny rule beats any allow rule; what no rule allows is denied."""
+        return Decision(self, role, action, resource, self._reason(role, action, resource))
+
+    @cached_property
+    def reason(self) -> Callable[[str, str, str], Reason]:
+        """The reason alone of (role, action, resource), remembered while it is asked for often."""
+        # Going in a circle, it would keep an old policy until the garbage is collected.
+        this = weakref.ref(self)
+
+        def reason(role: str, action: str, resource: str) -> Reason:
+            policy = this()
+            assert policy is not None  # noqa: S101 - whoever asks has it
+            return policy._reason(role, action, resource)  # noqa: SLF001 - it is its own
+
+        return lru_cache(MAX_REMEMBERED)(reason)
+
+    def _reason(self, role: str, action: str, resource: str) -> Reason:
         held = self._held.get(role)
         if held is None:
-            return Decision(self, role, action, resource, Reason.UNKNOWN_ROLE)
+            return Reason.UNKNOWN_ROLE
         table = self._tables.get(action)
         if table is None:
             mask = covering(self._starred, resource, resource)
@@ -121,10 +141,8 @@ class Policy:
             if not self._merged:
                 mask |= covering(self._starred, resource, resource)
         if mask & held[1]:
-            return Decision(self, role, action, resource, Reason.FORBIDDEN)
-        if mask & held[0]:
-            return Decision(self, role, action, resource, Reason.GRANTED)
-        return Decision(self, role, action, resource, self._default_deny(action, resource))
+            return Reason.FORBIDDEN
+        return Reason.GRANTED if mask & held[0] else self._default_deny(action, resource)
 
     def share_masks(self) -> None:
         """Make equal masks one object, which stays in the processor's cache. Unpickling undoes it."""

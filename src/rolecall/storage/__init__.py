@@ -1,16 +1,20 @@
 """The database: transactions that are wholly there or wholly absent, on SQLite and PostgreSQL alike."""
 
+import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from psycopg import Error as DriverError
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from rolecall.errors import ConfigError, StorageUnavailable, WriteConflict
 from rolecall.storage import organizations
+from rolecall.storage.changes import record_change
 from rolecall.storage.engine import (
     WAIT_SECONDS,
     WRITES,
@@ -20,10 +24,11 @@ from rolecall.storage.engine import (
     file_is_missing,
     url_of,
 )
+from rolecall.storage.follower import Follower, PostgresFollower, SqliteFollower, wake_followers
 from rolecall.storage.schema import check_schema, is_empty, upgrade_schema
-from rolecall.storage.transaction import Transaction
+from rolecall.storage.transaction import Change, Transaction
 
-__all__ = ["Storage", "Transaction"]
+__all__ = ["Change", "Storage", "Transaction", "WouldWait"]
 
 T = TypeVar("T")
 
@@ -39,6 +44,10 @@ TRIES = 4
 FIRST_PAUSE_SECONDS = 0.02
 
 
+class WouldWait(Exception):
+    """The database would have to be waited for, in a thread that is spared that."""
+
+
 class Storage:
     """One database. Threads may share it."""
 
@@ -49,11 +58,24 @@ class Storage:
         self._writer = threading.Lock()
         self._identity = file_identity(self._url)
         self._postgresql = self._url.get_backend_name() == "postgresql"
-        self._forget: list[Callable[[list[str]], None]] = []
+        self._listeners: list[Callable[[list[Change] | None], None]] = []
+        self._spared = 0
 
-    def on_change(self, forget: Callable[[list[str]], None]) -> None:
-        """Have `forget` told the ids of what each transaction of this process changed, before `write` answers."""
-        self._forget.append(forget)
+    def on_change(self, note: Callable[[list[Change] | None], None]) -> None:
+        """Have `note` told what each transaction of this process changed, before `write` answers.
+
+        It is told None where nobody knows whether the changes were committed.
+        """
+        self._listeners.append(note)
+
+    def spare(self, thread: int) -> None:
+        """Never have the thread with this id wait: what would, raises `WouldWait` there."""
+        self._spared = thread
+
+    def require_patience(self) -> None:
+        """Raise `WouldWait` where the present thread is one that is spared."""
+        if threading.get_ident() == self._spared:
+            raise WouldWait
 
     def create(self) -> None:
         """Make the tables in a new or empty database; `check` any other. Raises `ConfigError`."""
@@ -108,6 +130,7 @@ class Storage:
         """
         if self._postgresql:
             return self._run(work, {WRITES: True}, conflict=WriteConflict)
+        self.require_patience()
         # SQLite lets whoever happens to look next in, and starves the others.
         if not self._writer.acquire(timeout=WAIT_SECONDS):
             raise WriteConflict(_BUSY)
@@ -131,7 +154,16 @@ class Storage:
 
         Raises `OrganizationNotFound` too.
         """
-        return self.write(lambda tx: work(replace(tx, revision=organizations.bump(tx, organization))))
+
+        def revised(tx: Transaction) -> T:
+            tx = replace(tx, revision=organizations.bump(tx, organization))
+            answer = work(tx)
+            if not tx.touched:
+                # Others learn of the new revision by what it changed.
+                record_change(tx, organization, "revision", "")
+            return answer
+
+        return self.write(revised)
 
     def _run(
         self,
@@ -139,6 +171,7 @@ class Storage:
         options: dict[str, Any],
         conflict: type[StorageUnavailable | WriteConflict],
     ) -> T:
+        self.require_patience()
         self._mind_replaced_file()
         give_up_at = time.monotonic() + WAIT_SECONDS
         pause = FIRST_PAUSE_SECONDS
@@ -164,23 +197,51 @@ class Storage:
         raise AssertionError("the last try returns or raises")
 
     def _once(self, work: Callable[[Transaction], T], options: dict[str, Any]) -> T:
-        touched: list[str] = []
-        try:
-            with self._engine.connect().execution_options(**options) as connection:
-                if WRITES in options:
-                    # A reader begins with its first statement, and may find that it needs none.
-                    connection.begin()
-                tx = Transaction(connection, touched=touched)
-                answer = work(tx)
+        with self._engine.connect().execution_options(**options) as connection:
+            if WRITES in options:
+                # A reader begins with its first statement, and may find that it needs none.
+                connection.begin()
+            tx = Transaction(connection)
+            answer = work(tx)
+            if tx.touched:
+                wake_followers(tx)
+            try:
                 connection.commit()
-        finally:
-            # Whatever became of it: a commit may fail and be done all the same.
-            if touched:
-                for forget in self._forget:
-                    forget(touched)
+            except BaseException:
+                # It may be done all the same.
+                if tx.touched:
+                    self._tell(None)
+                raise
+        if tx.touched:
+            self._tell(tx.touched)
         for then in tx.afterwards:
             then()
         return answer
+
+    def _tell(self, changes: list[Change] | None) -> None:
+        for note in self._listeners:
+            note(changes)
+
+    @contextmanager
+    def follow(self) -> Iterator[Follower]:
+        """Follow what is committed from now on, on a connection of its own. Raises `StorageUnavailable`."""
+        self._mind_replaced_file()
+        identity = self._identity
+
+        def mind_file() -> None:
+            if file_identity(self._url) != identity:
+                raise StorageUnavailable(_UNREACHABLE)
+
+        options = {"isolation_level": "AUTOCOMMIT"} if self._postgresql else {WRITES: False}
+        try:
+            with self._engine.connect().execution_options(**options) as connection:
+                try:
+                    yield PostgresFollower(connection) if self._postgresql else SqliteFollower(connection, mind_file)
+                finally:
+                    # It listens, or was looked at from outside a transaction: nobody else is to get it.
+                    connection.invalidate()
+        except (SQLAlchemyError, DriverError, sqlite3.Error) as error:
+            raise StorageUnavailable(_UNREACHABLE) from error
 
     def _mind_replaced_file(self) -> None:
         """Let go of an SQLite file that is no longer the one at its path: what it says holds no more."""

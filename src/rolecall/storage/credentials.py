@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, Join, and_, bindparam, delete, func, inser
 
 from rolecall.credentials import Minted
 from rolecall.domain import Caller, CredentialKind, Effect, Permission, Restriction
-from rolecall.storage.organizations import record_change
+from rolecall.storage.changes import record_change
 from rolecall.storage.tables import credentials, members, retired_secrets
 from rolecall.storage.transaction import Transaction
 
@@ -44,12 +44,16 @@ def present_role() -> ColumnElement[str]:
 
 @dataclass(frozen=True, slots=True)
 class LiveToken:
-    """A live credential: whose it is, what it acts with, and the digests of its secrets."""
+    """A live credential: whose it is, what it acts with, until when, and the digests of its secrets.
+
+    `digests` tells of each secret until when it works; `retired` are those that don't since a rotation.
+    """
 
     user_id: str
     role: str
     restriction: Restriction
-    digests: set[bytes]
+    until: int
+    digests: dict[bytes, int]
     retired: set[bytes]
 
 
@@ -218,13 +222,23 @@ def live_holders(tx: Transaction, organization: str, credential_ids: Collection[
         _LIVE.where(credentials.c.organization == organization, credentials.c.id.in_(credential_ids)), {"at": at}
     )
     found = {
-        row.id: LiveToken(row.user_id or "", row.role, restriction_of(row.restriction), {row.digest}, set())
+        row.id: LiveToken(
+            row.user_id or "",
+            row.role,
+            restriction_of(row.restriction),
+            row.expire_time,
+            {row.digest: row.expire_time},
+            set(),
+        )
         for row in rows
     }
     old = tx.connection.execute(select(retired_secrets).where(retired_secrets.c.credential_id.in_(found)))
     for row in old:
         token = found[row.credential_id]
-        (token.digests if row.expire_time > at else token.retired).add(row.digest)
+        if row.expire_time > at:
+            token.digests[row.digest] = min(row.expire_time, token.until)
+        else:
+            token.retired.add(row.digest)
     return found
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Row, and_, delete, exists, insert, or_, select, tuple_, update
 
 from rolecall.domain import Member, MemberOrder
-from rolecall.storage.organizations import record_change
+from rolecall.storage.changes import record_change
 from rolecall.storage.tables import members, organizations
 from rolecall.storage.transaction import Transaction
 
@@ -129,14 +129,14 @@ def roles_by_id(tx: Transaction, organization: str, user_ids: Collection[str]) -
     return {row.user_id: row.role for row in rows}
 
 
-def roles_by_email(tx: Transaction, organization: str, email_keys: Collection[str]) -> dict[str, str]:
-    """The role of each of the addresses that is a member's."""
+def roles_by_email(tx: Transaction, organization: str, email_keys: Collection[str]) -> dict[str, tuple[str, str]]:
+    """The role and the user's id of each of the addresses that is a member's."""
     rows = tx.connection.execute(
-        select(members.c.email_key, members.c.role).where(
+        select(members.c.email_key, members.c.role, members.c.user_id).where(
             members.c.organization == organization, members.c.email_key.in_(email_keys)
         )
     )
-    return {row.email_key: row.role for row in rows}
+    return {row.email_key: (row.role, row.user_id) for row in rows}
 
 
 def page_with_roles(

@@ -4,12 +4,12 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Executable, Row, bindparam, func, insert, select, text, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import Row, bindparam, func, insert, select, text, update
 
 from rolecall.domain import Organization
 from rolecall.errors import OrganizationNotFound
-from rolecall.storage.tables import changes, members, organizations
+from rolecall.storage.changes import record_change
+from rolecall.storage.tables import members, organizations
 from rolecall.storage.transaction import Transaction
 
 __all__ = [
@@ -21,7 +21,6 @@ __all__ = [
     "get",
     "lock_all",
     "owner_count",
-    "record_change",
     "rename",
     "revision_of",
 ]
@@ -34,10 +33,6 @@ _BUMP = (
     .values(revision=organizations.c.revision + 1)
     .returning(organizations.c.revision)
 )
-_CHANGED: dict[str, Executable] = {
-    "postgresql": postgresql.insert(changes).on_conflict_do_nothing(),
-    "sqlite": sqlite.insert(changes).on_conflict_do_nothing(),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +115,6 @@ def bump(tx: Transaction, organization: str) -> int:
 def lock_all(tx: Transaction) -> None:
     """Wait for every change that is under way, and let none begin before the transaction ends. PostgreSQL only."""
     tx.connection.execute(text("LOCK TABLE organizations IN SHARE MODE"))
-
-
-def record_change(tx: Transaction, organization: str, kind: str, key: str) -> None:
-    """Note that this revision changed the `kind` of thing named `key`; once is enough."""
-    tx.touched.append(key)
-    statement = _CHANGED[tx.connection.dialect.name]
-    tx.connection.execute(statement, {"organization": organization, "revision": tx.revision, "kind": kind, "key": key})
 
 
 def _organization(row: Row[Any]) -> Organization:

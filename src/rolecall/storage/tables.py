@@ -207,7 +207,10 @@ changes = Table(
     Column[int]("revision", BigInteger, primary_key=True),
     Column[str]("kind", Text, primary_key=True),
     Column[str]("key", Text, primary_key=True),
+    # Which transaction of PostgreSQL made it; SQLite goes by the row's number.
+    Column[int | None]("transaction_id", BigInteger, nullable=True),
     ForeignKeyConstraint(["organization"], ["organizations.id"]),
+    Index(None, "transaction_id"),
 )
 
 # The end of each organization's audit log, signed with the server's key; its lock lets one writer of entries in at a

@@ -2,10 +2,20 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from sqlalchemy import Connection
 
-__all__ = ["Transaction"]
+__all__ = ["Change", "Transaction"]
+
+
+class Change(NamedTuple):
+    """That a revision of an organization changed the `kind` of thing named `key`."""
+
+    organization: str
+    revision: int
+    kind: str
+    key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +24,7 @@ class Transaction:
 
     connection: Connection
     revision: int = 0
-    # What it changes, by the ids that caches know them by: forgotten when it ends, however it does.
-    touched: list[str] = field(default_factory=list)
+    # What it changes: noted when it is committed.
+    touched: list[Change] = field(default_factory=list)
     # What to do once it is committed.
     afterwards: list[Callable[[], None]] = field(default_factory=list)
