@@ -107,6 +107,13 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         yield url
 
 
+@pytest.fixture(params=["fast", "standard"])
+def each_lane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How calls come in, for the servers of a test."""
+    monkeypatch.setenv("ROLECALL_LANE", request.param)
+    return str(request.param)
+
+
 @pytest.fixture
 def sqlite_url(tmp_path: Path) -> str:
     """The URL of a new SQLite database, for what doesn't differ between databases."""
@@ -158,6 +165,10 @@ class Site:
     def log(self) -> AuditLog:
         """The audit log, for who changes something past the server."""
         return AuditLog(keys.read(self.settings.key_file))
+
+    def forget(self) -> None:
+        """Have the server forget what it knows, after rows were changed as no change of ours does."""
+        self.server._core.feed.remembered.clear()
 
     def channel(self) -> grpc.Channel:
         """A connection of its own."""
@@ -248,6 +259,8 @@ def make_site(policy_folder: Path, tmp_path: Path) -> Iterator[MakeSite]:
         }
         configured = Settings(**values)  # type: ignore[arg-type]
         server = build_server(configured)
+        # What tests change past the server is known there at once; how soon it is otherwise has tests of its own.
+        storage.on_change(server._core.feed._note_own)
         site = Site(server, storage, configured, folder, dict(beginning.members), dict(beginning.tokens))
         server.start()
         stack.callback(server.stop, 0)

@@ -3,19 +3,20 @@
 import json
 import os
 import stat
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from conftest import MakeSite, Site
+from conftest import MakeSite, Site, wait_until
 
 from rolecall import keys, operator
 from rolecall.audit import AuditLog
 from rolecall.client import Client
 from rolecall.config import Settings
-from rolecall.decision_log import DecisionLog
+from rolecall.decision_log import EVERY_SECONDS, DecisionLog
 from rolecall.errors import ConfigError, PermissionMissing
 from rolecall.server import build_server
 from rolecall.v1 import authorization_pb2 as pb
@@ -57,6 +58,8 @@ def noting(make_site: MakeSite, sqlite_url: str, file: Path) -> Noting:
 
 def lines_of(file: Path) -> list[dict[str, object]]:
     """What was noted."""
+    # They are written soon.
+    time.sleep(5 * EVERY_SECONDS)
     return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
 
 
@@ -64,7 +67,10 @@ def ask(site: Site, method: str, request: pb.CheckRequest | pb.BatchCheckRequest
     """The raw answer to the owner's call with this id."""
     call = site.channel().unary_unary(method, request_serializer=bytes, response_deserializer=bytes)
     metadata = (("authorization", f"Bearer {site.tokens['OWNER']}"), ("x-request-id", request_id))
-    return bytes(call(request.SerializeToString(), metadata=metadata, timeout=30))
+    answer = bytes(call(request.SerializeToString(), metadata=metadata, timeout=30))
+    # It is noted soon.
+    wait_until(lambda: not site.server._core.decisions._waiting)
+    return answer
 
 
 def long_batch(number: int) -> pb.BatchCheckRequest:
@@ -301,6 +307,7 @@ def test_full_disk_stops_no_decision(noting: Noting, file: Path, capsys: pytest.
     ):
         os.dup2(full.fileno(), noted.stream.fileno())
         answers = [bool(client.check(f"{who}@acme.io", "view", "secrets")) for who in ("viewer", "bob", "ann")]
+        wait_until(lambda: not site.server._core.decisions._waiting)
         os.dup2(room.fileno(), noted.stream.fileno())
         client.check("contributor@acme.io", "view", "secrets")
 

@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from rolecall.errors import ConfigError
@@ -17,6 +17,10 @@ PREFIX = "ROLECALL_"
 
 # What the client and the command line read; no settings of the server, but no mistypings either.
 _OTHER_VARIABLES = {"CONFIG", "ADDRESS", "TOKEN", "ORGANIZATION", "CA_FILE"}
+
+
+def _one_a_core(given: object) -> object:
+    return len(os.sched_getaffinity(0)) if given == "auto" else given
 
 
 class Settings(BaseSettings):
@@ -40,6 +44,12 @@ class Settings(BaseSettings):
     """Listens beyond loopback without TLS: whoever sees the traffic can use every token in it."""
     reflection: bool = True
     """Serves grpc.reflection, so that grpcurl knows the API."""
+    lane: Literal["auto", "fast", "standard"] = "auto"
+    """How calls come in: `fast`, past grpc's own threads, or `standard`; `auto`: fast where it works."""
+    max_staleness: Annotated[float, Field(gt=0, le=3600)] = 10.0
+    """For so many seconds Checks go on without the database, from memory."""
+    workers: Annotated[int, Field(ge=1, le=256), BeforeValidator(_one_a_core)] = 1
+    """How many processes share the port, each with threads, connections and memory of its own; `auto`: one a core."""
     threads: Annotated[int, Field(ge=2, le=256)] = 16
     """How many calls are worked on at once."""
     connection_seconds: Annotated[int, Field(ge=1, le=86_400)] = 60

@@ -4,7 +4,9 @@ import fcntl
 import json
 import os
 import sys
+import threading
 import time
+from collections import deque
 from logging import LogRecord
 from logging.handlers import RotatingFileHandler
 from typing import IO, Literal
@@ -19,6 +21,12 @@ __all__ = ["DecisionLog"]
 
 # While it can't be written, one line of the server's log stands for so many seconds.
 QUIET_SECONDS = 5.0
+# How often what was noted is written. Nobody who decides waits for the disk.
+EVERY_SECONDS = 0.05
+# So many decisions wait to be written; more are lost, and the server's log says so.
+MAX_WAITING = 100_000
+# How long the end waits for the disk.
+CLOSE_SECONDS = 5.0
 
 _log = structlog.get_logger("rolecall.decisions")
 
@@ -28,9 +36,14 @@ class DecisionLog:
 
     def __init__(self, settings: Settings) -> None:
         """Open the file. Raises `ConfigError` where that can't be."""
-        self._mode: Literal["off", "denies", "all"] = settings.decision_log
+        self.mode: Literal["off", "denies", "all"] = settings.decision_log
         self._file: _Files | None = None
-        if self._mode == "off":
+        self._waiting: deque[tuple[int, str, Question, CheckResult, str]] = deque()
+        self._lost = 0
+        self._quiet_until = 0.0
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="decisions", daemon=True)
+        if self.mode == "off":
             return
         try:
             self._file = _Files(
@@ -47,29 +60,53 @@ class DecisionLog:
         except OSError as error:
             where = settings.decision_log_file
             raise ConfigError(f"The decision log {where} can't be written: {error.strerror}.") from error
+        self._thread.start()
 
     def note(self, organization: str, question: Question, result: CheckResult, request_id: str) -> None:
-        """Write one decision down. A disk that is full doesn't stop the decisions; the server's log tells of it."""
-        if self._file is None or (result and self._mode == "denies"):
+        """Have one decision written down soon.
+
+        A disk that is full or slow doesn't stop the decisions; the server's log tells of it.
+        """
+        if self._file is None or (result and self.mode == "denies"):
             return
-        self._file.write(
-            {
-                "time": rfc3339(now()),
-                "organization": organization,
-                "subject": question.subject.text,
-                "action": question.action,
-                "resource": question.resource,
-                "decision": result.decision.value,
-                "reason": result.reason.name,
-                "policy_version": result.policy_version,
-                "revision": result.revision,
-                "request_id": request_id,
-            }
-        )
+        if len(self._waiting) < MAX_WAITING:
+            self._waiting.append((now(), organization, question, result, request_id))
+            return
+        self._lost += 1
+        if time.monotonic() >= self._quiet_until:
+            self._quiet_until = time.monotonic() + QUIET_SECONDS
+            _log.error("the disk is too slow for the decision log", lost=self._lost)
+
+    def _work(self) -> None:
+        while not self._closing.wait(EVERY_SECONDS):
+            self._write()
+        self._write()
+
+    def _write(self) -> None:
+        assert self._file is not None  # noqa: S101 - for the type checker
+        while self._waiting:
+            at, organization, question, result, request_id = self._waiting[0]
+            self._file.write(
+                {
+                    "time": rfc3339(at),
+                    "organization": organization,
+                    "subject": question.subject.text,
+                    "action": question.action,
+                    "resource": question.resource,
+                    "decision": result.decision.value,
+                    "reason": result.reason.name,
+                    "policy_version": result.policy_version,
+                    "revision": result.revision,
+                    "request_id": request_id,
+                }
+            )
+            self._waiting.popleft()
 
     def close(self) -> None:
-        """Close the file."""
+        """Write what waits, and close the file."""
         if self._file:
+            self._closing.set()
+            self._thread.join(CLOSE_SECONDS)
             try:
                 self._file.close()
             except (OSError, ValueError) as error:

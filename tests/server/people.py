@@ -109,6 +109,7 @@ def change_rows(site: Site, table: Table, named: str, **values: object) -> None:
     """Give the row of `table` whose id is `named` other values, past the server."""
     column = table.c.user_id if table is tables.members else table.c.id
     site.storage.write(lambda tx: tx.connection.execute(update(table).where(column == named).values(**values)))
+    site.forget()
 
 
 def last_entry(site: Site) -> Any:

@@ -12,6 +12,9 @@ from rolecall.storage import Transaction
 from rolecall.v1 import token_pb2
 from rolecall.v1.token_pb2_grpc import TokenServiceStub
 
+# Whichever way calls come in.
+pytestmark = pytest.mark.usefixtures("each_lane")
+
 
 def _create(site: Site, name: str, timeout: float) -> token_pb2.CreatePersonalTokenResponse:
     return TokenServiceStub(site.channel()).CreatePersonalToken(

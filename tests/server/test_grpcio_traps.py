@@ -15,7 +15,7 @@ from conftest import MakeSite, Site
 from grpc_errors import told
 
 from rolecall import Client, credentials, server
-from rolecall.cli.serve import SWITCH_SECONDS
+from rolecall.cli.running import SWITCH_SECONDS
 from rolecall.domain import CredentialKind
 from rolecall.errors import ConfigError, PermissionMissing, RolecallError
 from rolecall.server import build_server
@@ -23,6 +23,9 @@ from rolecall.server.authorization import AuthorizationService
 from rolecall.server.calls import Call
 from rolecall.v1 import authorization_pb2 as pb
 from rolecall.v1 import authorization_pb2_grpc
+
+# Whichever way calls come in.
+pytestmark = pytest.mark.usefixtures("each_lane")
 
 CHECK = "/rolecall.v1.AuthorizationService/Check"
 REQUEST = pb.CheckRequest(subject="ann@acme.io", action="view", resource="members").SerializeToString()
@@ -160,11 +163,12 @@ def test_a_call_past_its_deadline_is_not_worked_on(
     make_site: MakeSite, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What waited for a thread until its client was gone costs nothing more."""
-    started = []
+    started: list[str] = []
     release = threading.Event()
     check = AuthorizationService.Check
 
-    def slow(self: AuthorizationService, request: pb.CheckRequest, call: Call) -> pb.CheckResponse:
+    def slow(self: AuthorizationService, request: pb.CheckRequest, call: Call) -> bytes:
+        site.server.storage.require_patience()
         started.append(request.resource)
         release.wait(10)
         return check(self, request, call)

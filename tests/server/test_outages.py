@@ -3,10 +3,12 @@
 import json
 import os
 import threading
+import time
+from pathlib import Path
 
 import psycopg
 import pytest
-from conftest import POSTGRES_URL, MakeSite, Site, sqlite_file
+from conftest import POSTGRES_URL, MakeSite, Site, sqlite_file, wait_until
 from grpc_health.v1 import health_pb2
 from postgres import PostgresServer
 
@@ -20,22 +22,36 @@ def ask(site: Site) -> bool:
         return bool(client.check("ann@acme.io", "view", "members"))
 
 
-def test_a_locked_sqlite_file_is_unavailable(sqlite_site: Site, capfd: pytest.CaptureFixture[str]) -> None:
+def list_subjects(site: Site) -> list[str]:
+    """Who may see the members: a question that memory doesn't answer."""
+    with Client(site.address, site.tokens["OWNER"], timeout=20) as client:
+        return [member.email for member in client.subjects("view", "members")]
+
+
+def test_a_locked_sqlite_file_is_unavailable(
+    make_site: MakeSite, sqlite_url: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Another program holds the file; when it lets go, answers go on."""
+    sqlite_site = make_site(sqlite_url, max_staleness=60)
+    list_subjects(sqlite_site)
+    # A locked WAL keeps readers out only when another program leaves WAL mode behind.
+    core = sqlite_site.server._core
+    # Connections are made one after the other: nobody else is to wait for one.
+    for busy in (core.feed, core.sender, core.background):
+        busy.stop()
     with sqlite_file(sqlite_site.settings.database) as other:
-        # A locked WAL keeps readers out only when another program leaves WAL mode behind.
         sqlite_site.server.storage.close()
         sqlite_site.storage.close()
         other.execute("PRAGMA journal_mode=DELETE")
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(StorageUnavailable) as caught:
-            ask(sqlite_site)
+            list_subjects(sqlite_site)
         other.execute("ROLLBACK")
 
     assert "try again" in caught.value.message
     assert "sqlite" not in caught.value.message.lower()
     assert "database unavailable" in capfd.readouterr().out, "the operator is told"
-    assert ask(sqlite_site)
+    assert list_subjects(sqlite_site)
 
 
 def test_a_dropped_postgresql_connection_is_replaced(make_site: MakeSite) -> None:
@@ -44,23 +60,56 @@ def test_a_dropped_postgresql_connection_is_replaced(make_site: MakeSite) -> Non
         pytest.skip("PostgreSQL is not installed")
     with PostgresServer.new_database(os.environ[POSTGRES_URL]) as url:
         site = make_site(url)
-        assert ask(site)
+        assert list_subjects(site)
         name = url.rpartition("/")[2]
         with psycopg.connect(os.environ[POSTGRES_URL], autocommit=True) as admin:
             kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
             admin.execute(kill, [name])
-            assert ask(site)
+            assert list_subjects(site)
 
             admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
-            admin.execute(kill, [name])
-            with pytest.raises(StorageUnavailable) as caught:
-                ask(site)
-            admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+            try:
+                admin.execute(kill, [name])
+                with pytest.raises(StorageUnavailable) as caught:
+                    list_subjects(site)
+            finally:
+                admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
         assert "try again" in caught.value.message
         assert name not in json.dumps(caught.value.metadata) + caught.value.message
-        assert ask(site)
+        wait_until(lambda: bool(list_subjects(site)))
         site.storage.close()
         site.server.stop(0)
+
+
+def test_memory_answers_for_a_while_without_the_database(make_site: MakeSite, sqlite_url: str) -> None:
+    """Checks of who is known go on for `max_staleness`, then all are UNAVAILABLE; with the database back, all go on."""
+    site = make_site(sqlite_url, max_staleness=2.0)
+    assert ask(site)
+    file = Path(sqlite_url.removeprefix("sqlite:///"))
+    away = file.with_suffix(".away")
+    file.rename(away)
+    gone = time.monotonic()
+    answers = []
+    while time.monotonic() < gone + 1.5:
+        answers.append(bool(ask(site)))
+        time.sleep(0.05)
+    with Client(site.address, site.tokens["OWNER"]) as client, pytest.raises(StorageUnavailable):
+        client.check("somebody@else.io", "view", "members")
+    time.sleep(max(0.0, gone + 2.3 - time.monotonic()))
+    with pytest.raises(StorageUnavailable):
+        ask(site)
+    away.rename(file)
+    wait_until(lambda: _answers(site))
+
+    assert answers
+    assert all(answers)
+
+
+def _answers(site: Site) -> bool:
+    try:
+        return bool(ask(site))
+    except StorageUnavailable:
+        return False
 
 
 def test_health_says_when_the_server_stops(sqlite_site: Site) -> None:

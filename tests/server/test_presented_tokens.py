@@ -199,12 +199,8 @@ def test_guesses_are_heard_again_after_a_while(
     until(lambda: desk.code("OWNER", ask(forged()[0])) is OK, 5)
 
 
-def test_forged_credentials_from_one_peer_are_limited(
-    make_site: MakeSite, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_forged_credentials_from_one_peer_are_limited(make_site: MakeSite, sqlite_url: str) -> None:
     """Beyond so many, RATE_LIMITED; who was just here goes on, and malformed ones stay UNAUTHENTICATED."""
-    # Long enough for the test to come to an end meanwhile.
-    monkeypatch.setattr(directory, "FRESH_SECONDS", 60.0)
     site = make_site(sqlite_url)
     desk = Desk(site)
     who = session.WhoAmIRequest()
@@ -273,7 +269,7 @@ def test_look_ups_wait_in_a_bounded_queue(sqlite_url: str, monkeypatch: pytest.M
     def slow(work: Callable[[Any], Any]) -> Any:
         running.release()
         assert release.wait(20)
-        return None
+        return None, 0
 
     watched = Directory(storage, look_ups=2)
     monkeypatch.setattr(storage, "read", slow)

@@ -31,7 +31,7 @@ from test_tokens import (
 
 from rolecall.domain import CredentialKind
 from rolecall.storage import tables
-from rolecall.storage.organizations import record_change
+from rolecall.storage.changes import record_change
 from rolecall.v1 import organization_pb2 as organization
 from rolecall.v1 import session_pb2 as session
 from rolecall.v1 import token_pb2 as pb

@@ -1,13 +1,11 @@
 """No call that begins after a change was answered succeeds with what the change took away."""
 
-import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Barrier
-from typing import Any
 
 import grpc
 import pytest
@@ -15,10 +13,8 @@ from conftest import Site, add_member
 from sqlalchemy import delete, update
 from test_tokens import DENIED, UNAUTHENTICATED, Desk, id_of, put_credential
 
-from rolecall import remembered
-from rolecall.remembered import Remembered
 from rolecall.storage import Transaction, tables
-from rolecall.storage.organizations import record_change
+from rolecall.storage.changes import record_change
 from rolecall.v1 import authorization_pb2 as authorization
 from rolecall.v1 import session_pb2 as session
 from rolecall.v1 import token_pb2 as pb
@@ -132,102 +128,3 @@ def test_no_call_after_the_answer_succeeds(site: Site, change: Change, refusal: 
     assert len(late) >= ROUNDS * CALLERS * AFTERWARDS
     assert set(late) == {refusal}
     assert answered_before > ROUNDS
-
-
-# What is remembered
-
-
-def interleavings(*parts: tuple[str, ...]) -> Iterator[list[str]]:
-    """Every order in which the steps of these can follow each other."""
-    total = sum(map(len, parts))
-    marks = [number for number, part in enumerate(parts) for _ in part]
-    for order in set(itertools.permutations(marks, total)):
-        rest = [iter(part) for part in parts]
-        yield [next(rest[number]) for number in order]
-
-
-def run(steps: list[str], *, key_names: tuple[str, ...] = ("token", "user"), changed: str = "user") -> Any:
-    """What is remembered after these steps of fills (`t`icket, `r`ead, `p`ut) and of a change (`w`rite, `f`orget)."""
-    cache: Remembered[str, str] = Remembered(10, 60.0)
-    row = "old"
-    tickets: dict[str, int] = {}
-    read: dict[str, str] = {}
-    for step in steps:
-        kind, who = step[0], step[1:]
-        match kind:
-            case "t":
-                tickets[who] = cache.ticket()
-            case "r":
-                read[who] = row
-            case "p":
-                cache.put("key", read[who], key_names, tickets[who])
-            case "w":
-                row = "new"
-            case "f":
-                cache.forget([changed])
-    return cache.get("key")
-
-
-def test_what_was_read_before_a_change_is_never_kept() -> None:
-    """Two fills and a change, step by step in every order: the old value is never there afterwards."""
-    orders = list(interleavings(("t1", "r1", "p1"), ("t2", "r2", "p2"), ("w", "f")))
-    found = [run(steps) for steps in orders]
-
-    assert len(orders) == 560
-    assert set(found) == {None, "new"}
-
-
-def test_a_fill_after_a_change_is_kept() -> None:
-    """As is one that depends on nothing that was changed."""
-    assert run(["w", "f", "t1", "r1", "p1"]) == "new"
-    for steps in interleavings(("t1", "r1", "p1"), ("f",)):
-        assert run(steps, changed="another") == "old"
-
-
-def test_a_change_forgets_just_what_depends_on_it() -> None:
-    """Whether named first or last, and whatever was kept before under the same key."""
-    cache: Remembered[str, int] = Remembered(10, 60.0)
-    cache.put("a", 1, ("x", "y"), cache.ticket())
-    cache.put("b", 2, ("y", "z"), cache.ticket())
-    cache.put("c", 3, ("z",), cache.ticket())
-    cache.put("c", 4, ("w",), cache.ticket())
-    cache.forget(["y"])
-    after_y = [cache.get(key) for key in "abc"]
-    cache.forget(["z"])
-    after_z = cache.get("c")
-    cache.forget(["w", "unknown"])
-
-    assert after_y == [None, None, 4]
-    assert after_z == 4
-    assert cache.get("c") is None
-    assert cache._keys == {}
-
-
-def test_more_changes_than_are_told_apart_spoil_older_fills(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fill that began before the oldest change that is known is thrown away; a later one is kept."""
-    monkeypatch.setattr(remembered, "MAX_CHANGES", 3)
-    for number in range(12):
-        cache: Remembered[str, str] = Remembered(10, 60.0)
-        ticket = cache.ticket()
-        cache.forget(["mine"])
-        for other in range(number):
-            cache.forget([f"other{other}"])
-        cache.put("key", "old", ("mine",), ticket)
-
-        assert cache.get("key") is None, number
-        cache.put("key", "new", ("mine",), cache.ticket())
-        assert cache.get("key") == "new"
-        assert len(cache._changed) <= 3
-
-
-def test_what_is_remembered_is_bounded_and_short_lived() -> None:
-    """The oldest goes first, and each after its time."""
-    cache: Remembered[int, int] = Remembered(3, 0.2)
-    for number in range(5):
-        cache.put(number, number, (str(number),), cache.ticket())
-    kept = [cache.get(number) for number in range(5)]
-    time.sleep(0.25)
-
-    assert kept == [None, None, 2, 3, 4]
-    assert [cache.get(number) for number in range(5)] == [None] * 5
-    assert len(cache._keys) == 3

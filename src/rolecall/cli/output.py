@@ -23,6 +23,7 @@ __all__ = [
     "compact",
     "confirm",
     "day",
+    "hurry_grpc",
     "in_commands",
     "print_csv",
     "print_explanation",
@@ -159,3 +160,8 @@ def compact(value: object) -> str:
 def quiet_grpc() -> None:
     """Keep grpc from writing its own lines beside ours. It looks when it is first imported."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+
+def hurry_grpc() -> None:
+    """Have the thread that polls read the sockets itself, which nearly doubles its calls; as `quiet_grpc`."""
+    os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")

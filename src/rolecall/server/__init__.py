@@ -1,5 +1,6 @@
 """The gRPC server: the only place where the parts are put together."""
 
+from collections.abc import Iterator
 from concurrent import futures
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from rolecall.config import Settings, check_listening, split_address
 from rolecall.decision_log import DecisionLog
 from rolecall.directory import Directory
 from rolecall.errors import ConfigError, UnauthenticatedCredential
+from rolecall.feed import Feed
 from rolecall.invitations import Invitations
 from rolecall.links import Links
 from rolecall.live_policy import LivePolicy
@@ -27,12 +29,15 @@ from rolecall.members import Members
 from rolecall.mutations import Mutations
 from rolecall.organizations import Organizations
 from rolecall.pages import Pages
+from rolecall.remembered import Remembered
+from rolecall.server import fastlane
 from rolecall.server.audit import AuditService
 from rolecall.server.authorization import AuthorizationService
 from rolecall.server.background import Background
 from rolecall.server.calls import Calls, Method
+from rolecall.server.fastlane import FastLane
 from rolecall.server.invitation import InvitationService
-from rolecall.server.lanes import Handler, handler_for
+from rolecall.server.lanes import add_handlers
 from rolecall.server.member import MemberService
 from rolecall.server.organization import OrganizationService
 from rolecall.server.policy import PolicyService
@@ -65,8 +70,10 @@ STOP_SECONDS = 5.0
 
 _log = structlog.get_logger("rolecall.server")
 
-# Connections that calls don't use: for the policy's gate, the background, mail, and exports.
-MORE_CONNECTIONS = 7
+# Connections that calls don't use: for the policy's gate, the feed, the background, mail, and exports.
+MORE_CONNECTIONS = 8
+# So many members and tokens are remembered, and as many that there aren't.
+MAX_REMEMBERED = 100_000
 
 # The calls that take no credential: whoever makes one proves who they are by a mailed secret, or asks for that.
 OPEN_METHODS = frozenset(
@@ -76,6 +83,9 @@ OPEN_METHODS = frozenset(
         "/rolecall.v1.SessionService/SignIn",
     }
 )
+
+# The calls that are mostly answered from memory.
+AT_ONCE = frozenset(f"/rolecall.v1.AuthorizationService/{name}" for name in ("Check", "BatchCheck"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,18 +101,25 @@ class Server:
     mail: str
     _core: "_Core"
     _grpc: grpc.Server
+    _fast: FastLane | None
     _health: health.HealthServicer
 
     def start(self) -> None:
         """Answer calls from now on."""
         self.live.start()
+        self._core.feed.start()
         self._core.background.start()
         self._core.sender.start()
         self._grpc.start()
+        if self._fast:
+            self._fast.start()
 
     def stop(self, grace: float = STOP_SECONDS) -> None:
         """Take no new calls, give those under way `grace` seconds, and let go of everything."""
         self._health.enter_graceful_shutdown()
+        if self._fast:
+            # From here on the polling thread may end.
+            self._fast.stop()
         self._grpc.stop(grace).wait(grace + 1)
         self.live.stop()
         self._core.close()
@@ -115,6 +132,7 @@ class _Core:
 
     calls: Calls
     services: dict[FileDescriptor, Any]
+    feed: Feed
     background: Background
     sender: Sender
     denials: Denials
@@ -125,16 +143,20 @@ class _Core:
         """End the background work, and write down what is still to be."""
         self.sender.stop()
         self.background.stop()
+        self.feed.stop()
         try:
             self.denials.flush(closing=True)
-            self.directory.flush_uses()
+            self.directory.uses.flush()
         except Exception:  # noqa: BLE001 - whatever it is, the rest must be let go of
             _log.exception("refusals and uses of the last seconds are lost")
         self.decisions.close()
 
 
-def build_server(settings: Settings) -> Server:
-    """Put a server together and bind its port. Raises `ConfigError`, `PolicyError`, `StorageUnavailable`."""
+def build_server(settings: Settings, *, shares_port: bool = False) -> Server:
+    """Put a server together and bind its port, which other workers may share.
+
+    Raises `ConfigError`, `PolicyError`, `StorageUnavailable`.
+    """
     check_listening(settings)
     key = keys.read(settings.key_file)
     storage = Storage(settings.database, pool_size=settings.threads + MORE_CONNECTIONS)
@@ -145,12 +167,13 @@ def build_server(settings: Settings) -> Server:
     sender = Sender(storage, links, Letters(settings), transport)
     core = _build_core(settings, key, storage, live, links, sender)
 
+    threads = futures.ThreadPoolExecutor(settings.threads, thread_name_prefix="call")
     server = grpc.server(
-        futures.ThreadPoolExecutor(settings.threads, thread_name_prefix="call"),
+        threads,
         maximum_concurrent_rpcs=MAX_WAITING_CALLS,
         options=[
             # Two servers on one port would share its calls silently.
-            ("grpc.so_reuseport", 0),
+            ("grpc.so_reuseport", int(shares_port)),
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_concurrent_streams", MAX_STREAMS),
             # A call that never sends its message holds a thread until its connection ends.
@@ -158,16 +181,18 @@ def build_server(settings: Settings) -> Server:
             ("grpc.max_connection_age_grace_ms", CONNECTION_GRACE_MS),
         ],
     )
-    names = []
-    for file, servicer in core.services.items():
-        for name, handlers in _handlers(file, servicer, core.calls).items():
-            server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, handlers),))
-            names.append(name)
+    methods = [method for file, servicer in core.services.items() for method in _methods(file, servicer)]
+    fast: FastLane | None = None
+    if _is_fast(settings):
+        unary = [method for method in methods if not method.streaming]
+        fast = FastLane(server, unary, core.calls.answer, threads, core.calls.request_id, storage.spare)
+    add_handlers(server, [method for method in methods if method.streaming or not fast], core.calls)
+    names = [service.full_name for file in core.services for service in file.services_by_name.values()]
     names.append(health.SERVICE_NAME)
     checker = add_health(server, names)
     if settings.reflection:
         add_reflection(server, names)
-    return Server(_bind(server, settings), live, storage, transport.where, core, server, checker)
+    return Server(_bind(server, settings), live, storage, transport.where, core, server, fast, checker)
 
 
 def _build_core(
@@ -183,12 +208,13 @@ def _build_core(
         held = (organization, actor, "PresentRotatedSecret", f"token:{credential_id}")
         denials.note(Event(*held, credential_id=credential_id, reason=UnauthenticatedCredential.reason))
 
-    directory = Directory(storage, look_ups=max(1, settings.threads // 4), on_retired=note_old_secret)
+    feed = Feed(storage, Remembered(MAX_REMEMBERED), settings.max_staleness)
+    directory = Directory(storage, feed, look_ups=max(1, settings.threads // 4), on_retired=note_old_secret)
     authorizer = Authorizer(storage, directory, live, pages)
     mutations = Mutations(storage, directory, live, log)
     decisions = DecisionLog(settings)
     services = {
-        authorization_pb2.DESCRIPTOR: AuthorizationService(authorizer, decisions),
+        authorization_pb2.DESCRIPTOR: AuthorizationService(authorizer, decisions, storage.require_patience),
         policy_pb2.DESCRIPTOR: PolicyService(authorizer, live),
         token_pb2.DESCRIPTOR: TokenService(Tokens(mutations, storage, live, pages)),
         session_pb2.DESCRIPTOR: SessionService(Sessions(mutations, storage, live, links)),
@@ -199,22 +225,35 @@ def _build_core(
         organization_pb2.DESCRIPTOR: OrganizationService(Organizations(mutations, storage, live)),
         audit_pb2.DESCRIPTOR: AuditService(Auditing(storage, directory, live, pages, log)),
     }
-    background = Background(denials.flush, directory.flush_uses, Sweep(storage).run)
-    return _Core(Calls(directory, denials), services, background, sender, denials, directory, decisions)
+    background = Background(denials.flush, directory.uses.flush, Sweep(storage).run)
+    return _Core(Calls(directory, denials), services, feed, background, sender, denials, directory, decisions)
 
 
-def _handlers(file: FileDescriptor, servicer: Any, calls: Calls) -> dict[str, dict[str, Handler]]:
-    """A handler for every RPC that the protos declare; `servicer` has a method for each, or this raises."""
-    handlers: dict[str, dict[str, Handler]] = {}
+def _is_fast(settings: Settings) -> bool:
+    """Whether the fast lane serves. Raises `ConfigError` where it must and can't."""
+    if settings.lane == "standard":
+        return False
+    if found := fastlane.problem():
+        if settings.lane == "fast":
+            raise ConfigError(f"The fast lane doesn't work with this grpcio ({found}): set lane to `auto`.")
+        _log.warning("the fast lane doesn't work with this grpcio, the standard one serves", problem=found)
+    return not found
+
+
+def _methods(file: FileDescriptor, servicer: Any) -> Iterator[Method]:
+    """Every RPC that the protos declare; `servicer` has a method for each, or this raises."""
     for service in file.services_by_name.values():
         for rpc in service.methods:
             name = f"/{service.full_name}/{rpc.name}"
-            managing = file is not authorization_pb2.DESCRIPTOR
-            run = getattr(servicer, rpc.name)
-            method = Method(name, GetMessageClass(rpc.input_type), run, managing, open=name in OPEN_METHODS)
-            handler = handler_for(method, calls, streaming=rpc.server_streaming)
-            handlers.setdefault(service.full_name, {})[rpc.name] = handler
-    return handlers
+            yield Method(
+                name,
+                GetMessageClass(rpc.input_type),
+                getattr(servicer, rpc.name),
+                managing=file is not authorization_pb2.DESCRIPTOR,
+                open=name in OPEN_METHODS,
+                at_once=name in AT_ONCE,
+                streaming=rpc.server_streaming,
+            )
 
 
 def _bind(server: grpc.Server, settings: Settings) -> str:

@@ -7,7 +7,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote
 
@@ -31,8 +31,9 @@ from rolecall.errors import (
 from rolecall.mutations import Arrival, Attempt
 from rolecall.server import fields
 from rolecall.server.status import status_of
+from rolecall.storage import WouldWait
 
-__all__ = ["REQUEST_ID", "Call", "Calls", "Incoming", "Method", "peer_of"]
+__all__ = ["REQUEST_ID", "Call", "Calls", "GivenUp", "Incoming", "Method", "peer_of"]
 
 REQUEST_ID = "x-request-id"
 
@@ -40,7 +41,7 @@ REQUEST_ID = "x-request-id"
 OUTAGE_LOG_SECONDS = 5.0
 
 _MAX_ORGANIZATION = 63
-_BEARER = re.compile(r"bearer ([!-~]+)", re.IGNORECASE)
+_SCHEME = "bearer "
 _REQUEST_ID_SHAPE = re.compile(r"[!-~]{1,128}")
 _log = structlog.get_logger("rolecall.calls")
 
@@ -56,9 +57,11 @@ Metadata = Iterable[tuple[str, str | bytes]]
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """One RPC. `run` answers a message, or for a streaming one an iterator of them.
+    """One RPC. `run` answers a message, or a serialized one, or for a streaming one an iterator of messages.
 
-    `managing`: refusals go into the audit log. `open`: it takes no credential, and `run` an `Arrival`.
+    `managing`: refusals go into the audit log. `open`: it takes no credential, and `run` an `Arrival`. `at_once`: it is
+    mostly answered from what is in memory, and nothing is done before what must be waited for. `streaming`: it
+    answers with many messages.
     """
 
     name: str
@@ -66,25 +69,43 @@ class Method:
     run: Callable[[Any, Any], Any]
     managing: bool
     open: bool = False
+    at_once: bool = False
+    streaming: bool = False
+    action: str = field(init=False)
 
-    @property
-    def action(self) -> str:
-        """The RPC's own name."""
-        return self.name.rpartition("/")[2]
+    def __post_init__(self) -> None:
+        """Take the RPC's own name for the action."""
+        object.__setattr__(self, "action", self.name.rpartition("/")[2])
 
 
-@dataclass(frozen=True, slots=True)
+class GivenUp(grpc.RpcError):
+    """The client waits no longer."""
+
+
 class Incoming:
-    """A call as it comes in. `peer` tells where from; `confirm` raises where the client has given up waiting."""
+    """A call as it comes in; each lane has a kind of its own."""
 
-    messages: Iterator[bytes]
-    metadata: Metadata
-    request_id: str
-    peer: Callable[[], str]
-    confirm: Callable[[], None]
+    __slots__ = ("metadata", "request_id")
+
+    def __init__(self, metadata: Metadata, request_id: str) -> None:
+        self.metadata = metadata
+        self.request_id = request_id
+
+    def message(self) -> bytes | None:
+        """Its message, once it is there; None where there is none."""
+        raise NotImplementedError
+
+    def peer(self) -> str:
+        """Where it comes from, as `peer_of` tells it."""
+        raise NotImplementedError
+
+    def confirm(self) -> None:
+        """Raise `GivenUp` where the client waits no longer."""
+        raise NotImplementedError
 
 
-@dataclass(frozen=True, slots=True)
+# Not frozen, which would take a microsecond of each Check.
+@dataclass(slots=True)
 class Call:
     """One call of an authenticated caller."""
 
@@ -140,26 +161,34 @@ class Calls:
         return f"{self._prefix}-{next(self._numbers)}"
 
     def answer(self, method: Method, incoming: Incoming) -> bytes | status_pb2.Status:
-        """The serialized answer to a unary call, or the status that says why there is none. Never raises.
+        """The serialized answer to a unary call, or the status that says why there is none.
 
-        Nobody's message is waited for before its sender is known, but for the open ones.
+        Nobody's message is waited for before its sender is known, but for the open ones. Raises nothing but
+        `WouldWait`, and that only in a thread that is spared.
         """
         caller = request = None
         try:
             caller = None if method.open else self._authenticate(incoming)
-            request = _parse(method, next(incoming.messages, None))
-            answer: bytes = self._run(method, incoming, caller, request).SerializeToString()
+            request = _parse(method, incoming.message())
+            if caller is None:
+                call: Any = Arrival(method.action, incoming.request_id, incoming.peer(), incoming.confirm)
+            else:
+                call = Call(caller, method.action, incoming.request_id, incoming.confirm)
+            answer = method.run(request, call)
+            return answer if isinstance(answer, bytes) else bytes(answer.SerializeToString())
+        except WouldWait:
+            raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the client must not see its text, nor wait for ever
             return self._status(method, incoming, caller, request, error)
-        return answer
 
     def stream(self, method: Method, incoming: Incoming) -> Iterator[bytes | status_pb2.Status]:
         """The serialized answers to a call, one by one; the last may be the status that says why there are no more."""
         caller = request = None
         try:
             caller = self._authenticate(incoming)
-            request = _parse(method, next(incoming.messages, None))
-            for message in self._run(method, incoming, caller, request):
+            request = _parse(method, incoming.message())
+            call = Call(caller, method.action, incoming.request_id, incoming.confirm)
+            for message in method.run(request, call):
                 yield message.SerializeToString()
         except Exception as error:  # noqa: BLE001 - as above
             yield self._status(method, incoming, caller, request, error)
@@ -167,18 +196,13 @@ class Calls:
     def _authenticate(self, incoming: Incoming) -> Caller:
         """The caller behind the one credential presented. Raises `UnauthenticatedCredential`."""
         presented = [value for key, value in incoming.metadata if key == "authorization"]
-        if len(presented) != 1 or not isinstance(presented[0], str):
-            raise UnauthenticatedCredential
-        match = _BEARER.fullmatch(presented[0])
-        caller = self._directory.caller(match[1], incoming.peer) if match else None
-        if caller is None:
-            raise UnauthenticatedCredential
-        return caller
-
-    def _run(self, method: Method, incoming: Incoming, caller: Caller | None, request: Message) -> Any:
-        if caller is None:
-            return method.run(request, Arrival(method.action, incoming.request_id, incoming.peer(), incoming.confirm))
-        return method.run(request, Call(caller, method.action, incoming.request_id, incoming.confirm))
+        if len(presented) == 1:
+            value = presented[0]
+            if isinstance(value, str) and value[: len(_SCHEME)].lower() == _SCHEME:
+                caller = self._directory.caller(value[len(_SCHEME) :], incoming.peer)
+                if caller is not None:
+                    return caller
+        raise UnauthenticatedCredential
 
     def _status(
         self, method: Method, incoming: Incoming, caller: Caller | None, request: Message | None, error: Exception
@@ -222,12 +246,13 @@ def peer_of(address: str) -> str:
 
 
 def _parse(method: Method, raw: bytes | None) -> Message:
-    name = method.request_type.DESCRIPTOR.full_name
+    kind = method.request_type
     if raw is None:
-        raise InvalidField(f"There is no message: send one {name}.", field="")
+        raise InvalidField(f"There is no message: send one {kind.DESCRIPTOR.full_name}.", field="")
     try:
-        return method.request_type.FromString(raw)
+        return kind.FromString(raw)
     except DecodeError as error:
+        name = kind.DESCRIPTOR.full_name
         raise InvalidField(f"The message is no {name}: send one in protobuf's binary form.", field="") from error
 
 

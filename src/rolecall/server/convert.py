@@ -1,7 +1,8 @@
 """Between the messages of AuthorizationService and domain values. What comes in is validated here, field by field."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 
 from rolecall import addresses, credentials
 from rolecall.authorizer import BatchAnswer, PermissionsAnswer, SubjectsAnswer
@@ -28,6 +29,7 @@ __all__ = [
     "check_response",
     "permissions_response",
     "question",
+    "questions",
     "resource",
     "subject",
     "subjects_response",
@@ -35,6 +37,9 @@ __all__ = [
 
 MAX_SUBJECT = 330
 MAX_BATCH = 1000
+# So many texts that were found good are remembered, of each kind; they have at most 1,280 characters.
+MAX_REMEMBERED = 8192
+MAX_ANSWERS = 4096
 
 _ADDRESS_SHAPE = re.compile(r"[^\s@]+@[^\s@]+")
 _FORMS = "`user:ann@acme.io`, `user:ID`, `token:ID`, `role:NAME`, or a bare address"
@@ -43,16 +48,49 @@ _DECISIONS = {Effect.ALLOW: pb.DECISION_ALLOW, Effect.DENY: pb.DECISION_DENY}
 _REASONS = {reason: pb.Reason.Value(f"REASON_{reason.name}") for reason in Reason}
 
 
+def _part(result: pb.BatchCheckResult) -> bytes:
+    return pb.BatchCheckResponse(results=[result]).SerializeToString()
+
+
+# A reason's answer in a batch, serialized.
+_RESULTS = {
+    reason: _part(pb.BatchCheckResult(decision=_DECISIONS[CheckResult(reason).decision], reason=number))
+    for reason, number in _REASONS.items()
+}
+
+
 def question(message: pb.CheckRequest | pb.BatchCheckItem) -> Question:
     """The question that `message` asks. Raises `InvalidField` for the first field at fault."""
-    about = message.WhichOneof("about")
-    if about == "subject_token" and message.subject_token:
-        asked = _presented(message.subject_token)
-    else:
-        asked = subject(message.subject)
-    return Question(asked, action(message.action), resource(message.resource))
+    named = message.subject
+    asked = subject(named) if named or not message.subject_token else _presented(message.subject_token)
+    words = _words(message.action, message.resource)
+    return Question(asked, *words)
 
 
+def questions(
+    messages: Iterable[pb.BatchCheckItem], require_patience: Callable[[], None]
+) -> tuple[list[Question], dict[int, ItemError]]:
+    """The questions that are well-formed, and by their places what is wrong with the others.
+
+    `require_patience` is called before what takes long: addresses beyond ASCII.
+    """
+    found: list[Question] = []
+    wrong: dict[int, ItemError] = {}
+    # As `question`, without its call: this is where a batch takes its time.
+    for place, message in enumerate(messages):
+        try:
+            named = message.subject
+            if not named.isascii():
+                require_patience()
+            asked = subject(named) if named or not message.subject_token else _presented(message.subject_token)
+            action_, resource_ = _words(message.action, message.resource)
+            found.append(tuple.__new__(Question, (asked, action_, resource_)))
+        except InvalidField as error:
+            wrong[place] = ItemError(error.field, error.message)
+    return found, wrong
+
+
+@lru_cache(MAX_REMEMBERED)
 def subject(text: str) -> Subject:
     """Who `text` names. Raises `InvalidField`."""
     if not text:
@@ -108,31 +146,35 @@ def batch_size(size: int) -> None:
         )
 
 
-def check_response(result: CheckResult) -> pb.CheckResponse:
-    """One answer as a message."""
-    return pb.CheckResponse(
-        decision=_DECISIONS[result.decision],
-        reason=_REASONS[result.reason],
-        role=result.role,
-        revision=result.revision,
-        policy_version=result.policy_version,
-        explanation=_explanation(result.explanation) if result.explanation else None,
-    )
+def check_response(result: CheckResult) -> bytes:
+    """One answer, serialized."""
+    plain = _check_response(result.reason, result.role, result.revision, result.policy_version)
+    if result.explanation is None:
+        return plain
+    # A message is the concatenation of its parts.
+    return plain + pb.CheckResponse(explanation=_explanation(result.explanation)).SerializeToString()
 
 
-def batch_response(asked: Sequence[Question | ItemError], answer: BatchAnswer) -> pb.BatchCheckResponse:
-    """The answers in the order of the questions; a malformed question has denied itself."""
-    results = iter(answer.results)
-    return pb.BatchCheckResponse(
-        results=[
-            pb.BatchCheckResult(decision=pb.DECISION_DENY, error=pb.CheckError(field=item.field, message=item.message))
-            if isinstance(item, ItemError)
-            else _batch_result(next(results))
-            for item in asked
-        ],
-        revision=answer.revision,
-        policy_version=answer.policy_version,
+@lru_cache(MAX_ANSWERS)
+def _check_response(reason: Reason, role: str, revision: int, policy_version: str) -> bytes:
+    """They are few between two changes."""
+    decision = _DECISIONS[CheckResult(reason).decision]
+    answer = pb.CheckResponse(
+        decision=decision, reason=_REASONS[reason], role=role, revision=revision, policy_version=policy_version
     )
+    return answer.SerializeToString()
+
+
+def batch_response(answer: BatchAnswer, wrong: dict[int, ItemError]) -> bytes:
+    """The answers in the order of the questions, serialized; what is malformed, by its place, has denied itself.
+
+    A message is the concatenation of its parts, so those that recur are made once.
+    """
+    parts = [_RESULTS[reason] for reason in answer.reasons]
+    for place in sorted(wrong):
+        parts.insert(place, _batch_error(wrong[place]))
+    rest = pb.BatchCheckResponse(revision=answer.revision, policy_version=answer.policy_version)
+    return b"".join([*parts, rest.SerializeToString()])
 
 
 def permissions_response(answer: PermissionsAnswer) -> pb.ListPermissionsResponse:
@@ -162,14 +204,20 @@ def _presented(text: str) -> Subject:
     return Subject(SubjectKind.PRESENTED, token.id, token.digest) if token else Subject(SubjectKind.PRESENTED, "")
 
 
+@lru_cache(MAX_REMEMBERED)
+def _words(action_text: str, resource_text: str) -> tuple[str, str]:
+    return action(action_text), resource(resource_text)
+
+
 def _asked(field: str, text: str) -> str:
     if problem := asked_problem(field, text):
         raise InvalidField(problem, field=field)
     return text
 
 
-def _batch_result(result: CheckResult) -> pb.BatchCheckResult:
-    return pb.BatchCheckResult(decision=_DECISIONS[result.decision], reason=_REASONS[result.reason])
+def _batch_error(item: ItemError) -> bytes:
+    error = pb.CheckError(field=item.field, message=item.message)
+    return _part(pb.BatchCheckResult(decision=pb.DECISION_DENY, error=error))
 
 
 def _explanation(value: Explanation) -> pb.Explanation:

@@ -4,33 +4,36 @@ Handlers are of the streaming kind, which looks the same to clients: grpc would 
 unary one, a stranger's too, before it asks us.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeAlias
 
 import grpc
 from google.rpc import status_pb2
 from grpc_status import rpc_status
 
-from rolecall.server.calls import REQUEST_ID, Calls, Incoming, Method, peer_of
+from rolecall.server.calls import REQUEST_ID, Calls, GivenUp, Incoming, Method, peer_of
 from rolecall.server.strangers import on_threads_of_their_own
 
-__all__ = ["Handler", "handler_for"]
+__all__ = ["add_handlers"]
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
-class _GivenUp(grpc.RpcError):
-    """The client waits no longer."""
+def add_handlers(server: grpc.Server, methods: Iterable[Method], calls: Calls) -> None:
+    """Have the server answer calls of the methods."""
+    for method in methods:
+        service, _, name = method.name.lstrip("/").partition("/")
+        handlers = {name: _handler(method, calls)}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
 
 
-def handler_for(method: Method, calls: Calls, *, streaming: bool) -> Handler:
-    """What grpc calls for an RPC; `streaming` where it answers with many messages."""
+def _handler(method: Method, calls: Calls) -> Handler:
 
     def unary(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         if not context.is_active():
             # Its client gave up while it waited for a thread.
             return b""
-        incoming = _incoming(messages, context, calls)
+        incoming = _Call(messages, context, calls)
         answer = calls.answer(method, incoming)
         if not isinstance(answer, bytes):
             _abort(context, answer, incoming.request_id)
@@ -39,13 +42,13 @@ def handler_for(method: Method, calls: Calls, *, streaming: bool) -> Handler:
     def stream(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         if not context.is_active():
             return
-        incoming = _incoming(messages, context, calls)
+        incoming = _Call(messages, context, calls)
         for answer in calls.stream(method, incoming):
             if not isinstance(answer, bytes):
                 _abort(context, answer, incoming.request_id)
             yield answer
 
-    if not streaming:
+    if not method.streaming:
         if method.open:
             # A stranger who sends no message holds none of the callers' threads.
             on_threads_of_their_own(method.action, unary)
@@ -55,16 +58,27 @@ def handler_for(method: Method, calls: Calls, *, streaming: bool) -> Handler:
     return grpc.stream_stream_rpc_method_handler(stream)
 
 
-def _incoming(messages: Iterator[bytes], context: grpc.ServicerContext, calls: Calls) -> Incoming:
-    metadata = context.invocation_metadata()
-    request_id = calls.request_id(metadata)
-    context.set_trailing_metadata(((REQUEST_ID, request_id),))
+class _Call(Incoming):
+    """A call as grpc's public API has it."""
 
-    def confirm() -> None:
-        if not context.is_active() or (context.time_remaining() or 1.0) <= 0:
-            raise _GivenUp
+    __slots__ = ("_context", "_messages")
 
-    return Incoming(messages, metadata, request_id, lambda: peer_of(context.peer()), confirm)
+    def __init__(self, messages: Iterator[bytes], context: grpc.ServicerContext, calls: Calls) -> None:
+        metadata = context.invocation_metadata()
+        super().__init__(metadata, calls.request_id(metadata))
+        self._messages = messages
+        self._context = context
+        context.set_trailing_metadata(((REQUEST_ID, self.request_id),))
+
+    def message(self) -> bytes | None:
+        return next(self._messages, None)
+
+    def peer(self) -> str:
+        return peer_of(self._context.peer())
+
+    def confirm(self) -> None:
+        if not self._context.is_active() or (self._context.time_remaining() or 1.0) <= 0:
+            raise GivenUp
 
 
 def _abort(context: grpc.ServicerContext, answer: status_pb2.Status, request_id: str) -> None:

@@ -1,0 +1,409 @@
+"""Both lanes behave alike, and neither hangs nor answers wrongly, whatever clients do."""
+
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import grpc
+import pytest
+from conftest import CI, MakeSite, Site, wait_until
+from grpc._cython import cygrpc  # type: ignore[attr-defined]
+from grpc_errors import told
+from grpc_status import rpc_status
+from raw_calls import RawConnection
+
+from rolecall import Client
+from rolecall.authorizer import Authorizer
+from rolecall.server import Server, build_server, calls, fastlane
+from rolecall.server.calls import Calls
+from rolecall.storage import Storage
+from rolecall.v1 import (
+    audit_pb2,
+    invitation_pb2,
+    member_pb2,
+    organization_pb2,
+    policy_pb2,
+    session_pb2,
+    token_pb2,
+)
+from rolecall.v1 import authorization_pb2 as pb
+
+FILES = [pb, audit_pb2, invitation_pb2, member_pb2, organization_pb2, policy_pb2, session_pb2, token_pb2]
+UNARY = [
+    f"/{service.full_name}/{method.name}"
+    for file in FILES
+    for service in file.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+    if not method.server_streaming
+]
+CHECK = "/rolecall.v1.AuthorizationService/Check"
+BATCH = "/rolecall.v1.AuthorizationService/BatchCheck"
+WHO_AM_I = "/rolecall.v1.SessionService/WhoAmI"
+ALLOWED = pb.CheckRequest(subject="ann@acme.io", action="view", resource="members").SerializeToString()
+DENIED = pb.CheckRequest(subject="viewer@acme.io", action="manage", resource="account").SerializeToString()
+READ = pb.CheckResponse.FromString
+ROUNDS = 2_000 if CI else 400
+
+pytestmark = pytest.mark.timeout(180)
+
+
+@pytest.fixture
+def site(each_lane: str, make_site: MakeSite, sqlite_url: str) -> Site:
+    """A server of each lane, with few threads."""
+    site = make_site(sqlite_url, threads=4, connection_seconds=600)
+    assert bool(site.server._fast) is (each_lane == "fast")
+    return site
+
+
+def bearer(site: Site, role: str = "OWNER") -> str:
+    """What a caller presents."""
+    return f"Bearer {site.tokens[role]}"
+
+
+def descriptors() -> int:
+    """How many files and sockets this process has open."""
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def assert_well(site: Site) -> None:
+    """The server answers, at once and rightly."""
+    with Client(site.address, site.tokens["OWNER"], timeout=10) as client:
+        assert client.check("ann@acme.io", "view", "members")
+        assert not client.check("viewer@acme.io", "manage", "account")
+        assert client.session.who_am_i().role == "OWNER"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a client sees of a call, without the ids that differ."""
+
+    answer: bytes
+    code: grpc.StatusCode
+    reason: str
+    field: str
+    message: str
+    trailers: tuple[str, ...]
+
+
+def outcome(address: str, method: str, message: bytes, metadata: list[tuple[str, str]]) -> Outcome:
+    """Make a call."""
+    with grpc.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as channel:
+        stub = channel.unary_unary(method, request_serializer=bytes, response_deserializer=bytes)
+        try:
+            answer, call = stub.with_call(message, timeout=10, metadata=(*metadata, ("x-request-id", "the-same")))
+        except grpc.RpcError as error:
+            said = told(error)
+            return Outcome(b"", said.code, said.reason, said.field, said.message, tuple(sorted(said.trailers)))
+        trailers = dict(call.trailing_metadata() or ())
+        assert trailers["x-request-id"] == "the-same"
+        # When a policy was read, and the like, differs.
+        return Outcome(answer if method == CHECK else b"", grpc.StatusCode.OK, "", "", "", tuple(sorted(trailers)))
+
+
+@pytest.fixture
+def two(make_site: MakeSite, sqlite_url: str) -> Iterator[tuple[Site, Server]]:
+    """Two servers of one database: the fast lane's, and the public one."""
+    site = make_site(sqlite_url, lane="fast")
+    other = build_server(site.settings.model_copy(update={"lane": "standard"}))
+    other.start()
+    yield site, other
+    other.stop(0)
+
+
+def test_both_lanes_say_the_same(two: tuple[Site, Server]) -> None:
+    """Of every RPC, whatever is wrong with a call: status, reason, field, message, and which trailers there are."""
+    site, other = two
+    good = ("authorization", bearer(site))
+    viewer = ("authorization", bearer(site, "VIEWER"))
+    large = b"\x0a\xff\x7f" + b"a" * 16_383
+    requests = {"empty": b"", "garbage": b"\xff\xff\xff", "other": b"\x0a\x04acme", "large": large}
+    credentials: dict[str, list[tuple[str, str]]] = {
+        "none": [],
+        "good": [good],
+        "doubled": [good, good],
+        "malformed": [("authorization", "Bearer nothing")],
+        "viewer": [viewer],
+    }
+    compared = 0
+    for method in UNARY:
+        for name, request in requests.items():
+            for kind, metadata in credentials.items():
+                if method.endswith(("LeaveOrganization", "SignOut", "WhoAmI")) and kind in ("good", "viewer"):
+                    continue
+                there = outcome(other.address, method, request, metadata)
+                here = outcome(site.address, method, request, metadata)
+                assert here == there, (method, name, kind)
+                compared += here.code is not grpc.StatusCode.OK
+    for request in (ALLOWED, DENIED):
+        assert outcome(site.address, CHECK, request, [good]) == outcome(other.address, CHECK, request, [good])
+    assert compared > 300
+
+
+def test_a_deadline_that_is_over_ends_the_call(site: Site) -> None:
+    """Before it is worked on, too."""
+    for method in (CHECK, BATCH, WHO_AM_I):
+        with pytest.raises(grpc.RpcError) as caught:
+            site.call(method, ALLOWED, bearer(site), timeout=0.00001)
+        assert told(caught.value).code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert_well(site)
+
+
+def test_calls_cancelled_at_any_moment(site: Site) -> None:
+    """Those that aren't are answered rightly."""
+    chance = random.Random(7)
+    stub = site.channel().unary_unary(CHECK, request_serializer=bytes, response_deserializer=READ)
+    metadata = (("authorization", bearer(site)),)
+    pending: list[tuple[Any, bytes]] = []
+    answered = 0
+    for _ in range(ROUNDS):
+        request = chance.choice([ALLOWED, DENIED])
+        pending.append((stub.future(request, timeout=20, metadata=metadata), request))
+        if len(pending) < 20:
+            continue
+        chance.shuffle(pending)
+        call, asked = pending.pop()
+        if chance.random() < 0.5:
+            time.sleep(chance.choice([0, 0, 0.001]))
+            call.cancel()
+        else:
+            expected = pb.DECISION_ALLOW if asked is ALLOWED else pb.DECISION_DENY
+            assert call.result().decision == expected
+            answered += 1
+    for call, _ in pending:
+        call.cancel()
+
+    assert answered > ROUNDS / 4
+    assert_well(site)
+
+
+def test_streams_broken_off_and_clients_that_vanish(site: Site) -> None:
+    """After the headers, within the message, behind it; threads and file descriptors don't grow."""
+    chance = random.Random(11)
+    assert_well(site)
+    threads, files = threading.active_count(), descriptors()
+    for number in range(ROUNDS // 8):
+        connection = RawConnection(site.address)
+        for _ in range(8):
+            stream = connection.begin(chance.choice([CHECK, BATCH, WHO_AM_I]), site.tokens["OWNER"])
+            match chance.randrange(4):
+                case 0:
+                    connection.reset(stream)
+                case 1:
+                    connection.send(stream, ALLOWED, part=0.5)
+                    connection.reset(stream)
+                case 2:
+                    connection.send(stream, ALLOWED)
+                    connection.reset(stream)
+                case _:
+                    connection.send(stream, ALLOWED, part=chance.choice([0.0, 0.3, 1.0]))
+        if number % 2:
+            connection.vanish()
+        else:
+            connection.close()
+    assert_well(site)
+    # The pool's threads start when they are first needed.
+    wait_until(lambda: threading.active_count() <= threads + site.settings.threads)
+    wait_until(lambda: descriptors() <= files + 4)
+
+
+def test_half_open_calls_hold_nobody_up(site: Site, each_lane: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Strangers' on either lane; on the fast one a caller's neither, and they are cut off after a while."""
+    monkeypatch.setattr(fastlane, "MESSAGE_SECONDS", 1.0)
+    connections = [RawConnection(site.address) for _ in range(8)]
+    token = site.tokens["OWNER"] if each_lane == "fast" else "nobody"
+    for connection in connections:
+        for method in (CHECK, WHO_AM_I, BATCH):
+            connection.begin(method, token)
+
+    began = time.monotonic()
+    assert_well(site)
+
+    assert time.monotonic() - began < 5
+    if site.server._fast:
+        fast = site.server._fast
+        wait_until(lambda: not fast.without_message, 5)
+    for connection in connections:
+        connection.close()
+    assert_well(site)
+
+
+def test_a_thousand_connections(site: Site) -> None:
+    """Each makes its call, and all stay."""
+    connections = []
+    for _ in range(1000):
+        connection = RawConnection(site.address)
+        connection.send(connection.begin(CHECK, site.tokens["OWNER"]), ALLOWED)
+        connections.append(connection)
+    for connection in connections:
+        said = b""
+        # The request's id stands in the trailers, in plain letters.
+        while b"x-request-id" not in said and b"grpc-status" not in said:
+            more = connection.socket.recv(4096)
+            assert more, "the server closed the connection"
+            said += more
+    assert_well(site)
+    for connection in connections:
+        connection.close()
+    assert_well(site)
+
+
+def test_garbage_instead_of_http(site: Site) -> None:
+    """Whoever speaks something else is cut off, alone."""
+    host, _, port = site.address.rpartition(":")
+    preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
+    for garbage in (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", bytes(4096), os.urandom(4096), preface + b"\xff" * 4096):
+        with socket.create_connection((host, int(port)), timeout=5) as connection:
+            connection.sendall(garbage)
+    assert_well(site)
+
+
+def test_exceptions_anywhere_end_one_call(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the thread that polls for all: the client is told, and soon."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("broken on purpose")
+
+    class Lacking:
+        """The module of grpcio's private names, without one of them."""
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __getattr__(self, name: str) -> object:
+            if name == self.name:
+                raise AttributeError(name)
+            return getattr(cygrpc, name)
+
+    places: list[tuple[object, str]] = [(Calls, "_authenticate"), (calls, "Call"), (Calls, "_status")]
+    if site.server._fast:
+        places += [(fastlane._Call, name) for name in ("__init__", "_send", "_is_given_up")]
+        places += [(fastlane.FastLane, "request"), (fastlane.FastLane, "meet_poller"), (fastlane, "Incoming")]
+        places += [(rpc_status, "to_status"), (site.server._fast.threads, "submit")]
+    ways = [(owner, name, cast("object", broken)) for owner, name in places]
+    if site.server._fast:
+        operations = ("ReceiveMessage", "ReceiveCloseOnServer", "SendInitialMetadata", "SendStatusFromServer")
+        ways += [(fastlane, "cygrpc", Lacking(f"{name}Operation")) for name in operations]
+    for owner, name, instead in ways:
+        for method in (CHECK, WHO_AM_I):
+            with monkeypatch.context() as patch:
+                patch.setattr(owner, name, instead)
+                began = time.monotonic()
+                # More than are ever ready, so that a lost one would be missed.
+                for _ in range({"__init__": 40, "meet_poller": 40, "request": 20}.get(name, 2)):
+                    try:
+                        site.call(method, ALLOWED, bearer(site), timeout=5)
+                    except grpc.RpcError as error:
+                        code = cast("grpc.Call", error).code()
+                        assert code not in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.OK), (name, method)
+                assert time.monotonic() - began < 5, (name, method)
+            assert_well(site)
+
+
+def test_stopping_with_calls_in_flight(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those under way are answered or told so; none hangs, and stopping takes no longer than it may."""
+    read = Storage.read
+
+    def slow(self: Storage, work: Any) -> Any:
+        self.require_patience()
+        time.sleep(0.5)
+        return read(self, work)
+
+    assert_well(site)
+    monkeypatch.setattr(Storage, "read", slow)
+    listing = member_pb2.ListMembersRequest().SerializeToString()
+    channel = site.channel()
+    outcomes: list[grpc.StatusCode] = []
+
+    def ask(method: str, request: bytes) -> None:
+        stub = channel.unary_unary(method, request_serializer=bytes, response_deserializer=bytes)
+        try:
+            stub(request, timeout=20, metadata=(("authorization", bearer(site)),))
+        except grpc.RpcError as error:
+            outcomes.append(told(error).code)
+        else:
+            outcomes.append(grpc.StatusCode.OK)
+
+    with ThreadPoolExecutor(24) as callers:
+        for number in range(24):
+            callers.submit(ask, *[(CHECK, ALLOWED), ("/rolecall.v1.MemberService/ListMembers", listing)][number % 2])
+        time.sleep(0.3)
+        began = time.monotonic()
+        site.server.stop(1.0)
+        took = time.monotonic() - began
+
+    assert took < 8
+    assert len(outcomes) == 24
+    assert grpc.StatusCode.DEADLINE_EXCEEDED not in outcomes
+    assert set(outcomes) <= {grpc.StatusCode.OK, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE}
+
+
+def test_more_calls_at_once_than_are_ready(site: Site) -> None:
+    """None is lost, and none gets another one's answer."""
+    stub = site.channel().unary_unary(CHECK, request_serializer=bytes, response_deserializer=READ)
+    metadata = (("authorization", bearer(site)),)
+    asked = [ALLOWED if number % 3 else DENIED for number in range(500)]
+    calls = [stub.future(request, timeout=30, metadata=metadata) for request in asked]
+
+    for request, call in zip(asked, calls, strict=True):
+        assert call.result().decision == (pb.DECISION_ALLOW if request is ALLOWED else pb.DECISION_DENY)
+
+
+def test_what_takes_long_holds_nobody_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Explanations, long batches and large messages are worked on by the pool's threads."""
+    threads: list[str] = []
+    check, batch = Authorizer.check, Authorizer.batch_check
+
+    def noted_check(self: Authorizer, *args: Any, **kwargs: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return check(self, *args, **kwargs)
+
+    def noted_batch(self: Authorizer, *args: Any, **kwargs: Any) -> Any:
+        threads.append(threading.current_thread().name)
+        return batch(self, *args, **kwargs)
+
+    monkeypatch.setattr(Authorizer, "check", noted_check)
+    monkeypatch.setattr(Authorizer, "batch_check", noted_batch)
+    item = pb.BatchCheckItem(subject="ann@acme.io", action="view", resource="members")
+    long = pb.BatchCheckItem(subject="ann@acme.io", action="view", resource="members/" + "x" * 1000)
+    explained = pb.CheckRequest.FromString(ALLOWED)
+    explained.explain = True
+    assert_well(site)
+    for method, request in (
+        (CHECK, explained),
+        (BATCH, pb.BatchCheckRequest(checks=[item] * 101)),
+        (BATCH, pb.BatchCheckRequest(checks=[long] * 99)),
+    ):
+        threads.clear()
+        site.call(method, request.SerializeToString(), bearer(site))
+        assert threads[-1].startswith("call"), request
+    threads.clear()
+    site.call(BATCH, pb.BatchCheckRequest(checks=[item] * 100).SerializeToString(), bearer(site))
+    assert threads[-1].startswith("call") is not bool(site.server._fast)
+
+
+def test_more_calls_than_may_wait_are_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that wait are answered in the end."""
+    if not site.server._fast:
+        pytest.skip("grpc's own limit is ten thousand")
+    monkeypatch.setattr(fastlane, "MAX_WAITING", 20)
+    assert_well(site)
+    free = threading.Event()
+    pool = cast("Any", site.server._fast.threads)
+    for _ in range(site.settings.threads):
+        pool.submit(free.wait)
+    stub = site.channel().unary_unary(WHO_AM_I, request_serializer=bytes, response_deserializer=bytes)
+    asked = [stub.future(b"", timeout=30, metadata=(("authorization", bearer(site)),)) for _ in range(50)]
+    wait_until(lambda: sum(call.done() for call in asked) == 30)
+    free.set()
+    codes = [call.code() for call in asked]
+
+    assert codes.count(grpc.StatusCode.OK) == 20
+    assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 30
+    assert_well(site)
