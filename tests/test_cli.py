@@ -968,6 +968,7 @@ def test_every_command_is_known_here() -> None:
         "",
         "init",
         "serve",
+        "serve-worker",
         "check",
         "permissions",
         "subjects",

@@ -23,6 +23,7 @@ from rolecall.cli import (
     whoami,
 )
 from rolecall.cli.logs import configure_logs
+from rolecall.cli.supervisor import WORKER_COMMAND
 from rolecall.errors import RolecallError, UnauthenticatedCredential
 
 __all__ = ["app", "main"]
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 app.command()(init.init)
 app.command()(serve.serve)
+app.command(WORKER_COMMAND, hidden=True)(serve.serve_worker)
 app.command()(check.check)
 app.command()(check.permissions)
 app.command()(check.subjects)

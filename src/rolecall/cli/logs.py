@@ -2,11 +2,27 @@
 
 import logging
 import sys
-from typing import Any
+from contextlib import suppress
+from typing import Any, TextIO
 
 import structlog
 
 __all__ = ["configure_logs"]
+
+
+class _Harmless:
+    """A stream that nobody fails for: its reader may be gone, or its disk full, while there is work to do."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
 
 
 def configure_logs(level: str = "info", form: str = "auto") -> None:
@@ -24,6 +40,6 @@ def configure_logs(level: str = "info", form: str = "auto") -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        logger_factory=structlog.WriteLoggerFactory(_Harmless(sys.stderr)),  # type: ignore[arg-type]
         cache_logger_on_first_use=True,
     )

@@ -1,24 +1,20 @@
 """`rolecall serve`."""
 
-import gc
-import os
 import signal
 import sys
+import threading
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Annotated, Any
+from typing import Annotated
 
-import structlog
 import typer
 
-from rolecall import __version__, config
-from rolecall.cli import output
+from rolecall import config
+from rolecall.cli import output, running
 from rolecall.cli.logs import configure_logs
+from rolecall.cli.supervisor import supervise
+from rolecall.config import Settings
 
-__all__ = ["serve"]
-
-# How long one thread may hold the interpreter before others get their turn: the default, 5 ms, is fifty Checks.
-SWITCH_SECONDS = 0.0005
+__all__ = ["serve", "serve_worker"]
 
 
 def serve(
@@ -33,6 +29,7 @@ def serve(
         bool | None, typer.Option("--plaintext-exposes-tokens", help="Listen beyond loopback without TLS all the same.")
     ] = None,
     reflection: Annotated[bool | None, typer.Option(help="Tell grpcurl what the API is.")] = None,
+    workers: Annotated[str | None, typer.Option(help="How many processes share the port; auto: one a core.")] = None,
     threads: Annotated[int | None, typer.Option(help="How many calls are worked on at once.")] = None,
     decision_log: Annotated[str | None, typer.Option(help="Which decisions to note: off, denies or all.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
@@ -49,38 +46,34 @@ def serve(
         tls_key=tls_key,
         plaintext_exposes_tokens=plaintext_exposes_tokens,
         reflection=reflection,
+        workers=workers,
         threads=threads,
         decision_log=decision_log,
         log_level=log_level,
         log_format=log_format,
     )
     configure_logs(settings.log_level, settings.log_format)
-    output.quiet_grpc()
-    from rolecall.server import build_server
+    if settings.workers > 1:
+        raise typer.Exit(supervise(settings, running.catch_signals()))
+    server, signals = running.begin(settings)
+    running.tell_start(settings, server.address, server.live.in_force.policy.version, server.mail)
+    running.go_on(server, signals)
+    running.tell(settings, "Stopping.")
+    running.end(server)
 
-    # While there is no policy to read again, a hang-up must not end us; an interrupt may, as nothing is served yet.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    server = build_server(settings)
-    # The handler is one call into C, so that no flood of signals can nest in it: put(signal, block=frame).
-    signals: SimpleQueue[Any] = SimpleQueue()
-    put: Any = signals.put
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, put)
-    sys.setswitchinterval(SWITCH_SECONDS)
-    server.start()
-    # What is there now stays: collecting garbage among it would stop all calls for nothing.
-    gc.freeze()
-    how = "TLS" if settings.tls else "plain text"
-    version = server.live.in_force.policy.version
-    tell = structlog.get_logger("rolecall").info if settings.log_format == "json" else output.say
-    tell(
-        f"Rolecall {__version__} answers on {server.address} ({how}), policy {version} from {settings.policy}."
-        f" {server.mail}"
-    )
-    while signals.get() == signal.SIGHUP:
-        server.live.wake()
-    tell("Stopping.")
-    server.stop()
-    sys.stderr.flush()
-    # A thread that a hanging database holds would keep the process for ever.
-    os._exit(0)
+
+def serve_worker() -> None:
+    """Be one of several that share a port: told its settings on standard input, which ends with who started it."""
+    settings = Settings.model_validate_json(sys.stdin.readline())
+    configure_logs(settings.log_level, settings.log_format)
+    server, signals = running.begin(settings, shares_port=True)
+    output.print_json({"policy_version": server.live.in_force.policy.version, "mail": server.mail})
+    sys.stdout.flush()
+
+    def stop_with_parent() -> None:
+        sys.stdin.read()
+        signals.put(signal.SIGTERM)
+
+    threading.Thread(target=stop_with_parent, name="parent", daemon=True).start()
+    running.go_on(server, signals)
+    running.end(server)

@@ -1,0 +1,195 @@
+"""`rolecall serve --workers`: several processes on one port, as whoever runs them sees it."""
+
+import os
+import re
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from conftest import wait_until
+from test_cli import PROGRAM, Serve, Serving, Workspace, error_of, founded, serve, token, workspace
+
+from rolecall import Client
+from rolecall.errors import CallFailed, StorageUnavailable
+
+__all__ = ["founded", "serve", "token", "workspace"]
+
+
+def workers_of(serving: Serving) -> list[int]:
+    """The ids of its workers' processes."""
+    children = Path(f"/proc/{serving.process.pid}/task/{serving.process.pid}/children")
+    threads = Path(f"/proc/{serving.process.pid}/task").iterdir()
+    return sorted(int(each) for thread in threads for each in (thread / children.name).read_text().split())
+
+
+def is_running(process: int) -> bool:
+    """Whether the process is there, and no mere remains."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def answers(address: str, token: str) -> Callable[[], bool]:
+    """Whether a new connection gets the right answer."""
+
+    def ask() -> bool:
+        try:
+            with Client(address, token, timeout=5) as client:
+                return bool(client.check("ann@acme.io", "view", "secrets"))
+        except CallFailed:
+            return False
+
+    return ask
+
+
+def test_workers_share_a_port_and_stop_together(workspace: Workspace, token: str, serve: Serve) -> None:
+    """One line says where they answer, both are asked, and one signal ends them all."""
+    workspace.variables["ROLECALL_DECISION_LOG"] = "all"
+    serving = serve(workspace, "--workers", "2")
+    address = serving.wait_for(r"answers on (\S+) \(plain text, 2 workers\), policy \w+ from policies\.")[1]
+    workers = workers_of(serving)
+    logs = [workspace.folder / f"decisions.{number}.jsonl" for number in (1, 2)]
+
+    def ask_until_both() -> bool:
+        assert answers(address, token)()
+        return all(log.read_text() for log in logs)
+
+    wait_until(ask_until_both)
+    serving.process.terminate()
+
+    assert serving.process.wait(timeout=20) == 0
+    assert len(workers) == 2
+    assert not any(is_running(worker) for worker in workers)
+    said = serving.log.read_text()
+    assert said.count("answers on") == 1
+    assert said.count("Stopping.") == 1
+    assert "Traceback" not in said
+
+
+def test_a_worker_that_is_killed_is_started_again(workspace: Workspace, token: str, serve: Serve) -> None:
+    """Meanwhile the other answers."""
+    serving = serve(workspace, "--workers", "2")
+    address = serving.address
+    first = workers_of(serving)
+    outcomes: list[bool] = []
+    stopped = threading.Event()
+
+    def ask_on() -> None:
+        while not stopped.is_set():
+            outcomes.append(answers(address, token)())
+
+    with ThreadPoolExecutor(2) as callers:
+        asking = [callers.submit(ask_on) for _ in range(2)]
+        for number, worker in enumerate(first, 1):
+            os.kill(worker, signal.SIGKILL)
+            serving.wait_for(rf"(?s)(a worker answers again.*){{{number}}}")
+        stopped.set()
+        for each in asking:
+            each.result()
+
+    # Only calls that the killed one had taken, or had waiting on its socket, fail.
+    assert outcomes.count(False) <= 4
+    assert outcomes.count(True) > 20
+    assert len(workers_of(serving)) == 2
+    assert not set(first) & set(workers_of(serving))
+    assert answers(address, token)()
+
+
+def test_workers_end_with_who_started_them(workspace: Workspace, serve: Serve) -> None:
+    """Nobody is left on the port when the first process is killed."""
+    serving = serve(workspace, "--workers", "2")
+    assert serving.address
+    workers = workers_of(serving)
+
+    serving.process.kill()
+
+    wait_until(lambda: not any(is_running(worker) for worker in workers), 20)
+
+
+def test_hang_up_reaches_all_workers(workspace: Workspace, token: str, serve: Serve) -> None:
+    """Each reads the policy again."""
+    serving = serve(workspace, "--workers", "2", "--log-format", "json")
+    serving.wait_for("answers on")
+    before = serving.log.read_text().count("policy in force")
+
+    serving.process.send_signal(signal.SIGHUP)
+
+    wait_until(lambda: serving.log.read_text().count("policy in force") == before + 2)
+
+
+@pytest.mark.parametrize("workers", ["0", "-1", "many", "1000"])
+def test_impossible_numbers_of_workers_are_refused(workspace: Workspace, workers: str) -> None:
+    """The setting is named."""
+    assert "`workers` (ROLECALL_WORKERS)" in error_of(workspace.run("serve", "--workers", workers))
+
+
+def test_what_is_wrong_with_the_settings_is_said_once(workspace: Workspace) -> None:
+    """However many workers it would stop."""
+    finished = workspace.run("serve", "--workers", "3", "--policy", "nowhere")
+
+    assert finished.returncode == 2
+    assert finished.stderr.count("can't be served") == 1
+
+
+@pytest.mark.parametrize("second", ["1", "2"])
+def test_a_port_in_use_is_not_shared_with_others(workspace: Workspace, second: str, serve: Serve) -> None:
+    """Two servers on one port would share its calls silently."""
+    serving = serve(workspace, "--workers", "2")
+
+    message = error_of(workspace.run("serve", "--workers", second, "--listen", serving.address))
+
+    assert f"{serving.address} can't be listened on" in message
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_hang_up_while_workers_start_ends_none(workspace: Workspace, token: str, serve: Serve, workers: int) -> None:
+    """Whether the first is starting, or the others."""
+    serving = serve(workspace, "--workers", "3")
+    wait_until(lambda: len(workers_of(serving)) >= workers, 20)
+
+    for _ in range(10):
+        serving.process.send_signal(signal.SIGHUP)
+        time.sleep(0.05)
+
+    assert answers(serving.address, token)()
+    assert "ended" not in serving.log.read_text()
+
+
+def test_workers_run_what_is_installed(workspace: Workspace, serve: Serve) -> None:
+    """A file that happens to lie in the folder isn't taken for a library."""
+    (workspace.folder / "structlog.py").write_text("raise SystemExit(3)")
+
+    assert serve(workspace, "--workers", "2").address
+
+
+def test_who_reads_the_log_may_leave(workspace: Workspace, token: str) -> None:
+    """As in `rolecall serve 2>&1 | head -1`: whatever is to be logged, calls are answered."""
+    variables = {**workspace.environment, "ROLECALL_MAX_STALENESS": "0.5"}
+    reader, writer = os.pipe()
+    process = subprocess.Popen(
+        [PROGRAM, "serve"], cwd=workspace.folder, env=variables, stderr=writer, stdout=subprocess.DEVNULL
+    )
+    os.close(writer)
+    with os.fdopen(reader) as said:
+        found = re.search(r"answers on (\S+)", said.readline())
+    assert found
+    away = workspace.folder / "away.db"
+    try:
+        with Client(found[1], token, timeout=5) as client:
+            assert client.check("ann@acme.io", "view", "secrets")
+            database = (workspace.folder / "rolecall.db").rename(away)
+            time.sleep(1)
+            with pytest.raises(StorageUnavailable):
+                client.check("ann@acme.io", "view", "secrets")
+            database.rename(workspace.folder / "rolecall.db")
+            wait_until(answers(found[1], token))
+    finally:
+        process.terminate()
+
+    assert process.wait(20) == 0
