@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format protos check-protos bench lock clean
+.PHONY: help run test test-lowest lint format protos check-protos bench bench-parts lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -13,6 +13,9 @@ run: .venv/runtime ## Start a server on 127.0.0.1:50051 with a demo organization
 
 test: .venv/dev ## Run the whole suite; PostgreSQL too where its server is installed
 	@exec env PATH="$(CURDIR)/$(BIN):$$PATH" sh scripts/test.sh
+
+test-lowest: .venv/dev ## Run the tests of how calls come in on the lowest grpcio that is promised
+	@exec env PATH="$(CURDIR)/$(BIN):$$PATH" sh scripts/test-lowest.sh
 
 lint: .venv/dev ## Check style, types, imports and protos
 	$(BIN)/ruff check
@@ -34,7 +37,10 @@ check-protos: .venv/dev ## Fail where the generated code is not what protos/ say
 	@diff -r -x __pycache__ build/protos/rolecall/v1 src/rolecall/v1 || \
 	  { echo 'The generated code has drifted: run `make protos` and commit it.'; exit 1; }
 
-bench: .venv/dev ## Measure; about two minutes
+bench: .venv/bench ## Measure Checks beside the references, into docs/benchmarks; needs h2load; about three minutes
+	$(BIN)/python benchmarks/checks.py
+
+bench-parts: .venv/dev ## Measure decisions, changes and lists; about two minutes
 	$(BIN)/python benchmarks/policy.py
 	$(BIN)/python benchmarks/management.py
 	$(BIN)/python benchmarks/members.py
@@ -44,6 +50,8 @@ lock: ## Resolve the dependencies anew; needs `uv`
 	  pyproject.toml --group build -o requirements.lock
 	uv pip compile -q --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --upgrade \
 	  pyproject.toml --group dev -c requirements.lock -o requirements-dev.lock
+	uv pip compile -q --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --upgrade \
+	  pyproject.toml --group bench -c requirements-dev.lock -o requirements-bench.lock
 
 clean: ## Remove the environment, the state of `make run`, and what tools left behind
 	rm -rf .venv .run build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* dist
@@ -61,4 +69,8 @@ clean: ## Remove the environment, the state of `make run`, and what tools left b
 
 .venv/dev: .venv/runtime requirements-dev.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $@
+
+.venv/bench: .venv/dev requirements-bench.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.lock
 	@touch $@
