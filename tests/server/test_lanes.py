@@ -407,3 +407,22 @@ def test_more_calls_than_may_wait_are_refused(site: Site, monkeypatch: pytest.Mo
     assert codes.count(grpc.StatusCode.OK) == 20
     assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 30
     assert_well(site)
+
+
+def test_more_bytes_than_may_wait_are_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large messages, of strangers too, fill no memory while all threads are busy; small ones wait as ever."""
+    if not site.server._fast:
+        pytest.skip("there a stranger's message isn't read")
+    monkeypatch.setattr(fastlane, "MAX_WAITING_BYTES", 50_000)
+    free = threading.Event()
+    pool = cast("Any", site.server._fast.threads)
+    for _ in range(site.settings.threads):
+        pool.submit(free.wait)
+    stub = site.channel().unary_unary(WHO_AM_I, request_serializer=bytes, response_deserializer=bytes)
+    large = [stub.future(b"\xff" * 10_000, timeout=30) for _ in range(20)]
+    wait_until(lambda: sum(call.done() for call in large) == 15)
+    small = stub.future(b"", timeout=30, metadata=(("authorization", bearer(site)),))
+    free.set()
+
+    assert [call.code() for call in large].count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 15
+    assert small.code() is grpc.StatusCode.OK

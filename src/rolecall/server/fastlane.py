@@ -40,8 +40,10 @@ READY = 32
 # A call whose message takes longer is cancelled; of more that wait for theirs, the oldest go.
 MESSAGE_SECONDS = 10.0
 MAX_WITHOUT_MESSAGE = 10_000
-# So many calls wait for threads; more are refused.
+# So many calls wait for threads, with so many bytes of messages; more are refused.
 MAX_WAITING = 10_000
+MAX_WAITING_BYTES = 64 * 1024 * 1024
+LARGE_BYTES = 4096
 # How many threads each method that takes no credential has to itself.
 STRANGERS = 4
 # What is larger takes long to parse.
@@ -51,6 +53,7 @@ PROBE_SECONDS = 5.0
 
 _NOTHING: tuple[None, tuple[()]] = (None, ())
 _NO_FLAGS = 0
+_TOO_MANY = "Too many calls are waiting: try again in a moment."
 
 Answer = Callable[[Method, Incoming], bytes | status_pb2.Status]
 
@@ -84,8 +87,8 @@ class FastLane:
         self.without_message: dict[_Call, float] = {}
         # What should be ready for one more call, and failed to be.
         self.missing: list[_Reception] = []
-        # The calls that wait for a thread, or have one.
-        self.waiting: dict[_Call, None] = {}
+        # The calls that wait for a thread, or have one, and the bytes of their messages.
+        self.waiting: dict[_Call, int] = {}
         self._poller: threading.Thread | None = None
         self._receptions = [_Reception(self, method) for method in methods]
         for reception in self._receptions:
@@ -107,6 +110,13 @@ class FastLane:
     def request(self, reception: "_Reception") -> None:
         """Be ready for one more call of the method. Raises `ValueError` while the server shuts down."""
         self._server.request_registered_call(self._queue, self._queue, reception.method.name, reception.tag)
+
+    def has_room(self, size: int) -> bool:
+        """Whether one more call with so large a message may wait for a thread."""
+        if len(self.waiting) >= MAX_WAITING:
+            return False
+        # Reckoned anew each time, but for large ones only: the small ones of all that may wait have 40 MB.
+        return size < LARGE_BYTES or sum(list(self.waiting.values())) + size <= MAX_WAITING_BYTES
 
     def meet_poller(self) -> None:
         """Remember the thread that polls, which is the present one."""
@@ -226,14 +236,14 @@ class _Call(Incoming):
                     return _NOTHING
             # It is told when the client gives up.
             self._call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._closed)
-            if len(lane.waiting) >= MAX_WAITING:
-                self._send(
-                    status_of(RateLimited("Too many calls are waiting: try again in a moment."), self.request_id)
-                )
+            size = len(self._message or b"")
+            if not lane.has_room(size):
+                self._send(status_of(RateLimited(_TOO_MANY), self.request_id))
                 return _NOTHING
-            lane.waiting[self] = None
+            lane.waiting[self] = size
             reception.threads.submit(self._work)
         except Exception as error:  # noqa: BLE001 - it would end the thread that polls for all
+            lane.waiting.pop(self, None)
             self.cancel()
             _tell("a call failed", reception.method, error, self.request_id)
         return _NOTHING
