@@ -21,6 +21,7 @@ from raw_calls import RawConnection
 
 from rolecall import Client
 from rolecall.authorizer import Authorizer
+from rolecall.errors import ConfigError
 from rolecall.server import Server, build_server, calls, fastlane
 from rolecall.server.calls import Calls
 from rolecall.storage import Storage
@@ -426,3 +427,24 @@ def test_more_bytes_than_may_wait_are_refused(site: Site, monkeypatch: pytest.Mo
 
     assert [call.code() for call in large].count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 15
     assert small.code() is grpc.StatusCode.OK
+
+
+def test_the_probe_uses_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It calls this very process, wherever other calls are to go."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
+
+    assert fastlane.problem() == ""
+
+
+def test_a_grpcio_that_differs_is_told_and_served_without(
+    make_site: MakeSite, sqlite_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`auto` falls back to the public lane with a warning; `fast` doesn't start."""
+    monkeypatch.setattr(fastlane, "cygrpc", None)
+    site = make_site(sqlite_url)
+
+    assert site.server._fast is None
+    assert_well(site)
+    assert "the fast lane doesn't work with this grpcio" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="set lane to `auto`"):
+        build_server(site.settings.model_copy(update={"lane": "fast"}))
