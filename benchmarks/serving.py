@@ -83,16 +83,27 @@ def _empty_public(_kind: str, _folder: Path) -> str:
     return _started(server)
 
 
-def _empty_fast(_kind: str, _folder: Path) -> str:
+class _Empty:
+    """Answers the same to everybody."""
 
-    def answer(_method: Method, _incoming: Incoming) -> bytes:
+    def request_id(self, _metadata: Any) -> str:
+        return "empty"
+
+    def admit(self, _method: Method, _incoming: Incoming) -> None:
+        return None
+
+    def answer(self, _method: Method, _incoming: Incoming) -> bytes:
         next(_answered)
         return ANSWER
 
+
+def _empty_fast(_kind: str, _folder: Path) -> str:
+
     threads = futures.ThreadPoolExecutor(8)
     server = grpc.server(threads)
-    method = Method(METHOD, empty_pb2.Empty, answer, managing=False, at_once=True)
-    lane = FastLane(server, [method], answer, threads, lambda _metadata: "empty")
+    calls = _Empty()
+    method = Method(METHOD, empty_pb2.Empty, calls.answer, managing=False, at_once=True)
+    lane = FastLane(server, [method], calls, threads)
     address = _started(server)
     lane.start()
     return address

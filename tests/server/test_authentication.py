@@ -134,10 +134,10 @@ def test_what_is_no_ascii_text_is_refused_like_the_rest(sqlite_site: Site, value
     incoming = _Presenting((("authorization", value),), "id")
     statements = count_statements(storage)
 
-    answer = calls.answer(method, incoming)
+    refused = calls.admit(method, incoming)
 
-    assert not isinstance(answer, bytes)
-    assert answer.code == grpc.StatusCode.UNAUTHENTICATED.value[0]
+    assert refused is not None
+    assert refused.code == grpc.StatusCode.UNAUTHENTICATED.value[0]
     assert statements == []
 
 

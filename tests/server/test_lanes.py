@@ -19,8 +19,9 @@ from grpc_errors import told
 from grpc_status import rpc_status
 from raw_calls import RawConnection
 
-from rolecall import Client
+from rolecall import Client, credentials
 from rolecall.authorizer import Authorizer
+from rolecall.domain import CredentialKind
 from rolecall.errors import ConfigError
 from rolecall.server import Server, build_server, calls, fastlane
 from rolecall.server.calls import Calls
@@ -125,7 +126,7 @@ def test_both_lanes_say_the_same(two: tuple[Site, Server]) -> None:
     viewer = ("authorization", bearer(site, "VIEWER"))
     large = b"\x0a\xff\x7f" + b"a" * 16_383
     requests = {"empty": b"", "garbage": b"\xff\xff\xff", "other": b"\x0a\x04acme", "large": large}
-    credentials: dict[str, list[tuple[str, str]]] = {
+    presented: dict[str, list[tuple[str, str]]] = {
         "none": [],
         "good": [good],
         "doubled": [good, good],
@@ -135,7 +136,7 @@ def test_both_lanes_say_the_same(two: tuple[Site, Server]) -> None:
     compared = 0
     for method in UNARY:
         for name, request in requests.items():
-            for kind, metadata in credentials.items():
+            for kind, metadata in presented.items():
                 if method.endswith(("LeaveOrganization", "SignOut", "WhoAmI")) and kind in ("good", "viewer"):
                     continue
                 there = outcome(other.address, method, request, metadata)
@@ -233,6 +234,21 @@ def test_half_open_calls_hold_nobody_up(site: Site, each_lane: str, monkeypatch:
     for connection in connections:
         connection.close()
     assert_well(site)
+
+
+@pytest.mark.parametrize("token", ["", "nonsense", "forged"])
+def test_nobodys_message_is_waited_for(site: Site, token: str) -> None:
+    """Whoever isn't known is refused by the headers alone."""
+    text = credentials.mint(CredentialKind.PERSONAL).text if token == "forged" else token
+    for method in (CHECK, WHO_AM_I):
+        connection = RawConnection(site.address)
+        connection.begin(method, text)
+        said = b""
+        while b"x-request-id" not in said:
+            more = connection.socket.recv(4096)
+            assert more, "the server closed the connection"
+            said += more
+        connection.close()
 
 
 def test_a_thousand_connections(site: Site) -> None:
@@ -411,18 +427,20 @@ def test_more_calls_than_may_wait_are_refused(site: Site, monkeypatch: pytest.Mo
 
 
 def test_more_bytes_than_may_wait_are_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Large messages, of strangers too, fill no memory while all threads are busy; small ones wait as ever."""
+    """Large messages fill no memory while all threads are busy; small ones wait as ever."""
     if not site.server._fast:
-        pytest.skip("there a stranger's message isn't read")
+        pytest.skip("there a message is read by the thread that it waits for")
     monkeypatch.setattr(fastlane, "MAX_WAITING_BYTES", 50_000)
+    assert_well(site)
     free = threading.Event()
     pool = cast("Any", site.server._fast.threads)
     for _ in range(site.settings.threads):
         pool.submit(free.wait)
     stub = site.channel().unary_unary(WHO_AM_I, request_serializer=bytes, response_deserializer=bytes)
-    large = [stub.future(b"\xff" * 10_000, timeout=30) for _ in range(20)]
+    metadata = (("authorization", bearer(site)),)
+    large = [stub.future(b"\xff" * 10_000, timeout=30, metadata=metadata) for _ in range(20)]
     wait_until(lambda: sum(call.done() for call in large) == 15)
-    small = stub.future(b"", timeout=30, metadata=(("authorization", bearer(site)),))
+    small = stub.future(b"", timeout=30, metadata=metadata)
     free.set()
 
     assert [call.code() for call in large].count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 15

@@ -185,7 +185,7 @@ def build_server(settings: Settings, *, shares_port: bool = False) -> Server:
     fast: FastLane | None = None
     if _is_fast(settings):
         unary = [method for method in methods if not method.streaming]
-        fast = FastLane(server, unary, core.calls.answer, threads, core.calls.request_id, storage.spare)
+        fast = FastLane(server, unary, core.calls, threads, storage.spare)
     add_handlers(server, [method for method in methods if method.streaming or not fast], core.calls)
     names = [service.full_name for file in core.services for service in file.services_by_name.values()]
     names.append(health.SERVICE_NAME)

@@ -83,13 +83,14 @@ class GivenUp(grpc.RpcError):
 
 
 class Incoming:
-    """A call as it comes in; each lane has a kind of its own."""
+    """A call as it comes in; each lane has a kind of its own. `caller` is set once it is known."""
 
-    __slots__ = ("metadata", "request_id")
+    __slots__ = ("caller", "metadata", "request_id")
 
     def __init__(self, metadata: Metadata, request_id: str) -> None:
         self.metadata = metadata
         self.request_id = request_id
+        self.caller: Caller | None = None
 
     def message(self) -> bytes | None:
         """Its message, once it is there; None where there is none."""
@@ -160,35 +161,40 @@ class Calls:
                 return str(value)
         return f"{self._prefix}-{next(self._numbers)}"
 
-    def answer(self, method: Method, incoming: Incoming) -> bytes | status_pb2.Status:
-        """The serialized answer to a unary call, or the status that says why there is none.
-
-        Nobody's message is waited for before its sender is known, but for the open ones. Raises nothing but
-        `WouldWait`, and that only in a thread that is spared.
-        """
-        caller = request = None
+    def admit(self, method: Method, incoming: Incoming) -> status_pb2.Status | None:
+        """The status that says why a call isn't let in; None where it is, and its caller known. Raises as `answer`."""
         try:
-            caller = None if method.open else self._authenticate(incoming)
-            request = _parse(method, incoming.message())
-            if caller is None:
-                call: Any = Arrival(method.action, incoming.request_id, incoming.peer(), incoming.confirm)
-            else:
-                call = Call(caller, method.action, incoming.request_id, incoming.confirm)
-            answer = method.run(request, call)
-            return answer if isinstance(answer, bytes) else bytes(answer.SerializeToString())
+            if not method.open:
+                incoming.caller = self._authenticate(incoming)
         except WouldWait:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the client must not see its text, nor wait for ever
+            return self._status(method, incoming, None, None, error)
+        return None
+
+    def answer(self, method: Method, incoming: Incoming) -> bytes | status_pb2.Status:
+        """The serialized answer to a unary call that was admitted, or the status that says why there is none.
+
+        Raises nothing but `WouldWait`, and that only in a thread that is spared.
+        """
+        caller = incoming.caller
+        request = None
+        try:
+            request = _parse(method, incoming.message())
+            answer = method.run(request, _call(method, incoming))
+            return answer if isinstance(answer, bytes) else bytes(answer.SerializeToString())
+        except WouldWait:
+            raise
+        except Exception as error:  # noqa: BLE001 - as above
             return self._status(method, incoming, caller, request, error)
 
     def stream(self, method: Method, incoming: Incoming) -> Iterator[bytes | status_pb2.Status]:
-        """The serialized answers to a call, one by one; the last may be the status that says why there are no more."""
-        caller = request = None
+        """The serialized answers to an admitted call, one by one; the last may be a status: why there are no more."""
+        caller = incoming.caller
+        request = None
         try:
-            caller = self._authenticate(incoming)
             request = _parse(method, incoming.message())
-            call = Call(caller, method.action, incoming.request_id, incoming.confirm)
-            for message in method.run(request, call):
+            for message in method.run(request, _call(method, incoming)):
                 yield message.SerializeToString()
         except Exception as error:  # noqa: BLE001 - as above
             yield self._status(method, incoming, caller, request, error)
@@ -243,6 +249,15 @@ def peer_of(address: str) -> str:
         except ValueError:
             return host
     return host
+
+
+def _call(method: Method, incoming: Incoming) -> Call | Arrival:
+    """What the method is told of the call besides its message."""
+    if method.open:
+        return Arrival(method.action, incoming.request_id, incoming.peer(), incoming.confirm)
+    if incoming.caller is None:
+        raise UnauthenticatedCredential
+    return Call(incoming.caller, method.action, incoming.request_id, incoming.confirm)
 
 
 def _parse(method: Method, raw: bytes | None) -> Message:

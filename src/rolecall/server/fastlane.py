@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent import futures
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 import structlog
@@ -55,7 +55,22 @@ _NOTHING: tuple[None, tuple[()]] = (None, ())
 _NO_FLAGS = 0
 _TOO_MANY = "Too many calls are waiting: try again in a moment."
 
-Answer = Callable[[Method, Incoming], bytes | status_pb2.Status]
+
+class Answering(Protocol):
+    """What answers calls, as `Calls` does."""
+
+    def request_id(self, metadata: Any) -> str:
+        """A call's id."""
+        ...
+
+    def admit(self, method: Method, incoming: Incoming) -> status_pb2.Status | None:
+        """Why the call isn't let in; None where it is."""
+        ...
+
+    def answer(self, method: Method, incoming: Incoming) -> bytes | status_pb2.Status:
+        """The answer to a call that was let in."""
+        ...
+
 
 _log = structlog.get_logger("rolecall.fastlane")
 
@@ -67,21 +82,19 @@ class FastLane:
         self,
         server: grpc.Server,
         methods: Iterable[Method],
-        answer: Answer,
+        calls: Answering,
         threads: futures.Executor,
-        new_id: Callable[[Any], str],
         on_poller: Callable[[int], None] = lambda _ident: None,
     ) -> None:
-        """`answer` raises nothing but `WouldWait`, and that only in the thread whose id `on_poller` is told.
+        """`calls` raise nothing but `WouldWait`, and that only in the thread whose id `on_poller` is told.
 
-        `new_id` makes a call's request id from its metadata. What must wait runs in `threads`.
+        What must wait runs in `threads`.
         """
         state: Any = server._state  # type: ignore[attr-defined]  # noqa: SLF001 - see the module's docstring
         self._server = state.server
         self._queue = state.completion_queue
-        self.answer = answer
+        self.calls = calls
         self.threads = threads
-        self.new_id = new_id
         self._on_poller = on_poller
         # The calls whose message isn't there yet, and since when; the oldest first.
         self.without_message: dict[_Call, float] = {}
@@ -180,9 +193,7 @@ class _Reception:
             _tell("a call can't be received", self.method, error)
         try:
             lane.meet_poller()
-            call = _Call(self, event)
-            lane.without_message[call] = time.monotonic()
-            event.call.start_server_batch((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), call.received)
+            _Call(self, event).arrived()
         except Exception as error:  # noqa: BLE001 - as above
             _cut_off(event.call)
             _tell("a call failed as it came", self.method, error)
@@ -198,7 +209,8 @@ class _Call(Incoming):
         metadata = event.invocation_metadata
         # Not by `super`, which takes as long again.
         self.metadata = metadata
-        self.request_id = reception.lane.new_id(metadata)
+        self.request_id = reception.lane.calls.request_id(metadata)
+        self.caller = None
         self._reception = reception
         self._call = event.call
         self._details = event.call_details
@@ -219,6 +231,23 @@ class _Call(Incoming):
         """Cut it off."""
         _cut_off(self._call)
 
+    def arrived(self) -> None:
+        """Ask for its message, once its sender is known."""
+        reception = self._reception
+        try:
+            refused = reception.lane.calls.admit(reception.method, self)
+        except WouldWait:
+            self._hand_over(self._introduce)
+            return
+        if refused:
+            self._send(refused)
+        else:
+            self._receive()
+
+    def _receive(self) -> None:
+        self._reception.lane.without_message[self] = time.monotonic()
+        self._call.start_server_batch((cygrpc.ReceiveMessageOperation(_NO_FLAGS),), self.received)
+
     def received(self, event: Any) -> tuple[None, tuple[()]]:
         """The message is there, or none is to come."""
         reception = self._reception
@@ -229,21 +258,15 @@ class _Call(Incoming):
                 self._message = event.batch_operations[0].message()
             if reception.method.at_once and len(self._message or b"") <= MAX_AT_ONCE_BYTES:
                 try:
-                    self._send(lane.answer(reception.method, self))
+                    self._send(lane.calls.answer(reception.method, self))
                 except WouldWait:
                     pass
                 else:
                     return _NOTHING
             # It is told when the client gives up.
             self._call.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(_NO_FLAGS),), self._closed)
-            size = len(self._message or b"")
-            if not lane.has_room(size):
-                self._send(status_of(RateLimited(_TOO_MANY), self.request_id))
-                return _NOTHING
-            lane.waiting[self] = size
-            reception.threads.submit(self._work)
+            self._hand_over(self._work)
         except Exception as error:  # noqa: BLE001 - it would end the thread that polls for all
-            lane.waiting.pop(self, None)
             self.cancel()
             _tell("a call failed", reception.method, error, self.request_id)
         return _NOTHING
@@ -255,22 +278,46 @@ class _Call(Incoming):
             _tell("a call's end was lost", self._reception.method, error, self.request_id)
         return _NOTHING
 
-    def _work(self) -> None:
-        """Answer in a thread that may wait."""
+    def _hand_over(self, work: Callable[[], None]) -> None:
+        """Have it done by a thread that may wait, if there is room."""
+        lane = self._reception.lane
+        size = len(self._message or b"")
+        if not lane.has_room(size):
+            self._send(status_of(RateLimited(_TOO_MANY), self.request_id))
+            return
+        lane.waiting[self] = size
+        try:
+            self._reception.threads.submit(self._do, work)
+        except BaseException:
+            lane.waiting.pop(self, None)
+            raise
+
+    def _do(self, work: Callable[[], None]) -> None:
         method = self._reception.method
         try:
             if self._is_given_up():
                 # Its client gave up while it waited for a thread.
                 code = grpc.StatusCode.DEADLINE_EXCEEDED if self._is_late() else grpc.StatusCode.CANCELLED
-                answer: bytes | status_pb2.Status = status_pb2.Status(code=code.value[0])
+                self._send(status_pb2.Status(code=code.value[0]))
             else:
-                answer = self._reception.lane.answer(method, self)
-            self._send(answer)
+                work()
         except Exception as error:  # noqa: BLE001 - nobody looks after a thread's work
             self.cancel()
             _tell("a call failed", method, error, self.request_id)
         finally:
             self._reception.lane.waiting.pop(self, None)
+
+    def _introduce(self) -> None:
+        """Learn who calls, and ask for the message then."""
+        if refused := self._reception.lane.calls.admit(self._reception.method, self):
+            self._send(refused)
+        else:
+            self._receive()
+
+    def _work(self) -> None:
+        calls, method = self._reception.lane.calls, self._reception.method
+        # It may have waited for a thread while its caller was removed.
+        self._send(calls.admit(method, self) or calls.answer(method, self))
 
     def _send(self, answer: bytes | status_pb2.Status) -> None:
         request_id = (REQUEST_ID, self.request_id)
@@ -314,25 +361,38 @@ def _sent(_event: Any) -> tuple[None, tuple[()]]:
     return _NOTHING
 
 
+class _Echo:
+    """Answers each call with its message; of one method in a thread that may wait."""
+
+    def __init__(self) -> None:
+        self.pollers: list[int] = []
+
+    def request_id(self, _metadata: Any) -> str:
+        return "probe"
+
+    def admit(self, _method: Method, _incoming: Incoming) -> None:
+        return None
+
+    def answer(self, method: Method, incoming: Incoming) -> bytes:
+        if method.name.endswith("Later") and threading.get_ident() in self.pollers:
+            raise WouldWait
+        return incoming.message() or b""
+
+
 def problem() -> str:
     """Why calls can't be served like this with the grpcio that is installed; empty where they can.
 
     Serves a call on a port of its own, once in the polling thread and once in another.
     """
 
-    def answer(method: Method, incoming: Incoming) -> bytes:
-        if method.name.endswith("Later") and threading.get_ident() in pollers:
-            raise WouldWait
-        return incoming.message() or b""
-
-    pollers: list[int] = []
+    calls = _Echo()
     paths = ["/rolecall.Probe/Now", "/rolecall.Probe/Later"]
-    methods = [Method(path, empty_pb2.Empty, answer, managing=False, at_once=True) for path in paths]
+    methods = [Method(path, empty_pb2.Empty, calls.answer, managing=False, at_once=True) for path in paths]
     try:
         with futures.ThreadPoolExecutor(1) as threads:
             server = grpc.server(threads)
             port = server.add_insecure_port("127.0.0.1:0")
-            lane = FastLane(server, methods, answer, threads, lambda _metadata: "probe", pollers.append)
+            lane = FastLane(server, methods, calls, threads, calls.pollers.append)
             server.start()
             lane.start()
             try:
@@ -347,4 +407,4 @@ def problem() -> str:
                 server.stop(0).wait(PROBE_SECONDS)
     except Exception as error:  # noqa: BLE001 - whatever it is, the public lane serves
         return f"{type(error).__name__}: {error}"
-    return "" if pollers else "nothing came in"
+    return "" if calls.pollers else "nothing came in"

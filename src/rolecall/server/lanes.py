@@ -34,7 +34,8 @@ def _handler(method: Method, calls: Calls) -> Handler:
             # Its client gave up while it waited for a thread.
             return b""
         incoming = _Call(messages, context, calls)
-        answer = calls.answer(method, incoming)
+        # Nobody's message is waited for before its sender is known, but for the open ones.
+        answer = calls.admit(method, incoming) or calls.answer(method, incoming)
         if not isinstance(answer, bytes):
             _abort(context, answer, incoming.request_id)
         return answer
@@ -43,6 +44,8 @@ def _handler(method: Method, calls: Calls) -> Handler:
         if not context.is_active():
             return
         incoming = _Call(messages, context, calls)
+        if refused := calls.admit(method, incoming):
+            _abort(context, refused, incoming.request_id)
         for answer in calls.stream(method, incoming):
             if not isinstance(answer, bytes):
                 _abort(context, answer, incoming.request_id)
