@@ -23,7 +23,7 @@ from rolecall import Client, credentials
 from rolecall.authorizer import Authorizer
 from rolecall.domain import CredentialKind
 from rolecall.errors import ConfigError
-from rolecall.server import Server, build_server, calls, fastlane
+from rolecall.server import Server, build_server, calls, fastlane, lane_probe
 from rolecall.server.calls import Calls
 from rolecall.storage import Storage
 from rolecall.v1 import (
@@ -451,7 +451,7 @@ def test_the_probe_uses_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     """It calls this very process, wherever other calls are to go."""
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
 
-    assert fastlane.problem() == ""
+    assert lane_probe.problem() == ""
 
 
 def test_a_grpcio_that_differs_is_told_and_served_without(

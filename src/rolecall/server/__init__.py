@@ -30,7 +30,7 @@ from rolecall.mutations import Mutations
 from rolecall.organizations import Organizations
 from rolecall.pages import Pages
 from rolecall.remembered import Remembered
-from rolecall.server import fastlane
+from rolecall.server import lane_probe
 from rolecall.server.audit import AuditService
 from rolecall.server.authorization import AuthorizationService
 from rolecall.server.background import Background
@@ -233,7 +233,7 @@ def _is_fast(settings: Settings) -> bool:
     """Whether the fast lane serves. Raises `ConfigError` where it must and can't."""
     if settings.lane == "standard":
         return False
-    if found := fastlane.problem():
+    if found := lane_probe.problem():
         if settings.lane == "fast":
             raise ConfigError(f"The fast lane doesn't work with this grpcio ({found}): set lane to `auto`.")
         _log.warning("the fast lane doesn't work with this grpcio, the standard one serves", problem=found)

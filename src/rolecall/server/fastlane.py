@@ -4,8 +4,8 @@ grpc's public server hands every call to a thread and back, which costs more tha
 its own, its polling thread calls the event's tag: so methods can be served inside the standard server, without its
 threads. What would have to wait goes to them all the same (`WouldWait`). A call without a message holds no thread.
 
-This module alone uses names that are private to grpcio; `problem` tries them all. Health, reflection, streams, TLS and
-shutdown stay the standard server's.
+This module alone uses names that are private to grpcio; `lane_probe` tries them all. Health, reflection, streams, TLS
+and shutdown stay the standard server's.
 """
 
 import os
@@ -18,7 +18,6 @@ from typing import Any, Protocol
 
 import grpc
 import structlog
-from google.protobuf import empty_pb2
 from google.rpc import status_pb2
 from grpc_status import rpc_status
 
@@ -30,10 +29,10 @@ from rolecall.storage import WouldWait
 try:
     from grpc._cython import cygrpc  # type: ignore[attr-defined]
 except ImportError:
-    # `problem` says so.
+    # The probe says so.
     cygrpc = None
 
-__all__ = ["FastLane", "problem"]
+__all__ = ["Answering", "FastLane"]
 
 # So many calls of each method may come in at once; more wait in grpc.
 READY = 32
@@ -48,8 +47,6 @@ LARGE_BYTES = 4096
 STRANGERS = 4
 # What is larger takes long to parse.
 MAX_AT_ONCE_BYTES = 64 * 1024
-# How long the probe may take.
-PROBE_SECONDS = 5.0
 
 _NOTHING: tuple[None, tuple[()]] = (None, ())
 _NO_FLAGS = 0
@@ -359,52 +356,3 @@ def _cut_off(call: Any) -> None:
 
 def _sent(_event: Any) -> tuple[None, tuple[()]]:
     return _NOTHING
-
-
-class _Echo:
-    """Answers each call with its message; of one method in a thread that may wait."""
-
-    def __init__(self) -> None:
-        self.pollers: list[int] = []
-
-    def request_id(self, _metadata: Any) -> str:
-        return "probe"
-
-    def admit(self, _method: Method, _incoming: Incoming) -> None:
-        return None
-
-    def answer(self, method: Method, incoming: Incoming) -> bytes:
-        if method.name.endswith("Later") and threading.get_ident() in self.pollers:
-            raise WouldWait
-        return incoming.message() or b""
-
-
-def problem() -> str:
-    """Why calls can't be served like this with the grpcio that is installed; empty where they can.
-
-    Serves a call on a port of its own, once in the polling thread and once in another.
-    """
-
-    calls = _Echo()
-    paths = ["/rolecall.Probe/Now", "/rolecall.Probe/Later"]
-    methods = [Method(path, empty_pb2.Empty, calls.answer, managing=False, at_once=True) for path in paths]
-    try:
-        with futures.ThreadPoolExecutor(1) as threads:
-            server = grpc.server(threads)
-            port = server.add_insecure_port("127.0.0.1:0")
-            lane = FastLane(server, methods, calls, threads, calls.pollers.append)
-            server.start()
-            lane.start()
-            try:
-                with grpc.insecure_channel(f"127.0.0.1:{port}", [("grpc.enable_http_proxy", 0)]) as channel:
-                    for path in paths:
-                        call: Any = channel.unary_unary(path)
-                        answered, ended = call.with_call(b"probe", timeout=PROBE_SECONDS)
-                        if answered != b"probe" or (REQUEST_ID, "probe") not in (ended.trailing_metadata() or ()):
-                            return f"{path} was answered wrongly"
-            finally:
-                lane.stop()
-                server.stop(0).wait(PROBE_SECONDS)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the public lane serves
-        return f"{type(error).__name__}: {error}"
-    return "" if calls.pollers else "nothing came in"
