@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -62,6 +63,12 @@ def site(each_lane: str, make_site: MakeSite, sqlite_url: str) -> Site:
     site = make_site(sqlite_url, threads=4, connection_seconds=600)
     assert bool(site.server._fast) is (each_lane == "fast")
     return site
+
+
+@pytest.fixture
+def fast_site(make_site: MakeSite, sqlite_url: str) -> Site:
+    """A server of the fast lane."""
+    return make_site(sqlite_url, threads=4, lane="fast")
 
 
 def bearer(site: Site, role: str = "OWNER") -> str:
@@ -405,43 +412,43 @@ def test_what_takes_long_holds_nobody_up(site: Site, monkeypatch: pytest.MonkeyP
     assert threads[-1].startswith("call") is not bool(site.server._fast)
 
 
-def test_more_calls_than_may_wait_are_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those that wait are answered in the end."""
-    if not site.server._fast:
-        pytest.skip("grpc's own limit is ten thousand")
-    monkeypatch.setattr(fastlane, "MAX_WAITING", 20)
-    assert_well(site)
+@contextmanager
+def all_threads_busy(site: Site) -> Iterator[None]:
+    """For as long, whatever must wait waits."""
     free = threading.Event()
-    pool = cast("Any", site.server._fast.threads)
+    pool = cast("Any", site.server._fast).threads
     for _ in range(site.settings.threads):
         pool.submit(free.wait)
-    stub = site.channel().unary_unary(WHO_AM_I, request_serializer=bytes, response_deserializer=bytes)
-    asked = [stub.future(b"", timeout=30, metadata=(("authorization", bearer(site)),)) for _ in range(50)]
-    wait_until(lambda: sum(call.done() for call in asked) == 30)
+    yield
     free.set()
+
+
+def test_more_calls_than_may_wait_are_refused(fast_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that wait are answered in the end. On the public lane that is grpc's own limit."""
+    monkeypatch.setattr(fastlane, "MAX_WAITING", 20)
+    stub = fast_site.channel().unary_unary(WHO_AM_I, request_serializer=bytes, response_deserializer=bytes)
+    assert_well(fast_site)
+    with all_threads_busy(fast_site):
+        metadata = (("authorization", bearer(fast_site)),)
+        asked = [stub.future(b"", timeout=30, metadata=metadata) for _ in range(50)]
+        wait_until(lambda: sum(call.done() for call in asked) == 30)
     codes = [call.code() for call in asked]
 
     assert codes.count(grpc.StatusCode.OK) == 20
     assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 30
-    assert_well(site)
+    assert_well(fast_site)
 
 
-def test_more_bytes_than_may_wait_are_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_bytes_than_may_wait_are_refused(fast_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large messages fill no memory while all threads are busy; small ones wait as ever."""
-    if not site.server._fast:
-        pytest.skip("there a message is read by the thread that it waits for")
     monkeypatch.setattr(fastlane, "MAX_WAITING_BYTES", 50_000)
-    assert_well(site)
-    free = threading.Event()
-    pool = cast("Any", site.server._fast.threads)
-    for _ in range(site.settings.threads):
-        pool.submit(free.wait)
-    stub = site.channel().unary_unary(WHO_AM_I, request_serializer=bytes, response_deserializer=bytes)
-    metadata = (("authorization", bearer(site)),)
-    large = [stub.future(b"\xff" * 10_000, timeout=30, metadata=metadata) for _ in range(20)]
-    wait_until(lambda: sum(call.done() for call in large) == 15)
-    small = stub.future(b"", timeout=30, metadata=metadata)
-    free.set()
+    stub = fast_site.channel().unary_unary(WHO_AM_I, request_serializer=bytes, response_deserializer=bytes)
+    metadata = (("authorization", bearer(fast_site)),)
+    assert_well(fast_site)
+    with all_threads_busy(fast_site):
+        large = [stub.future(b"\xff" * 10_000, timeout=30, metadata=metadata) for _ in range(20)]
+        wait_until(lambda: sum(call.done() for call in large) == 15)
+        small = stub.future(b"", timeout=30, metadata=metadata)
 
     assert [call.code() for call in large].count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 15
     assert small.code() is grpc.StatusCode.OK
