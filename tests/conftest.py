@@ -40,7 +40,7 @@ structlog.configure(
 )
 POSTGRES_URL = "TEST_POSTGRES_URL"
 
-hypothesis_settings.register_profile("default", deadline=None, print_blob=True)
+hypothesis_settings.register_profile("default", deadline=None, print_blob=True, max_examples=100 if CI else 40)
 hypothesis_settings.load_profile("default")
 
 _started: list[PostgresServer] = []

@@ -19,7 +19,7 @@ from rolecall.storage import Transaction, tables
 from rolecall.v1 import authorization_pb2 as pb
 from rolecall.v1 import member_pb2 as members
 
-ROUNDS = 200 if CI else 30
+ROUNDS = 200 if CI else 12
 GRANTED = pb.REASON_GRANTED
 
 

@@ -52,7 +52,7 @@ WHO_AM_I = "/rolecall.v1.SessionService/WhoAmI"
 ALLOWED = pb.CheckRequest(subject="ann@acme.io", action="view", resource="members").SerializeToString()
 DENIED = pb.CheckRequest(subject="viewer@acme.io", action="manage", resource="account").SerializeToString()
 READ = pb.CheckResponse.FromString
-ROUNDS = 2_000 if CI else 400
+ROUNDS = 2_000 if CI else 300
 
 pytestmark = pytest.mark.timeout(180)
 

@@ -19,7 +19,7 @@ from rolecall.v1 import authorization_pb2 as authorization
 from rolecall.v1 import session_pb2 as session
 from rolecall.v1 import token_pb2 as pb
 
-ROUNDS = 100 if os.environ.get("CI") == "true" else 30
+ROUNDS = 100 if os.environ.get("CI") == "true" else 12
 CALLERS = 2
 AFTERWARDS = 5
 # Takes `authorization check`, which no VIEWER has.
