@@ -97,7 +97,7 @@ STEPS = st.one_of(
 )
 
 
-@settings(max_examples=4000 if CI else 400, deadline=None)
+@settings(max_examples=4000 if CI else 200, deadline=None)
 @given(st.lists(STEPS, max_size=25), st.sampled_from([2, 10_000]))
 def test_what_is_remembered_holds(steps: list[tuple[object, ...]], names: int) -> None:
     """In any order of commits here and elsewhere, reads, fills that come late, feeds that lag, and reconnections."""

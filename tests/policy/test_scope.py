@@ -20,7 +20,7 @@ ROLES = ("low", "middle", "other", "high")
 FRESH = "zz"
 
 PROPERTY = settings(
-    max_examples=1000 if os.environ.get("CI") == "true" else 200,
+    max_examples=1000 if os.environ.get("CI") == "true" else 80,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
