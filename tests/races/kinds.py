@@ -67,7 +67,7 @@ class SteppingDown(OwnersRace):
     """Two owners give themselves a lower role: whoever comes second is the last."""
 
     name, what, crossed, lower = "stepping-down", "ChangeMemberRole", False, ("ADMIN",)
-    rounds = 50 if CI else 20
+    rounds = 50 if CI else 10
     endings: ClassVar = {(DONE, "LAST_OWNER"), ("LAST_OWNER", DONE)}
 
 
@@ -75,7 +75,7 @@ class Removal(OwnersRace):
     """Two owners remove each other: whoever comes second isn't there any more."""
 
     name, what, crossed = "removal", "RemoveMember", True
-    rounds = 50 if CI else 20
+    rounds = 50 if CI else 10
     endings: ClassVar = {(DONE, "UNAUTHENTICATED_CREDENTIAL"), ("UNAUTHENTICATED_CREDENTIAL", DONE)}
 
 

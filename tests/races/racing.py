@@ -95,7 +95,7 @@ class Race(ABC):
     name: ClassVar[str]
     # What the two may be told: each of these comes up in many rounds, and nothing else.
     endings: ClassVar[set[tuple[str, str]]]
-    rounds: ClassVar[int] = 200 if CI else 25
+    rounds: ClassVar[int] = 200 if CI else 12
 
     def __init__(self, court: Court) -> None:
         self.court = court

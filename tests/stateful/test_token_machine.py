@@ -42,7 +42,7 @@ from rolecall.v1 import audit_pb2, authorization_pb2, organization_pb2, session_
 
 STEPS = 40
 # How many runs each test makes, and how many tests share the runs on one kind of database.
-SHARDS = [("sqlite", 75)] * 4 + [("postgresql", 30)] * 2 if CI else [("sqlite", 12), ("postgresql", 4)]
+SHARDS = [("sqlite", 75)] * 4 + [("postgresql", 30)] * 2 if CI else [("sqlite", 6), ("postgresql", 3)]
 
 SECOND = 1_000_000
 HOUR = 3600 * SECOND
