@@ -61,16 +61,17 @@ clean: ## Remove the environment, the state of `make run`, and what tools left b
 	  { echo 'Rolecall needs Python 3.11 or later: set PYTHON, as in `make run PYTHON=python3.12`.' >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 
-# requirements*.lock pin every package by version and hash, so that next month's clone gets the same.
+# requirements*.lock pin every package by version and hash, so that next month's clone gets the same. They are whole, and
+# pip resolves nothing: it would ask for the newest of a package that another one wants with an extra, and find no hash.
 .venv/runtime: .venv/bin/python requirements.lock pyproject.toml
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $@
 
 .venv/dev: .venv/runtime requirements-dev.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-dev.lock
 	@touch $@
 
 .venv/bench: .venv/dev requirements-bench.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements-bench.lock
 	@touch $@
