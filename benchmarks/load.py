@@ -1,28 +1,25 @@
-"""Servers under load: each on one core, h2load on another, the counts from the servers."""
+"""Servers under load: each on one core, the load on another, the counts from the servers."""
 
+import base64
 import json
 import os
 import shutil
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-__all__ = ["Measured", "Serving", "framed", "percentile"]
+from pacing import framed
+
+__all__ = ["Flow", "Measured", "Serving", "percentile"]
 
 CHECK = "rolecall.v1.AuthorizationService/Check"
 BATCH = "rolecall.v1.AuthorizationService/BatchCheck"
-
-
-def framed(message: bytes) -> bytes:
-    """A message as gRPC sends it."""
-    return b"\0" + struct.pack(">I", len(message)) + message
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -47,6 +44,17 @@ class Measured:
     def p99(self) -> float:
         """What 99 of 100 calls take at most, in microseconds."""
         return percentile(self.latencies, 0.99)
+
+
+@dataclass(frozen=True)
+class Flow:
+    """Calls to be spaced evenly: `rate` a second in all, of the messages in turn."""
+
+    messages: list[bytes]
+    rate: float
+    connections: int = 32
+    path: str = CHECK
+    token: str = ""
 
 
 class Serving:
@@ -90,30 +98,47 @@ class Serving:
         found: dict[str, float] = json.loads(self._stdout.readline())
         return found
 
-    def load(
-        self, message: bytes, seconds: float, connections: int, streams: int, *, path: str = CHECK, rate: float = 0.0
-    ) -> Measured:
-        """Put load on it: as fast as it goes, or `rate` calls a second in all, paced evenly."""
+    def load(self, message: bytes, seconds: float, connections: int, streams: int, *, path: str = CHECK) -> Measured:
+        """Put load on it, as fast as it goes."""
         with tempfile.TemporaryDirectory() as name:
             body, log = Path(name, "body"), Path(name, "log")
             body.write_bytes(framed(message))
             headers = {"content-type": "application/grpc", "te": "trailers", "authorization": f"Bearer {self._token}"}
             command = [*_pinned(self._load_core), "h2load", "-D", f"{seconds * 1000:.0f}ms", "-c", str(connections)]
             command += ["-m", str(streams), "--warm-up-time=200ms", "-d", str(body), f"--log-file={log}"]
-            command += [f"--rps={rate / connections:.2f}"] if rate else []
             command += [part for key, value in headers.items() for part in ("-H", f"{key}: {value}")]
-            before, began = self.counts(), time.monotonic()
-            ended = subprocess.run(
-                [*command, f"http://{self.address}/{path}"], capture_output=True, text=True, check=False
-            )
-            after, took = self.counts(), time.monotonic() - began
-            if ended.returncode:
-                raise SystemExit(f"h2load failed: {ended.stderr or ended.stdout}")
+            rate, cpu, _ = self._counted([*command, f"http://{self.address}/{path}"])
             latencies = [float(line.rsplit("\t", 1)[1]) for line in log.read_text().splitlines()]
+        return Measured(rate, cpu, latencies)
+
+    def pace(self, seconds: float, **flows: Flow) -> dict[str, Measured]:
+        """Put load on it that is spaced evenly in time. Answers what was measured of each flow; the rate is of all."""
+        with tempfile.TemporaryDirectory() as name:
+            file = Path(name, "flows")
+            told = [
+                asdict(flow)
+                | {
+                    "name": called,
+                    "token": flow.token or self._token,
+                    "messages": [base64.b64encode(each).decode() for each in flow.messages],
+                }
+                for called, flow in flows.items()
+            ]
+            file.write_text(json.dumps(told))
+            program = Path(__file__).with_name("pacing.py")
+            command = [*_pinned(self._load_core), sys.executable, str(program), self.address, str(file), str(seconds)]
+            rate, cpu, said = self._counted(command)
+        return {called: Measured(rate, cpu, latencies) for called, latencies in json.loads(said).items()}
+
+    def _counted(self, command: list[str]) -> tuple[float, float, str]:
+        """What the server answered a second while the command ran, its CPU seconds for each, and what it printed."""
+        before, began = self.counts(), time.monotonic()
+        ended = subprocess.run(command, capture_output=True, text=True, check=False)
+        after, took = self.counts(), time.monotonic() - began
         answered = after["answered"] - before["answered"]
-        if not answered:
-            raise SystemExit(f"Nothing was answered: {ended.stdout}")
-        return Measured(answered / took, (after["cpu"] - before["cpu"]) / answered, latencies)
+        if ended.returncode or not answered:
+            raise SystemExit(f"{command} failed, {answered} answers: {ended.stderr or ended.stdout[:1000]}")
+        return answered / took, (after["cpu"] - before["cpu"]) / answered, ended.stdout
 
 
 def _pinned(core: int) -> list[str]:

@@ -20,7 +20,7 @@ from google.protobuf import empty_pb2
 from rolecall.cli import logs, running
 from rolecall.config import Settings
 from rolecall.server.authorization import AuthorizationService
-from rolecall.server.calls import Incoming, Method
+from rolecall.server.calls import Call, Metadata, Method
 from rolecall.server.fastlane import FastLane
 from rolecall.v1 import authorization_pb2 as pb
 
@@ -86,13 +86,13 @@ def _empty_public(_kind: str, _folder: Path) -> str:
 class _Empty:
     """Answers the same to everybody."""
 
-    def request_id(self, _metadata: Any) -> str:
-        return "empty"
+    def read(self, _metadata: Metadata) -> tuple[str, str]:
+        return "empty", ""
 
-    def admit(self, _method: Method, _incoming: Incoming) -> None:
+    def admit(self, _method: Method, _call: Call) -> None:
         return None
 
-    def answer(self, _method: Method, _incoming: Incoming) -> bytes:
+    def answer(self, _method: Method, _call: Call) -> bytes:
         next(_answered)
         return ANSWER
 

@@ -1,7 +1,7 @@
 """May this caller ask, and what is the answer? Every decision of the service goes through here."""
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from rolecall.directory import Directory, Standing, Standings
 from rolecall.domain import Caller, CheckResult, Explanation, Member, Page, Permission, Question, Reason, Role, Subject
@@ -82,7 +82,7 @@ class Authorizer:
         revision, standing = self._standing(caller, subject, at_least_revision)
         reason = _reason(policy, standing, question)
         result = CheckResult(reason, _role_of(subject, standing), revision, policy.version)
-        return replace(result, explanation=_explain(policy, question, result)) if explained else result
+        return result._replace(explanation=_explain(policy, question, result)) if explained else result
 
     def batch_check(self, caller: Caller, questions: Sequence[Question], *, at_least_revision: int = 0) -> BatchAnswer:
         """The answers to many questions, from one snapshot of members and policy. Raises as `check`."""

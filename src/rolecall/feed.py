@@ -36,8 +36,8 @@ class Feed:
         storage.on_change(self._note_own)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._work, name="feed", daemon=True)
-        # What is remembered holds as of this moment on the monotonic clock.
-        self._fresh = 0.0
+        # Until this moment on the monotonic clock, what is remembered counts.
+        self._fresh_until = 0.0
         self._began = threading.Event()
 
     def start(self) -> None:
@@ -47,7 +47,7 @@ class Feed:
 
     def require_fresh(self) -> None:
         """Raise `StorageUnavailable` where the database wasn't heard for so long that memory counts no more."""
-        if time.monotonic() - self._fresh > self._max_staleness:
+        if time.monotonic() > self._fresh_until:
             raise StorageUnavailable("The database can't be reached: try again in a moment.")
 
     def stop(self) -> None:
@@ -86,6 +86,6 @@ class Feed:
                 changes = follower.look()
                 if changes:
                     self.remembered.note(changes, own=False)
-                self._fresh = began
+                self._fresh_until = began + self._max_staleness
                 self._began.set()
                 follower.wait()

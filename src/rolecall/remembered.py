@@ -65,6 +65,19 @@ class _Known:
         self.joined = 0
         self.facts: dict[Hashable, Fact] = {}
 
+    def get(self, key: Hashable) -> Fact:
+        fact = self.facts.get(key)
+        if fact is None or fact.until < time.monotonic():
+            return MISSING
+        if fact.value is None:
+            return fact if fact.revision >= self.joined else MISSING
+        changed = self.changed
+        if changed:
+            for name in fact.names:
+                if changed.get(name, 0) > fact.revision:
+                    return MISSING
+        return fact
+
 
 class Remembered:
     """Facts by organization and key. Threads may share it; `get` takes no lock.
@@ -88,19 +101,7 @@ class Remembered:
     def get(self, organization: str, key: Hashable) -> Fact:
         """What is known under the key; `MISSING` where nothing is that still holds."""
         known = self._known.get(organization)
-        if known is None:
-            return MISSING
-        fact = known.facts.get(key)
-        if fact is None or fact.until < time.monotonic():
-            return MISSING
-        if fact.value is None:
-            return fact if fact.revision >= known.joined else MISSING
-        changed = known.changed
-        if changed:
-            for name in fact.names:
-                if changed.get(name, 0) > fact.revision:
-                    return MISSING
-        return fact
+        return known.get(key) if known is not None else MISSING
 
     def recall_one(self, organization: str, key: str) -> tuple[int, Any] | None:
         """The revision, and the value under the key as of it, which is None where there is none; None if unknown."""
@@ -109,7 +110,7 @@ class Remembered:
             return None
         # Before the fact: what changed up to it is noted by now.
         revision = known.revision
-        fact = self.get(organization, key)
+        fact = known.get(key)
         return None if fact is MISSING or fact.revision > revision else (revision, fact.value)
 
     def recall(self, organization: str, wanted: Iterable[Keyed]) -> tuple[int, dict[Any, Any]] | None:

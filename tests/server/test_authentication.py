@@ -11,7 +11,7 @@ from rolecall.audit import Denials
 from rolecall.directory import Directory
 from rolecall.domain import now
 from rolecall.server import OPEN_METHODS
-from rolecall.server.calls import Calls, Incoming, Method
+from rolecall.server.calls import Call, Calls, Method
 from rolecall.storage import Storage, Transaction
 from rolecall.storage import credentials as credential_rows
 from rolecall.storage.changes import record_change
@@ -32,7 +32,7 @@ CHECK = "/rolecall.v1.AuthorizationService/Check"
 REQUEST = pb.CheckRequest(subject="ann@acme.io", action="view", resource="members").SerializeToString()
 
 
-class _Presenting(Incoming):
+class _Presenting(Call):
     """A question with a credential, from nowhere."""
 
     def message(self) -> bytes:
@@ -131,10 +131,10 @@ def test_what_is_no_ascii_text_is_refused_like_the_rest(sqlite_site: Site, value
     storage = sqlite_site.server.storage
     calls = Calls(Directory(storage), Denials(storage, sqlite_site.log))
     method = Method(CHECK, pb.CheckRequest, lambda *_: pb.CheckResponse(decision=pb.DECISION_ALLOW), managing=False)
-    incoming = _Presenting((("authorization", value),), "id")
+    call = _Presenting("Check", *calls.read((("authorization", value),)))
     statements = count_statements(storage)
 
-    refused = calls.admit(method, incoming)
+    refused = calls.admit(method, call)
 
     assert refused is not None
     assert refused.code == grpc.StatusCode.UNAUTHENTICATED.value[0]

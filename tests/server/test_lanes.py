@@ -24,8 +24,9 @@ from rolecall import Client, credentials
 from rolecall.authorizer import Authorizer
 from rolecall.domain import CredentialKind
 from rolecall.errors import ConfigError
-from rolecall.server import Server, build_server, calls, fastlane, lane_probe
+from rolecall.server import Server, build_server, calls, fastcall, fastlane, lane_probe, native, waiting
 from rolecall.server.calls import Calls
+from rolecall.server.waiting import Waiting
 from rolecall.storage import Storage
 from rolecall.v1 import (
     audit_pb2,
@@ -155,12 +156,20 @@ def test_both_lanes_say_the_same(two: tuple[Site, Server]) -> None:
     assert compared > 300
 
 
-def test_a_deadline_that_is_over_ends_the_call(site: Site) -> None:
-    """Before it is worked on, too."""
-    for method in (CHECK, BATCH, WHO_AM_I):
-        with pytest.raises(grpc.RpcError) as caught:
-            site.call(method, ALLOWED, bearer(site), timeout=0.00001)
-        assert told(caught.value).code is grpc.StatusCode.DEADLINE_EXCEEDED
+def test_a_deadline_that_passes_meanwhile_ends_the_call(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer comes too late, to nobody."""
+    answer = Calls.answer
+
+    def slow(*args: Any) -> Any:
+        time.sleep(0.05)
+        return answer(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Calls, "answer", slow)
+        for method in (CHECK, BATCH, WHO_AM_I):
+            with pytest.raises(grpc.RpcError) as caught:
+                site.call(method, ALLOWED, bearer(site), timeout=0.01)
+            assert told(caught.value).code is grpc.StatusCode.DEADLINE_EXCEEDED
     assert_well(site)
 
 
@@ -305,22 +314,27 @@ def test_exceptions_anywhere_end_one_call(site: Site, monkeypatch: pytest.Monkey
                 raise AttributeError(name)
             return getattr(cygrpc, name)
 
-    places: list[tuple[object, str]] = [(Calls, "_authenticate"), (calls, "Call"), (Calls, "_status")]
+    places: list[tuple[object, str]] = [
+        (Calls, "_authenticate"),
+        (Calls, "read"),
+        (calls, "_parse"),
+        (Calls, "_status"),
+    ]
     if site.server._fast:
-        places += [(fastlane._Call, name) for name in ("__init__", "_send", "_is_given_up")]
-        places += [(fastlane.FastLane, "request"), (fastlane.FastLane, "meet_poller"), (fastlane, "Incoming")]
+        places += [(fastcall.FastCall, name) for name in ("__init__", "_send", "_is_given_up")]
+        places += [(native.Queue, "request"), (native, "watch"), (Waiting, "take_in"), (Waiting, "let_go")]
         places += [(rpc_status, "to_status"), (site.server._fast.threads, "submit")]
     ways = [(owner, name, cast("object", broken)) for owner, name in places]
     if site.server._fast:
         operations = ("ReceiveMessage", "ReceiveCloseOnServer", "SendInitialMetadata", "SendStatusFromServer")
-        ways += [(fastlane, "cygrpc", Lacking(f"{name}Operation")) for name in operations]
+        ways += [(native, "cygrpc", Lacking(f"{name}Operation")) for name in operations]
     for owner, name, instead in ways:
         for method in (CHECK, WHO_AM_I):
             with monkeypatch.context() as patch:
                 patch.setattr(owner, name, instead)
                 began = time.monotonic()
                 # More than are ever ready, so that a lost one would be missed.
-                for _ in range({"__init__": 40, "meet_poller": 40, "request": 20}.get(name, 2)):
+                for _ in range({"__init__": 40, "request": 20}.get(name, 2)):
                     try:
                         site.call(method, ALLOWED, bearer(site), timeout=5)
                     except grpc.RpcError as error:
@@ -425,7 +439,7 @@ def all_threads_busy(site: Site) -> Iterator[None]:
 
 def test_more_calls_than_may_wait_are_refused(fast_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that wait are answered in the end. On the public lane that is grpc's own limit."""
-    monkeypatch.setattr(fastlane, "MAX_WAITING", 20)
+    monkeypatch.setattr(waiting, "MAX_CALLS", 20)
     stub = fast_site.channel().unary_unary(WHO_AM_I, request_serializer=bytes, response_deserializer=bytes)
     assert_well(fast_site)
     with all_threads_busy(fast_site):
@@ -441,7 +455,7 @@ def test_more_calls_than_may_wait_are_refused(fast_site: Site, monkeypatch: pyte
 
 def test_more_bytes_than_may_wait_are_refused(fast_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Large messages fill no memory while all threads are busy; small ones wait as ever."""
-    monkeypatch.setattr(fastlane, "MAX_WAITING_BYTES", 50_000)
+    monkeypatch.setattr(waiting, "MAX_BYTES", 50_000)
     stub = fast_site.channel().unary_unary(WHO_AM_I, request_serializer=bytes, response_deserializer=bytes)
     metadata = (("authorization", bearer(fast_site)),)
     assert_well(fast_site)
@@ -465,7 +479,7 @@ def test_a_grpcio_that_differs_is_told_and_served_without(
     make_site: MakeSite, sqlite_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`auto` falls back to the public lane with a warning; `fast` doesn't start."""
-    monkeypatch.setattr(fastlane, "cygrpc", None)
+    monkeypatch.setattr(native, "cygrpc", None)
     site = make_site(sqlite_url)
 
     assert site.server._fast is None

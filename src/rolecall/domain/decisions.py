@@ -95,8 +95,7 @@ class ItemError:
     message: str
 
 
-@dataclass(frozen=True, slots=True)
-class CheckResult:
+class CheckResult(NamedTuple):
     """The answer to one question. True in a condition only where the decision is ALLOW."""
 
     reason: Reason

@@ -33,7 +33,7 @@ from rolecall.server import fields
 from rolecall.server.status import status_of
 from rolecall.storage import WouldWait
 
-__all__ = ["REQUEST_ID", "Call", "Calls", "GivenUp", "Incoming", "Method", "peer_of"]
+__all__ = ["REQUEST_ID", "Call", "Calls", "GivenUp", "Metadata", "Method", "peer_of"]
 
 REQUEST_ID = "x-request-id"
 
@@ -82,15 +82,20 @@ class GivenUp(grpc.RpcError):
     """The client waits no longer."""
 
 
-class Incoming:
-    """A call as it comes in; each lane has a kind of its own. `caller` is set once it is known."""
+class Call:
+    """A call as it comes in; each lane has a kind of its own. `caller` is set once it is let in.
 
-    __slots__ = ("caller", "metadata", "request_id")
+    `authorization` is the header of that name, empty where there isn't exactly one.
+    """
 
-    def __init__(self, metadata: Metadata, request_id: str) -> None:
-        self.metadata = metadata
+    __slots__ = ("action", "authorization", "caller", "request_id")
+
+    caller: Caller
+
+    def __init__(self, action: str, request_id: str, authorization: str) -> None:
+        self.action = action
         self.request_id = request_id
-        self.caller: Caller | None = None
+        self.authorization = authorization
 
     def message(self) -> bytes | None:
         """Its message, once it is there; None where there is none."""
@@ -103,17 +108,6 @@ class Incoming:
     def confirm(self) -> None:
         """Raise `GivenUp` where the client waits no longer."""
         raise NotImplementedError
-
-
-# Not frozen, which would take a microsecond of each Check.
-@dataclass(slots=True)
-class Call:
-    """One call of an authenticated caller."""
-
-    caller: Caller
-    action: str
-    request_id: str
-    confirm: Callable[[], None]
 
     def caller_in(self, organization: str) -> Caller:
         """The caller, for a request that names `organization`; empty is the credential's own.
@@ -153,68 +147,69 @@ class Calls:
         self._numbers = itertools.count(1)
         self._quiet_until = 0.0
 
-    def request_id(self, metadata: Metadata) -> str:
-        """The id that the client gave the call, where it is printable, and no credential; else a new one."""
-        for key, value in metadata:
-            fits = key == REQUEST_ID and isinstance(value, str) and _REQUEST_ID_SHAPE.fullmatch(value)
-            if fits and not credentials.holds_one(str(value)):
-                return str(value)
-        return f"{self._prefix}-{next(self._numbers)}"
+    def read(self, metadata: Metadata) -> tuple[str, str]:
+        """A call's id, and its header `authorization`, empty where there isn't exactly one.
 
-    def admit(self, method: Method, incoming: Incoming) -> status_pb2.Status | None:
+        The id is what the client gave, where that is printable and no credential; else a new one.
+        """
+        request_id = authorization = ""
+        times = 0
+        for key, value in metadata:
+            if key == "authorization":
+                times += 1
+                authorization = value if isinstance(value, str) else ""
+            elif key == REQUEST_ID and not request_id:
+                request_id = _request_id(value)
+        return request_id or f"{self._prefix}-{next(self._numbers)}", authorization if times == 1 else ""
+
+    def admit(self, method: Method, call: Call) -> status_pb2.Status | None:
         """The status that says why a call isn't let in; None where it is, and its caller known. Raises as `answer`."""
         try:
             if not method.open:
-                incoming.caller = self._authenticate(incoming)
+                call.caller = self._authenticate(call)
         except WouldWait:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, the client must not see its text, nor wait for ever
-            return self._status(method, incoming, None, None, error)
+            return self._status(method, call, None, error)
         return None
 
-    def answer(self, method: Method, incoming: Incoming) -> bytes | status_pb2.Status:
+    def answer(self, method: Method, call: Call) -> bytes | status_pb2.Status:
         """The serialized answer to a unary call that was admitted, or the status that says why there is none.
 
         Raises nothing but `WouldWait`, and that only in a thread that is spared.
         """
-        caller = incoming.caller
         request = None
         try:
-            request = _parse(method, incoming.message())
-            answer = method.run(request, _call(method, incoming))
+            request = _parse(method, call.message())
+            answer = method.run(request, _arrival(call) if method.open else call)
             return answer if isinstance(answer, bytes) else bytes(answer.SerializeToString())
         except WouldWait:
             raise
         except Exception as error:  # noqa: BLE001 - as above
-            return self._status(method, incoming, caller, request, error)
+            return self._status(method, call, request, error)
 
-    def stream(self, method: Method, incoming: Incoming) -> Iterator[bytes | status_pb2.Status]:
+    def stream(self, method: Method, call: Call) -> Iterator[bytes | status_pb2.Status]:
         """The serialized answers to an admitted call, one by one; the last may be a status: why there are no more."""
-        caller = incoming.caller
         request = None
         try:
-            request = _parse(method, incoming.message())
-            for message in method.run(request, _call(method, incoming)):
+            request = _parse(method, call.message())
+            for message in method.run(request, call):
                 yield message.SerializeToString()
         except Exception as error:  # noqa: BLE001 - as above
-            yield self._status(method, incoming, caller, request, error)
+            yield self._status(method, call, request, error)
 
-    def _authenticate(self, incoming: Incoming) -> Caller:
+    def _authenticate(self, call: Call) -> Caller:
         """The caller behind the one credential presented. Raises `UnauthenticatedCredential`."""
-        presented = [value for key, value in incoming.metadata if key == "authorization"]
-        if len(presented) == 1:
-            value = presented[0]
-            if isinstance(value, str) and value[: len(_SCHEME)].lower() == _SCHEME:
-                caller = self._directory.caller(value[len(_SCHEME) :], incoming.peer)
-                if caller is not None:
-                    return caller
+        presented = call.authorization
+        if presented[: len(_SCHEME)].lower() == _SCHEME:
+            caller = self._directory.caller(presented[len(_SCHEME) :], call.peer)
+            if caller is not None:
+                return caller
         raise UnauthenticatedCredential
 
-    def _status(
-        self, method: Method, incoming: Incoming, caller: Caller | None, request: Message | None, error: Exception
-    ) -> status_pb2.Status:
+    def _status(self, method: Method, call: Call, request: Message | None, error: Exception) -> status_pb2.Status:
         """What the client is told of `error`; the operator is told what matters to them."""
-        request_id = incoming.request_id
+        request_id = call.request_id
         if isinstance(error, grpc.RpcError):
             # The client went away before its message came, or before a change was committed.
             return status_pb2.Status(code=grpc.StatusCode.CANCELLED.value[0])
@@ -223,10 +218,10 @@ class Calls:
             error = Internal(f"The server failed: its log says more under the request id {request_id}.")
         elif isinstance(error, StorageUnavailable | Internal):
             self._log_outage(error, request_id)
-        elif caller and method.managing:
+        elif method.managing and not method.open and request is not None:
             # Of several things at fault, a refusal is noted though the client is told of another one first.
             for denial in [each for each in (error, *error.all) if each.status == "PERMISSION_DENIED"][:1]:
-                self._denials.note(_denied(method, caller, request, denial, request_id))
+                self._denials.note(_denied(method, call, request, denial))
         _log.debug("refused", method=method.name, request_id=request_id, reason=error.reason)
         return status_of(error, request_id)
 
@@ -251,13 +246,15 @@ def peer_of(address: str) -> str:
     return host
 
 
-def _call(method: Method, incoming: Incoming) -> Call | Arrival:
-    """What the method is told of the call besides its message."""
-    if method.open:
-        return Arrival(method.action, incoming.request_id, incoming.peer(), incoming.confirm)
-    if incoming.caller is None:
-        raise UnauthenticatedCredential
-    return Call(incoming.caller, method.action, incoming.request_id, incoming.confirm)
+def _request_id(value: str | bytes) -> str:
+    """What the client calls the call; empty where that isn't printable, or a credential."""
+    fits = isinstance(value, str) and _REQUEST_ID_SHAPE.fullmatch(value) and not credentials.holds_one(value)
+    return str(value) if fits else ""
+
+
+def _arrival(call: Call) -> Arrival:
+    """What is told of a call that takes no credential."""
+    return Arrival(call.action, call.request_id, call.peer(), call.confirm)
 
 
 def _parse(method: Method, raw: bytes | None) -> Message:
@@ -271,19 +268,19 @@ def _parse(method: Method, raw: bytes | None) -> Message:
         raise InvalidField(f"The message is no {name}: send one in protobuf's binary form.", field="") from error
 
 
-def _denied(method: Method, caller: Caller, request: Message | None, error: RolecallError, request_id: str) -> Event:
+def _denied(method: Method, call: Call, request: Message, error: RolecallError) -> Event:
     # Whoever is refused a permission has named one that is well-formed.
     done_to = ""
     for service, name, kind in _NAMED:
         if service in method.name and (value := getattr(request, name, "")):
             done_to = f"{kind}:{value}"
     return Event(
-        caller.organization,
-        caller.actor,
+        call.caller.organization,
+        call.caller.actor,
         method.action,
         done_to,
         details=error.metadata,
-        credential_id=caller.credential_id,
-        request_id=request_id,
+        credential_id=call.caller.credential_id,
+        request_id=call.request_id,
         reason=error.reason,
     )

@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 from google.protobuf import empty_pb2
 
-from rolecall.server.calls import REQUEST_ID, Incoming, Method
+from rolecall.server.calls import REQUEST_ID, Call, Metadata, Method
 from rolecall.server.fastlane import FastLane
 from rolecall.storage import WouldWait
 
@@ -23,16 +23,16 @@ class _Echo:
     def __init__(self) -> None:
         self.pollers: list[int] = []
 
-    def request_id(self, _metadata: Any) -> str:
-        return "probe"
+    def read(self, _metadata: Metadata) -> tuple[str, str]:
+        return "probe", ""
 
-    def admit(self, _method: Method, _incoming: Incoming) -> None:
+    def admit(self, _method: Method, _call: Call) -> None:
         return None
 
-    def answer(self, method: Method, incoming: Incoming) -> bytes:
+    def answer(self, method: Method, call: Call) -> bytes:
         if method.name.endswith("Later") and threading.get_ident() in self.pollers:
             raise WouldWait
-        return incoming.message() or b""
+        return call.message() or b""
 
 
 def problem() -> str:

@@ -11,7 +11,7 @@ import grpc
 from google.rpc import status_pb2
 from grpc_status import rpc_status
 
-from rolecall.server.calls import REQUEST_ID, Calls, GivenUp, Incoming, Method, peer_of
+from rolecall.server.calls import REQUEST_ID, Call, Calls, GivenUp, Method, peer_of
 from rolecall.server.strangers import on_threads_of_their_own
 
 __all__ = ["add_handlers"]
@@ -33,22 +33,22 @@ def _handler(method: Method, calls: Calls) -> Handler:
         if not context.is_active():
             # Its client gave up while it waited for a thread.
             return b""
-        incoming = _Call(messages, context, calls)
+        call = _Call(method, messages, context, calls)
         # Nobody's message is waited for before its sender is known, but for the open ones.
-        answer = calls.admit(method, incoming) or calls.answer(method, incoming)
+        answer = calls.admit(method, call) or calls.answer(method, call)
         if not isinstance(answer, bytes):
-            _abort(context, answer, incoming.request_id)
+            _abort(context, answer, call.request_id)
         return answer
 
     def stream(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         if not context.is_active():
             return
-        incoming = _Call(messages, context, calls)
-        if refused := calls.admit(method, incoming):
-            _abort(context, refused, incoming.request_id)
-        for answer in calls.stream(method, incoming):
+        call = _Call(method, messages, context, calls)
+        if refused := calls.admit(method, call):
+            _abort(context, refused, call.request_id)
+        for answer in calls.stream(method, call):
             if not isinstance(answer, bytes):
-                _abort(context, answer, incoming.request_id)
+                _abort(context, answer, call.request_id)
             yield answer
 
     if not method.streaming:
@@ -61,14 +61,13 @@ def _handler(method: Method, calls: Calls) -> Handler:
     return grpc.stream_stream_rpc_method_handler(stream)
 
 
-class _Call(Incoming):
+class _Call(Call):
     """A call as grpc's public API has it."""
 
     __slots__ = ("_context", "_messages")
 
-    def __init__(self, messages: Iterator[bytes], context: grpc.ServicerContext, calls: Calls) -> None:
-        metadata = context.invocation_metadata()
-        super().__init__(metadata, calls.request_id(metadata))
+    def __init__(self, method: Method, messages: Iterator[bytes], context: grpc.ServicerContext, calls: Calls) -> None:
+        super().__init__(method.action, *calls.read(context.invocation_metadata()))
         self._messages = messages
         self._context = context
         context.set_trailing_metadata(((REQUEST_ID, self.request_id),))
