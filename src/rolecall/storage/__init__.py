@@ -14,7 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from rolecall.errors import ConfigError, StorageUnavailable, WriteConflict
 from rolecall.storage import organizations
-from rolecall.storage.changes import record_change
+from rolecall.storage.changes import position, record_change
 from rolecall.storage.engine import (
     WAIT_SECONDS,
     WRITES,
@@ -60,11 +60,13 @@ class Storage:
         self._postgresql = self._url.get_backend_name() == "postgresql"
         self._listeners: list[Callable[[list[Change] | None], None]] = []
         self._spared = 0
+        # Behind the changes that this process made last; nobody writes SQLite in an earlier place unless it was set back.
+        self._place = 0
 
     def on_change(self, note: Callable[[list[Change] | None], None]) -> None:
         """Have `note` told what each transaction of this process changed, before `write` answers.
 
-        It is told None where nobody knows whether the changes were committed.
+        It is told None where nobody knows whether the changes were committed, or what else: the database was set back.
         """
         self._listeners.append(note)
 
@@ -203,8 +205,10 @@ class Storage:
                 connection.begin()
             tx = Transaction(connection)
             answer = work(tx)
+            was_set_back = False
             if tx.touched:
                 wake_followers(tx)
+                was_set_back = not self._postgresql and self._is_set_back(tx)
             try:
                 connection.commit()
             except BaseException:
@@ -213,10 +217,15 @@ class Storage:
                     self._tell(None)
                 raise
         if tx.touched:
-            self._tell(tx.touched)
+            self._tell(None if was_set_back else tx.touched)
         for then in tx.afterwards:
             then()
         return answer
+
+    def _is_set_back(self, tx: Transaction) -> bool:
+        """Whether an earlier state of the file was restored since this process last wrote to it."""
+        place, self._place = self._place, position(tx)
+        return self._place <= place
 
     def _tell(self, changes: list[Change] | None) -> None:
         for note in self._listeners:
