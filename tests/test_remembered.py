@@ -253,7 +253,7 @@ def test_too_many_changes_lead_never_back() -> None:
     memory.note([Change("o", last + 1, "credential", "token")], own=True)
     memory.note([Change("o", revision, "member", f"u{revision}") for revision in (last - 1, last)], own=False)
 
-    assert not memory.holds("o", fact)
+    assert not memory.holds("o", fact, memory.ticket())
     assert (memory.revision("o") or 0) > last
 
 

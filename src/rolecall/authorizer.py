@@ -86,7 +86,7 @@ class Authorizer:
 
     def batch_check(self, caller: Caller, questions: Sequence[Question], *, at_least_revision: int = 0) -> BatchAnswer:
         """The answers to many questions, from one snapshot of members and policy. Raises as `check`."""
-        subjects = {question.subject.key: question.subject for question in questions}.values()
+        subjects = [question.subject for question in questions]
         policy = self._live.in_force.policy
         _require_asking(policy, caller, subjects)
         standings = self._directory.standings(caller.organization, subjects, caller.actor, at_least_revision)

@@ -156,6 +156,7 @@ class Directory:
 
     def _looked_up(self, organization: str, subjects: Collection[Subject], asker: str, at_least: int) -> Standings:
         self._storage.require_patience()
+        subjects = {subject.key: subject for subject in subjects}.values()
         presented = [subject for subject in subjects if subject.kind is SubjectKind.PRESENTED]
         if not all(self._known.get(subject.digest) for subject in presented):
             # Whoever relays the tokens of others must not be shut out from good ones by those that are not.
@@ -183,8 +184,7 @@ class Directory:
         held, fact, ticket = recalled
         self._feed.require_fresh()
         # Past its end it is looked up once more: who presents a secret from before a rotation is to be noticed.
-        remembered = self._feed.remembered
-        if held.until <= now() or ticket != remembered.ticket() or not remembered.holds(held.caller.organization, fact):
+        if held.until <= now() or not self._feed.remembered.holds(held.caller.organization, fact, ticket):
             return None
         self.uses.note(held.caller.credential_id)
         return held

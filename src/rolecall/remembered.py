@@ -145,13 +145,14 @@ class Remembered:
                         return None
             if value is not None:
                 found[key] = value
-            latest = max(latest, read_at)
+            if read_at > latest:
+                latest = read_at
         return (revision, found) if latest <= revision else None
 
-    def holds(self, organization: str, fact: Fact) -> bool:
-        """Whether a fact about something that exists, kept by somebody else, still holds."""
+    def holds(self, organization: str, fact: Fact, ticket: int) -> bool:
+        """Whether a fact about something that exists, kept by somebody else who drew the ticket, still holds."""
         known = self._known.get(organization)
-        if known is None or fact.revision < known.floor:
+        if known is None or fact.revision < known.floor or ticket != self._ticket:
             return False
         changed = known.changed
         return not changed or all(changed.get(name, 0) <= fact.revision for name in fact.names)

@@ -37,8 +37,10 @@ __all__ = [
 
 MAX_SUBJECT = 330
 MAX_BATCH = 1000
-# So many texts that were found good are remembered, of each kind; they have at most 1,280 characters.
-MAX_REMEMBERED = 8192
+# So many texts that were found good are remembered: subjects, who may be many, of at most 330 characters, and words of at
+# most 1,280.
+MAX_SUBJECTS = 32_768
+MAX_WORDS = 8192
 MAX_ANSWERS = 4096
 
 _ADDRESS_SHAPE = re.compile(r"[^\s@]+@[^\s@]+")
@@ -77,6 +79,7 @@ def questions(
     found: list[Question] = []
     wrong: dict[int, ItemError] = {}
     # As `question`, without its call: this is where a batch takes its time.
+    new = tuple.__new__
     for place, message in enumerate(messages):
         try:
             named = message.subject
@@ -84,13 +87,13 @@ def questions(
                 require_patience()
             asked = subject(named) if named or not message.subject_token else _presented(message.subject_token)
             action_, resource_ = _words(message.action, message.resource)
-            found.append(tuple.__new__(Question, (asked, action_, resource_)))
+            found.append(new(Question, (asked, action_, resource_)))
         except InvalidField as error:
             wrong[place] = ItemError(error.field, error.message)
     return found, wrong
 
 
-@lru_cache(MAX_REMEMBERED)
+@lru_cache(MAX_SUBJECTS)
 def subject(text: str) -> Subject:
     """Who `text` names. Raises `InvalidField`."""
     if not text:
@@ -204,7 +207,7 @@ def _presented(text: str) -> Subject:
     return Subject(SubjectKind.PRESENTED, token.id, token.digest) if token else Subject(SubjectKind.PRESENTED, "")
 
 
-@lru_cache(MAX_REMEMBERED)
+@lru_cache(MAX_WORDS)
 def _words(action_text: str, resource_text: str) -> tuple[str, str]:
     return action(action_text), resource(resource_text)
 
