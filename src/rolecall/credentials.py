@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from rolecall.domain import CredentialKind, LinkKind
 
-__all__ = ["Minted", "Presented", "holds_one", "is_id", "mint", "new_id", "parse", "parse_link", "text_of"]
+__all__ = ["Minted", "Presented", "holds_one", "is_id", "mint", "new_id", "parse", "parse_link", "redacted", "text_of"]
 
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _ID_BYTES, _ID_LENGTH = 16, 22
@@ -22,6 +22,11 @@ _ID_SHAPE = re.compile(rf"[0-9A-Za-z]{{{_ID_LENGTH}}}")
 _REST = rf"_([0-9A-Za-z]{{{_ID_LENGTH}}})_[0-9A-Za-z]{{{_SECRET_LENGTH + _CHECKSUM_LENGTH}}}"
 _SHAPE = re.compile(rf"({'|'.join(CredentialKind)}){_REST}")
 _LINK_SHAPE = re.compile(rf"({'|'.join(LinkKind)}){_REST}")
+# Cut off or misspelt, it is a secret still.
+_LEAST_OF_SECRET = 16
+_ALIKE = re.compile(
+    rf"(?:{'|'.join([*CredentialKind, *LinkKind])})_[0-9A-Za-z]{{{_ID_LENGTH}}}_[0-9A-Za-z]{{{_LEAST_OF_SECRET},}}"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +87,12 @@ def parse_link(text: str) -> tuple[LinkKind, str] | None:
 
 def holds_one(text: str) -> bool:
     """Whether a credential, or what looks like one, stands anywhere in `text`: then it must not be repeated."""
-    return _SHAPE.search(text) is not None or _LINK_SHAPE.search(text) is not None
+    return _ALIKE.search(text) is not None
+
+
+def redacted(text: str) -> str:
+    """The text without what `holds_one` finds in it."""
+    return _ALIKE.sub("(a credential)", text)
 
 
 def is_id(text: str) -> bool:

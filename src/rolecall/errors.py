@@ -22,6 +22,7 @@ __all__ = [
     "InviterLostRight",
     "LastOwner",
     "MemberNotFound",
+    "MessageSize",
     "OrganizationExists",
     "OrganizationNotFound",
     "PageToken",
@@ -33,6 +34,7 @@ __all__ = [
     "RevisionNotReached",
     "RoleBeyondCaller",
     "RolecallError",
+    "Stale",
     "StorageUnavailable",
     "TokenNotFound",
     "UnauthenticatedCredential",
@@ -215,6 +217,12 @@ class StorageUnavailable(RolecallError):
     status, reason = "UNAVAILABLE", "STORAGE_UNAVAILABLE"
 
 
+class Stale(StorageUnavailable):
+    """The database doesn't answer, and what is remembered is too old to decide by."""
+
+    reason = "STALE"
+
+
 class WriteConflict(RolecallError):
     """Other writers got in between, every time it was tried."""
 
@@ -225,6 +233,12 @@ class EtagMismatch(RolecallError):
     """What was to be changed has changed since it was read."""
 
     status, reason = "ABORTED", "ETAG_MISMATCH"
+
+
+class MessageSize(RolecallError):
+    """A message that is too large."""
+
+    status, reason = "RESOURCE_EXHAUSTED", "MESSAGE_SIZE"
 
 
 class RateLimited(RolecallError):

@@ -9,7 +9,7 @@ import time
 
 import structlog
 
-from rolecall.errors import RolecallError, StorageUnavailable
+from rolecall.errors import RolecallError, Stale
 from rolecall.remembered import Remembered
 from rolecall.storage import Change, Storage
 
@@ -46,9 +46,9 @@ class Feed:
         self._began.wait(timeout=START_SECONDS)
 
     def require_fresh(self) -> None:
-        """Raise `StorageUnavailable` where the database wasn't heard for so long that memory counts no more."""
+        """Raise `Stale` where the database wasn't heard for so long that memory counts no more."""
         if time.monotonic() > self._fresh_until:
-            raise StorageUnavailable("The database can't be reached: try again in a moment.")
+            raise Stale("The database can't be reached, and what is remembered is too old: try again in a moment.")
 
     def stop(self) -> None:
         """End soon."""

@@ -10,7 +10,7 @@ from rolecall.errors import InvitationAccepted, InvitationExpired, InvitationNot
 from rolecall.invitation_rules import Invitee, read, require_invitable
 from rolecall.limits import Limit
 from rolecall.live_policy import LivePolicy
-from rolecall.mutations import Attempt, Done, Moment, Mutations, Unchanged, require_etag
+from rolecall.mutations import Attempt, Done, Forgettable, Moment, Mutations, Unchanged, require_etag
 from rolecall.pages import Pages
 from rolecall.rights import require, require_any, require_handling, require_known
 from rolecall.storage import Storage
@@ -72,7 +72,7 @@ class Invitations:
             if validate_only:
                 # The revision that this transaction made goes with it.
                 unmade = (replace(invitation, id="", changed=0, delivery=None) for invitation in made)
-                raise Unchanged(Invited(tuple(unmade), moment.tx.revision - 1))
+                raise Forgettable(Invited(tuple(unmade), moment.tx.revision - 1))
             keys = [invitee.address.key for invitee in wanted.invitees]
             rows.expire(moment.tx, moment.caller.organization, keys, moment.at)
             rows.add(moment.tx, list(zip(keys, made, strict=True)))

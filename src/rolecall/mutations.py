@@ -19,7 +19,7 @@ from rolecall.storage import Storage, Transaction
 from rolecall.storage import requests as request_rows
 from rolecall.storage.requests import Request
 
-__all__ = ["Arrival", "Attempt", "Done", "Entered", "Moment", "Mutations", "Unchanged", "require_etag"]
+__all__ = ["Arrival", "Attempt", "Done", "Entered", "Forgettable", "Moment", "Mutations", "Unchanged", "require_etag"]
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -88,14 +88,19 @@ class Entered(Done[T]):
 
 
 class Unchanged(Exception, Generic[T]):
-    """Raised where nothing is to be written: `answer` is given.
-
-    All is as the caller wants it already, or the request is a repeated one, and this was its first answer.
-    """
+    """Raised where nothing is to be changed, as all is as the caller wants it already: `answer` is given."""
 
     def __init__(self, answer: T) -> None:
         super().__init__("nothing to do")
         self.answer = answer
+
+
+class Forgettable(Unchanged[T]):
+    """Raised where it was only asked what would be: the request's id may stand for the change itself then."""
+
+
+class _Repeated(Unchanged[T]):
+    """The request is a repeated one, and this was its first answer."""
 
 
 class Mutations:
@@ -154,20 +159,34 @@ class Mutations:
                 attempt.call_id,
             )
             self._log.record(tx, event)
-            if request.request_id:
-                answer = answers.dump_json(kept(done.answer)).decode()
-                request_rows.add(tx, request, answer, moment.at, moment.at - REPEAT_MICROSECONDS)
+            keep(tx, done.answer, moment.at)
             attempt.confirm()
             return done.answer
+
+        def keep(tx: Transaction, answer: T, at: int) -> None:
+            if request.request_id:
+                text = answers.dump_json(kept(answer)).decode()
+                request_rows.add(tx, request, text, at, at - REPEAT_MICROSECONDS)
+
+        def keep_unchanged(tx: Transaction, answer: T) -> None:
+            # Another request may have come by the same id meanwhile.
+            _require_new(tx, request, now(), answers)
+            keep(tx, answer, now())
 
         try:
             # What a repeated request gets is for the transaction to say, which reads the caller anew.
             with suppress(Unchanged):
                 self._storage.read(lambda tx: authorized(Moment(tx, self._live.in_force.policy, caller, now())))
-            return self._storage.mutate(caller.organization, work)
-        except Unchanged as unchanged:
-            answer: T = unchanged.answer
-            return answer
+            try:
+                return self._storage.mutate(caller.organization, work)
+            except Unchanged as unchanged:
+                answer: T = unchanged.answer
+                if request.request_id and not isinstance(unchanged, _Repeated | Forgettable):
+                    self._storage.write(lambda tx: keep_unchanged(tx, answer))
+                return answer
+        except _Repeated as repeated:
+            first: T = repeated.answer
+            return first
 
     def enter(self, arrival: Arrival, organization: str, effect: Callable[[Transaction, Policy, int], Entered[T]]) -> T:
         """The answer after a stranger's change is committed with its audit entry.
@@ -211,7 +230,7 @@ def require_etag(given: str, present: str) -> None:
 
 
 def _require_new(tx: Transaction, request: Request, at: int, answers: TypeAdapter[T]) -> None:
-    """Raise `Unchanged` with its first answer where the request is a repeated one."""
+    """Raise `_Repeated` with its first answer where the request is a repeated one."""
     first = request_rows.answer_to(tx, request, at - REPEAT_MICROSECONDS)
     if first is None:
         return
@@ -221,4 +240,4 @@ def _require_new(tx: Transaction, request: Request, at: int, answers: TypeAdapte
             f"The request_id {request.request_id} stands for another {request.action} already: make a new UUID.",
             field="request_id",
         )
-    raise Unchanged(answers.validate_json(answer))
+    raise _Repeated(answers.validate_json(answer))

@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2
 from postgres import PostgresServer
 
 from rolecall import Client
-from rolecall.errors import StorageUnavailable
+from rolecall.errors import Stale, StorageUnavailable
 
 
 def ask(site: Site) -> bool:
@@ -96,7 +96,7 @@ def test_memory_answers_for_a_while_without_the_database(make_site: MakeSite, sq
     with Client(site.address, site.tokens["OWNER"]) as client, pytest.raises(StorageUnavailable):
         client.check("somebody@else.io", "view", "members")
     time.sleep(max(0.0, gone + 2.3 - time.monotonic()))
-    with pytest.raises(StorageUnavailable):
+    with pytest.raises(Stale):
         ask(site)
     away.rename(file)
     wait_until(lambda: _answers(site))

@@ -32,6 +32,8 @@ from test_tokens import (
 from rolecall.domain import CredentialKind
 from rolecall.storage import tables
 from rolecall.storage.changes import record_change
+from rolecall.v1 import invitation_pb2 as invitations
+from rolecall.v1 import member_pb2 as members
 from rolecall.v1 import organization_pb2 as organization
 from rolecall.v1 import session_pb2 as session
 from rolecall.v1 import token_pb2 as pb
@@ -93,6 +95,39 @@ def test_a_repeated_request_has_one_effect_and_the_same_answer(site: Site) -> No
             assert first.secret
             assert not first.secret_lost
         assert again == [without_secret(first)] * 3, type(request)
+
+
+def test_a_request_that_changed_nothing_keeps_its_id(site: Site) -> None:
+    """What it asked for was so already, and it was told so: another body under its id has no effect."""
+    desk, owner, viewer = Desk(site), site.members["OWNER"].user_id, site.members["VIEWER"].user_id
+    dead, alive = (id_of(put_credential(site, owner)) for _ in range(2))
+    desk.send("OWNER", pb.DeleteTokenRequest(id=dead))
+    pairs: list[tuple[Any, Any]] = [
+        (pb.DeleteTokenRequest(id=dead), pb.DeleteTokenRequest(id=alive)),
+        (
+            members.ChangeMemberRoleRequest(user_id=viewer, role="VIEWER"),
+            members.ChangeMemberRoleRequest(user_id=viewer, role="CONTRIBUTOR"),
+        ),
+    ]
+    for idle, other in pairs:
+        idle.request_id = other.request_id = new_id()
+        first = desk.send("OWNER", idle)
+
+        with nothing_written(site):
+            assert desk.refused("OWNER", other).reason == "REQUEST_ID_REUSED"
+            assert desk.send("OWNER", idle) == first
+
+
+def test_a_trial_leaves_its_id_to_the_change(site: Site) -> None:
+    """Who validates invitations first may send them under the same id."""
+    desk, request_id = Desk(site), new_id()
+    entry = invitations.Invitee(email="new@acme.io", role="VIEWER")
+    trial = invitations.CreateInvitationsRequest(invitations=[entry], validate_only=True, request_id=request_id)
+    desk.send("OWNER", trial)
+
+    made = desk.send("OWNER", invitations.CreateInvitationsRequest(invitations=[entry], request_id=request_id))
+
+    assert made.invitations[0].id
 
 
 def test_the_spelling_of_the_id_does_not_matter(sqlite_site: Site) -> None:

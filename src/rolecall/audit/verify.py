@@ -58,8 +58,7 @@ def verify(
     """Check the entries `first` to `last` (0: from the beginning, to the end), from the mark before to the mark behind.
 
     `known` is an entry whose hash somebody kept elsewhere; it is checked too. `confirm` is called now and then, and may
-    raise. Raises `InvalidField` where that one was
-    pruned, or the log doesn't reach so far.
+    raise. Raises `InvalidField` where that one or all of the range was pruned, or the log doesn't reach so far.
     """
     head = rows.head(tx, organization)
     if head is None:
@@ -67,6 +66,11 @@ def verify(
     if known and known.sequence < head.start_sequence:
         raise InvalidField(
             f"Entry {known.sequence} was pruned: name one of those behind {head.start_sequence}.", field="known"
+        )
+    if 0 < last <= head.start_sequence:
+        raise InvalidField(
+            f"The entries up to {head.start_sequence} were pruned: there is nothing to check before.",
+            field="last_sequence",
         )
     for field, number in (("first_sequence", first), ("last_sequence", last)):
         if number > head.sequence:

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -17,13 +17,15 @@ from rolecall.config import Settings
 if TYPE_CHECKING:
     from rolecall.server import Server
 
-__all__ = ["begin", "catch_signals", "end", "go_on", "tell", "tell_start"]
+__all__ = ["begin", "catch_signals", "end", "go_on", "next_of", "tell", "tell_start"]
 
 # How long one thread may hold the interpreter before others get their turn: the default, 5 ms, is fifty Checks.
 SWITCH_SECONDS = 0.0005
 # So many new objects before it is looked for garbage that goes in circles, of which there is little: the default, 700,
 # is twenty Checks.
 GARBAGE = 50_000
+# How often the main thread wakes up while there is nothing to do.
+AWAKE_SECONDS = 0.5
 
 
 def catch_signals() -> "SimpleQueue[Any]":
@@ -57,9 +59,17 @@ def begin(settings: Settings, *, shares_port: bool = False) -> "tuple[Server, Si
     return server, signals
 
 
+def next_of(signals: "SimpleQueue[Any]") -> Any:
+    """What is put into the queue next, waited for."""
+    while True:
+        # The kernel may give a signal to any thread, which doesn't wake this one, where its handler runs.
+        with suppress(Empty):
+            return signals.get(timeout=AWAKE_SECONDS)
+
+
 def go_on(server: "Server", signals: "SimpleQueue[Any]") -> None:
     """Serve until SIGTERM or SIGINT; SIGHUP reads the policy folder again."""
-    while signals.get() == signal.SIGHUP:
+    while next_of(signals) == signal.SIGHUP:
         server.live.wake()
 
 

@@ -70,7 +70,7 @@ def supervise(settings: Settings, signals: "SimpleQueue[Any]") -> int:
 def _watch(settings: Settings, address: str, workers: "list[_Worker]", signals: "SimpleQueue[Any]") -> int:
     ready: set[_Worker] = set()
     while True:
-        match signals.get():
+        match running.next_of(signals):
             case _Failed(code) if not ready:
                 return max(code, output.ERROR)
             case _Failed():

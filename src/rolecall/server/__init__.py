@@ -34,7 +34,7 @@ from rolecall.server import lane_probe
 from rolecall.server.audit import AuditService
 from rolecall.server.authorization import AuthorizationService
 from rolecall.server.background import Background
-from rolecall.server.calls import Calls, Method
+from rolecall.server.calls import MAX_MESSAGE_BYTES, Calls, Method
 from rolecall.server.fastlane import FastLane
 from rolecall.server.invitation import InvitationService
 from rolecall.server.lanes import add_handlers
@@ -62,7 +62,6 @@ from rolecall.v1 import (
 
 __all__ = ["OPEN_METHODS", "Server", "build_server"]
 
-MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 MAX_WAITING_CALLS = 10_000
 MAX_STREAMS = 1000
 CONNECTION_GRACE_MS = 5000
@@ -174,7 +173,7 @@ def build_server(settings: Settings, *, shares_port: bool = False) -> Server:
         options=[
             # Two servers on one port would share its calls silently.
             ("grpc.so_reuseport", int(shares_port)),
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_receive_message_length", 2 * MAX_MESSAGE_BYTES),
             ("grpc.max_concurrent_streams", MAX_STREAMS),
             # A call that never sends its message holds a thread until its connection ends.
             ("grpc.max_connection_age_ms", settings.connection_seconds * 1000),

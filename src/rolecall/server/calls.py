@@ -23,6 +23,7 @@ from rolecall.domain import Caller
 from rolecall.errors import (
     Internal,
     InvalidField,
+    MessageSize,
     OrganizationNotFound,
     RolecallError,
     StorageUnavailable,
@@ -33,9 +34,12 @@ from rolecall.server import fields
 from rolecall.server.status import status_of
 from rolecall.storage import WouldWait
 
-__all__ = ["REQUEST_ID", "Call", "Calls", "GivenUp", "Metadata", "Method", "peer_of"]
+__all__ = ["MAX_MESSAGE_BYTES", "REQUEST_ID", "Call", "Calls", "GivenUp", "Metadata", "Method", "peer_of"]
 
 REQUEST_ID = "x-request-id"
+
+# Larger ones are refused before they are parsed; from twice as many bytes on by grpc, in its own words.
+MAX_MESSAGE_BYTES = 4 * 1024 * 1024
 
 # During an outage of the database, one line of the log stands for so many seconds.
 OUTAGE_LOG_SECONDS = 5.0
@@ -261,6 +265,12 @@ def _parse(method: Method, raw: bytes | None) -> Message:
     kind = method.request_type
     if raw is None:
         raise InvalidField(f"There is no message: send one {kind.DESCRIPTOR.full_name}.", field="")
+    if len(raw) > MAX_MESSAGE_BYTES:
+        raise MessageSize(
+            f"The message has {len(raw)} bytes, more than {MAX_MESSAGE_BYTES}: split what it asks for.",
+            size=str(len(raw)),
+            maximum=str(MAX_MESSAGE_BYTES),
+        )
     try:
         return kind.FromString(raw)
     except DecodeError as error:

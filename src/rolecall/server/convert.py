@@ -37,8 +37,8 @@ __all__ = [
 
 MAX_SUBJECT = 330
 MAX_BATCH = 1000
-# So many texts that were found good are remembered: subjects, who may be many, of at most 330 characters, and words of at
-# most 1,280.
+# So many texts that were found good are remembered: subjects, who may be many, of at most 330 characters, and words of
+# at most 1,280.
 MAX_SUBJECTS = 32_768
 MAX_WORDS = 8192
 MAX_ANSWERS = 4096
@@ -215,6 +215,7 @@ def _words(action_text: str, resource_text: str) -> tuple[str, str]:
 def _asked(field: str, text: str) -> str:
     if problem := asked_problem(field, text):
         raise InvalidField(problem, field=field)
+    fields.require_no_credential(text, field)
     return text
 
 

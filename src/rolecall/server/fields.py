@@ -6,6 +6,7 @@ from typing import Protocol
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from rolecall import credentials
 from rolecall.domain import CredentialKind, Effect, Member, Page, Permission, Restriction, Token, TokenState, now
 from rolecall.errors import InvalidField
 from rolecall.organizations import OrganizationView
@@ -25,6 +26,7 @@ __all__ = [
     "page",
     "permission",
     "request_id",
+    "require_no_credential",
     "restriction",
     "role",
     "secret",
@@ -71,6 +73,15 @@ def page(message: _Paged) -> Page:
     return Page(message.page_size, message.page_token)
 
 
+def require_no_credential(text: str, field: str) -> None:
+    """Raise `InvalidField` where a credential stands in a field that is logged, stored, or repeated."""
+    if credentials.holds_one(text):
+        message = (
+            f"{field} holds what looks like a token or another secret: delete that if it is one, and name no secrets."
+        )
+        raise InvalidField(message, field=field)
+
+
 def name(text: str, field: str) -> str:
     """A name to show. Raises `InvalidField` for `field`."""
     if not text or text.isspace():
@@ -81,6 +92,7 @@ def name(text: str, field: str) -> str:
         raise InvalidField(f"{field} holds a control character or an invisible one: remove it.", field=field)
     if text != text.strip():
         raise InvalidField(f"{field} has a blank at an end: remove it.", field=field)
+    require_no_credential(text, field)
     return text
 
 
@@ -178,6 +190,7 @@ def restriction(message: shared_pb2.Restriction) -> Restriction:
         for kind, text in (("resource", item.resource), ("action", item.action)):
             if problem := pattern_problem(kind, text):
                 raise InvalidField(problem, field=f"{field}.{kind}")
+            require_no_credential(text, f"{field}.{kind}")
         if item.effect not in (shared_pb2.EFFECT_UNSPECIFIED, shared_pb2.EFFECT_ALLOW):
             raise InvalidField("A restriction lists what is allowed: leave the effect out.", field=f"{field}.effect")
     found = (Permission(item.resource, item.action, Effect.ALLOW) for item in message.permissions)

@@ -6,6 +6,7 @@ from google.protobuf import any_pb2
 from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
 
+from rolecall import credentials
 from rolecall.errors import RolecallError
 
 __all__ = ["DOMAIN", "status_of"]
@@ -17,16 +18,17 @@ ROOM = 2500
 
 
 def status_of(error: RolecallError, request_id: str) -> status_pb2.Status:
-    """What the client of the call `request_id` is told of `error`."""
+    """What the client of the call `request_id` is told of `error`: nothing that is a credential, wherever it stood."""
+    metadata = {name: credentials.redacted(value) for name, value in error.metadata.items()}
     info = error_details_pb2.ErrorInfo(
-        reason=error.reason, domain=DOMAIN, metadata={**error.metadata, "request_id": request_id}
+        reason=error.reason, domain=DOMAIN, metadata={**metadata, "request_id": request_id}
     )
     details = [_packed(info)]
     violations = _violations(error.all or (error,))
     if violations:
         details.append(_packed(error_details_pb2.BadRequest(field_violations=violations)))
     code: int = getattr(StatusCode, error.status).value[0]
-    return status_pb2.Status(code=code, message=error.message, details=details)
+    return status_pb2.Status(code=code, message=credentials.redacted(error.message), details=details)
 
 
 def _violations(errors: Sequence[RolecallError]) -> list[error_details_pb2.BadRequest.FieldViolation]:
@@ -41,7 +43,7 @@ def _violations(errors: Sequence[RolecallError]) -> list[error_details_pb2.BadRe
         if not error.field:
             continue
         violation = error_details_pb2.BadRequest.FieldViolation(
-            field=error.field, description=error.message, reason=error.reason
+            field=error.field, description=credentials.redacted(error.message), reason=error.reason
         )
         room -= violation.ByteSize()
         if room >= 0:

@@ -60,7 +60,7 @@ class Storage:
         self._postgresql = self._url.get_backend_name() == "postgresql"
         self._listeners: list[Callable[[list[Change] | None], None]] = []
         self._spared = 0
-        # Behind the changes that this process made last; nobody writes SQLite in an earlier place unless it was set back.
+        # Behind what this process changed last. SQLite's next change has a later place, unless the file was set back.
         self._place = 0
 
     def on_change(self, note: Callable[[list[Change] | None], None]) -> None:

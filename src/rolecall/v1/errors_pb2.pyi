@@ -80,6 +80,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: somebody joined by the invitation already."""
     ERROR_REASON_INVITER_LOST_RIGHT: _ErrorReason.ValueType  # 27
     """FAILED_PRECONDITION: whoever invited is no longer one who may invite to this role. Ask somebody else to resend it."""
+    ERROR_REASON_MESSAGE_SIZE: _ErrorReason.ValueType  # 28
+    """RESOURCE_EXHAUSTED: the message is too large. Split it. Metadata: `size`, `maximum`, in bytes."""
+    ERROR_REASON_STALE: _ErrorReason.ValueType  # 29
+    """UNAVAILABLE: the database wasn't heard for so long that what the server remembers counts no more. Try again."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed: the `reason` of the google.rpc.ErrorInfo in its status, without the prefix `ERROR_REASON_`,
@@ -144,4 +148,8 @@ ERROR_REASON_INVITATION_ACCEPTED: ErrorReason.ValueType  # 26
 """FAILED_PRECONDITION: somebody joined by the invitation already."""
 ERROR_REASON_INVITER_LOST_RIGHT: ErrorReason.ValueType  # 27
 """FAILED_PRECONDITION: whoever invited is no longer one who may invite to this role. Ask somebody else to resend it."""
+ERROR_REASON_MESSAGE_SIZE: ErrorReason.ValueType  # 28
+"""RESOURCE_EXHAUSTED: the message is too large. Split it. Metadata: `size`, `maximum`, in bytes."""
+ERROR_REASON_STALE: ErrorReason.ValueType  # 29
+"""UNAVAILABLE: the database wasn't heard for so long that what the server remembers counts no more. Try again."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
