@@ -42,6 +42,7 @@ __all__ = [
     "WriteConflict",
     "by_reason",
     "combined",
+    "kinds",
 ]
 
 
@@ -282,4 +283,10 @@ def combined(errors: Sequence[RolecallError]) -> RolecallError:
 
 def by_reason(reason: str) -> type[RolecallError] | None:
     """The class of the errors with this reason; None for one that this version doesn't know."""
-    return next((error for error in RolecallError.__subclasses__() if error.reason == reason), None)
+    return next((error for error in kinds() if error.reason == reason), None)
+
+
+def kinds() -> list[type[RolecallError]]:
+    """Every class of errors; those that are kinds of others behind them."""
+    direct = RolecallError.__subclasses__()
+    return [*direct, *(special for error in direct for special in error.__subclasses__())]
