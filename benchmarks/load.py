@@ -9,17 +9,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 from pacing import framed
 
-__all__ = ["Flow", "Measured", "Serving", "percentile"]
+__all__ = ["Flow", "Measured", "Serving", "in_turns", "median", "percentile"]
 
 CHECK = "rolecall.v1.AuthorizationService/Check"
 BATCH = "rolecall.v1.AuthorizationService/BatchCheck"
+PROTOS = Path(__file__).parents[1] / "protos"
+ROUNDS = 5
+
+K = TypeVar("K")
 
 
 def percentile(values: list[float], share: float) -> float:
@@ -130,6 +135,27 @@ class Serving:
             rate, cpu, said = self._counted(command)
         return {called: Measured(rate, cpu, latencies) for called, latencies in json.loads(said).items()}
 
+    def ghz(self, seconds: float) -> Measured:
+        """The same by ghz, with one call in flight."""
+        told = json.dumps({"authorization": f"Bearer {self._token}"})
+        asked = json.dumps({"subject": "user0@acme.io", "action": "view", "resource": "members"})
+        command = [
+            *_pinned(self._load_core),
+            "ghz",
+            "--insecure",
+            "-c",
+            "1",
+            "-z",
+            f"{seconds}s",
+            "-O",
+            "json",
+            "-m",
+            told,
+        ]
+        command += ["-d", asked, "--import-paths", str(PROTOS), "--proto", "rolecall/v1/authorization.proto"]
+        rate, cpu, said = self._counted([*command, "--call", CHECK.replace("/", "."), self.address])
+        return Measured(rate, cpu, [each["latency"] / 1000 for each in json.loads(said)["details"]])
+
     def _counted(self, command: list[str]) -> tuple[float, float, str]:
         """What the server answered a second while the command ran, its CPU seconds for each, and what it printed."""
         before, began = self.counts(), time.monotonic()
@@ -139,6 +165,20 @@ class Serving:
         if ended.returncode or not answered:
             raise SystemExit(f"{command} failed, {answered} answers: {ended.stderr or ended.stdout[:1000]}")
         return answered / took, (after["cpu"] - before["cpu"]) / answered, ended.stdout
+
+
+def in_turns(serving: dict[str, Serving], once: Callable[[Serving], K]) -> dict[str, list[K]]:
+    """What was found in so many rounds of all servers, one after the other."""
+    found: dict[str, list[K]] = {kind: [] for kind in serving}
+    for _ in range(ROUNDS):
+        for kind, each in serving.items():
+            found[kind].append(once(each))
+    return found
+
+
+def median(found: list[K], of: Callable[[K], float]) -> float:
+    """The median of a figure of each."""
+    return statistics.median(of(each) for each in found)
 
 
 def _pinned(core: int) -> list[str]:

@@ -39,7 +39,10 @@ def framed(message: bytes) -> bytes:
 
 @dataclass
 class Flow:
-    """Calls of one method: `rate` a second in all, of the messages in turn, over so many connections."""
+    """Calls of one method: `rate` a second in all, of the messages in turn, over so many connections.
+
+    With the rate 0, each connection has one call in flight all the time.
+    """
 
     name: str
     path: str
@@ -104,7 +107,7 @@ class _Connection:
             elif kind in (_SETTINGS, _PING) and not flags & _ACK:
                 self.socket.sendall(_frame(kind, _ACK, 0, data[place + 9 : end] if kind == _PING else b""))
             elif kind in (_RST_STREAM, _GOAWAY):
-                raise SystemExit(f"The server broke off: frame {kind} of stream {stream}.")
+                raise SystemExit(f"The server broke off: {data[:end]!r}.")
             place = end
         self._rest = data[place:]
 
@@ -130,15 +133,21 @@ def _run(address: str, flows: list[Flow], seconds: float) -> None:
         poller.register(each.socket, select.EPOLLIN)
         by_number[each.socket.fileno()] = each
     began = time.perf_counter()
-    turns = [(cycle(connections[flow.name]), cycle(flow.messages), 1 / flow.rate) for flow in flows]
+    paced = [flow for flow in flows if flow.rate]
+    turns = [(cycle(connections[flow.name]), cycle(flow.messages), 1 / flow.rate) for flow in paced]
     # Flows of the same rate don't fire in the same moment.
     due = [began + place / len(turns) * every for place, (_, _, every) in enumerate(turns)]
+    steady = [(connections[flow.name], cycle(flow.messages)) for flow in flows if not flow.rate]
     end = began + seconds
     while (at := time.perf_counter()) < end:
         for place, (whose, what, every) in enumerate(turns):
             while due[place] <= at:
                 next(whose).send(next(what), due[place])
                 due[place] += every
+        for several, what in steady:
+            for each in several:
+                if not each.due:
+                    each.send(next(what), at)
         # The core is ours: nothing is slept through.
         for number, _ in poller.poll(0):
             by_number[number].receive()

@@ -1,6 +1,7 @@
 """What was measured, as JSON, as a table, and as a picture, in docs/benchmarks."""
 
 import json
+import logging
 import os
 import platform
 from dataclasses import asdict, dataclass
@@ -9,11 +10,12 @@ from pathlib import Path
 
 import grpc
 import matplotlib as mpl
+import structlog
 
 mpl.use("agg")
 from matplotlib import pyplot as plt
 
-__all__ = ["Figure", "report"]
+__all__ = ["Figure", "quiet", "report"]
 
 FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
 
@@ -39,6 +41,11 @@ class Figure:
         """The cells of a table."""
         sign = "≥" if self.at_least else "≤"
         return [self.what, f"{_text(self.value)} {self.unit}", self.note, f"{sign} {_text(self.bar)} {self.unit}"]
+
+
+def quiet() -> None:
+    """Log warnings only."""
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
 
 
 def report(name: str, title: str, figures: list[Figure]) -> str:

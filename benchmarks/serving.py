@@ -25,8 +25,10 @@ from rolecall.server.fastlane import FastLane
 from rolecall.v1 import authorization_pb2 as pb
 
 METHOD = "/rolecall.v1.AuthorizationService/Check"
-# As large as the answer to a Check.
-ANSWER = bytes(range(2, 38))
+# An answer to a Check, always the same.
+ANSWER = pb.CheckResponse(
+    decision=pb.DECISION_ALLOW, reason=pb.REASON_GRANTED, policy_version="0" * 16
+).SerializeToString()
 
 _answered = itertools.count()
 
@@ -46,14 +48,11 @@ def main() -> None:
 
 
 def _rolecall(lane: str, folder: Path) -> str:
-    allowed = pb.CheckResponse(decision=pb.DECISION_ALLOW).SerializeToString()
     check, batch_check = AuthorizationService.Check, AuthorizationService.BatchCheck
 
     def counted_check(self: AuthorizationService, request: Any, call: Any) -> bytes:
         response = check(self, request, call)
-        # The answer's first field.
-        if response.startswith(allowed):
-            next(_answered)
+        next(_answered)
         return response
 
     def counted_batch(self: AuthorizationService, request: Any, call: Any) -> bytes:

@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import threading
 from collections.abc import Callable, Collection
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -99,6 +100,9 @@ class Directory:
         self._guesses = Limit("presented tokens that are not valid", rate=GUESSES_A_SECOND, burst=GUESSES_AT_ONCE)
         self._turns = threading.BoundedSemaphore(look_ups)
         self._queue = threading.BoundedSemaphore(3 * look_ups)
+        # The credentials that are looked up at this moment.
+        self._under_way: dict[bytes, Future[None]] = {}
+        self._lock = threading.Lock()
         self._misses: Gathered[Subject] = Gathered(self._remember)
         self.uses = Uses(storage)
 
@@ -113,8 +117,7 @@ class Directory:
             presented = credentials.parse(text)
             if presented is None:
                 return None
-            known = self._known.get(presented.digest)
-            held = self._fill(presented) if known else self._look_up(presented, peer())
+            held = self._found(presented, peer)
         return held.caller if held.until > now() else None
 
     def again(self, tx: Transaction, caller: Caller) -> Caller:
@@ -198,24 +201,52 @@ class Directory:
         recalled = feed.remembered.recall(organization, subjects)
         return Standings(*recalled) if recalled is not None and recalled[0] >= at_least else None
 
-    def _look_up(self, presented: Presented, peer: str) -> Held:
-        """Look up what may be a stranger's guess: in its turn, and unless too many of the peer's were wrong."""
+    def _found(self, presented: Presented, peer: Callable[[], str]) -> Held:
+        """Look a credential up, once for all who present it meanwhile."""
         self._storage.require_patience()
-        self._peers.require(peer)
+        where = "" if self._known.get(presented.digest) else peer()
+        if where:
+            self._peers.require(where)
+        while True:
+            with self._lock:
+                begun = self._under_way.get(presented.digest)
+                if begun is None:
+                    mine = self._under_way[presented.digest] = Future[None]()
+            if begun is None:
+                try:
+                    held = self._look_up(presented) if where else self._fill(presented)
+                except BaseException as error:
+                    mine.set_exception(error)
+                    raise
+                else:
+                    mine.set_result(None)
+                finally:
+                    with self._lock:
+                        del self._under_way[presented.digest]
+            else:
+                begun.result()
+                # What was read began before this call did: memory says whether it still holds.
+                recalled = self._recalled_caller(presented.digest)
+                if recalled is None:
+                    continue
+                held = recalled
+            if held is _NOBODY and where:
+                self._peers.count(where)
+            return held
+
+    def _look_up(self, presented: Presented) -> Held:
+        """Look up what may be a stranger's guess, in its turn."""
         if not self._queue.acquire(timeout=QUEUE_SECONDS):
             raise RateLimited(_TOO_MANY)
         try:
             if not self._turns.acquire(timeout=TURN_SECONDS):
                 raise RateLimited(_TOO_MANY)
             try:
-                held = self._fill(presented)
+                return self._fill(presented)
             finally:
                 self._turns.release()
         finally:
             self._queue.release()
-        if held is _NOBODY:
-            self._peers.count(peer)
-        return held
 
     def _fill(self, presented: Presented) -> Held:
         ticket = self._feed.remembered.ticket() if self._feed else 0

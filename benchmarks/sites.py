@@ -1,0 +1,92 @@
+"""What is asked of the servers that are measured: organizations with many members, and questions about them."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import insert
+
+from rolecall import credentials, keys, operator, organizations, policy
+from rolecall.audit import AuditLog
+from rolecall.config import Settings
+from rolecall.domain import now
+from rolecall.storage import Storage, Transaction
+from rolecall.storage.tables import members as member_table
+from rolecall.v1 import authorization_pb2 as pb
+
+__all__ = ["POLICIES", "Site", "found", "questions"]
+
+POLICIES = Path(__file__).parents[1] / "policies"
+AT_ONCE = 50_000
+
+
+@dataclass(frozen=True)
+class Site:
+    """A folder with a database, a key and `settings.json`, and the token of the owner of each organization."""
+
+    folder: Path
+    tokens: list[str]
+
+    @property
+    def token(self) -> str:
+        """The first one's."""
+        return self.tokens[0]
+
+
+def found(folder: Path, members: int, count: int = 1, **settings: Any) -> Site:
+    """Found so many organizations, `org0` and so on, with so many members each; `settings` differ from the usual."""
+    told = {
+        "database": f"sqlite:///{folder}/rolecall.db",
+        "policy": str(POLICIES),
+        "key_file": str(folder / "key"),
+        "listen": "127.0.0.1:0",
+        "mail_folder": str(folder / "mail"),
+    } | settings
+    (folder / "settings.json").write_text(json.dumps(told))
+    loaded = policy.load(POLICIES, 0.0)
+    storage = Storage(Settings(**told).database)
+    storage.create()
+    log = AuditLog(keys.create(folder / "key"))
+    tokens = []
+    for number in range(count):
+        name = f"org{number}"
+        organizations.found(storage, log, loaded, name, "ann@acme.io")
+        tokens.append(operator.issue(storage, log, name, "ann@acme.io").text)
+        storage.write(lambda tx, name=name: _add(tx, name, members, loaded.roles))  # type: ignore[misc]
+    storage.close()
+    return Site(folder, tokens)
+
+
+def questions(number: int, first: int = 0) -> list[bytes]:
+    """Questions about so many members, from the first on, and all things of the shipped matrix in turns."""
+    words = [(rule.action, rule.resource) for rule in policy.load(POLICIES, 0.0).rules]
+    asked = []
+    for place in range(first, first + number):
+        action, resource = words[place * 7 % len(words)]
+        message = pb.CheckRequest(subject=f"user{place}@acme.io", action=action, resource=resource)
+        asked.append(message.SerializeToString())
+    return asked
+
+
+def _add(tx: Transaction, organization: str, number: int, roles: tuple[str, ...]) -> None:
+    at = now()
+    rows = _rows(organization, number, roles, at)
+    while some := [row for _, row in zip(range(AT_ONCE), rows, strict=False)]:
+        tx.connection.execute(insert(member_table), some)
+
+
+def _rows(organization: str, number: int, roles: tuple[str, ...], at: int) -> Iterator[dict[str, Any]]:
+    for place in range(number):
+        email = f"user{place}@acme.io"
+        yield {
+            "organization": organization,
+            "user_id": credentials.new_id(),
+            "email_key": email,
+            "email": email,
+            "display_name": "",
+            "role": roles[place % len(roles)],
+            "create_time": at,
+            "update_time": at,
+        }
