@@ -238,7 +238,7 @@ def test_nobody_rotates_another_persons_token(site: Site) -> None:
         owner = desk.refused("OWNER", pb.RotateTokenRequest(id=theirs))
         viewer = desk.refused("VIEWER", pb.RotateTokenRequest(id=theirs))
 
-    assert (owner.code, owner.reason) == (NOT_FOUND, "TOKEN_NOT_FOUND")
+    assert (owner.code, owner.reason, owner.field) == (NOT_FOUND, "TOKEN_NOT_FOUND", "id")
     assert (viewer.code, viewer.reason) == (DENIED, "PERMISSION_MISSING")
 
 
@@ -642,7 +642,7 @@ def test_overlap_and_etag_are_minded(site: Site) -> None:
             assert (said.code, said.reason) == (grpc.StatusCode.ABORTED, "ETAG_MISMATCH")
         for text in (dead, expired, program):
             said = desk.refused("OWNER", pb.RotateTokenRequest(id=id_of(text)))
-            assert (said.code, said.reason) == (NOT_FOUND, "TOKEN_NOT_FOUND")
+            assert (said.code, said.reason, said.field) == (NOT_FOUND, "TOKEN_NOT_FOUND", "id")
 
 
 # Deleting
