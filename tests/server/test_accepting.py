@@ -265,6 +265,10 @@ def test_a_name_to_show(sqlite_site: Site) -> None:
             ("An\nn", "remove it"),
             ("A\u202enn", "remove it"),
             ("A\x00", "remove it"),
+            ("\u034f", "invisible one: remove it"),
+            ("\u3164", "invisible one: remove it"),
+            ("Ann\ufe0f", "invisible one: remove it"),
+            ("\u0301", "shows nothing: give it a letter"),
         ):
             said = office.turned_away(Accept(secret=office.secret(good), display_name=name))
 
@@ -275,7 +279,7 @@ def test_a_name_to_show(sqlite_site: Site) -> None:
         said = office.turned_away(Accept(secret=office.secret(good), organization="x" * 65))
         assert (said.code, said.field) == (INVALID, "organization")
         assert taken_by(said) < TRAILERS
-    name = "Ånn-Søphie O'Hära 李 " + "x" * 44
+    name = "Ånn-Søphie O'Hära 李 e\u0301 नि 🚀 " + "x" * 36
 
     assert office.knock(Accept(secret=office.secret(good), display_name=name)).member.display_name == name
     assert office.accept(default).member.display_name == local

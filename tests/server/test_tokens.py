@@ -372,6 +372,22 @@ def test_a_secret_is_in_one_answer_only(sqlite_site: Site) -> None:
 # Bad input
 
 NAMES = ["", " ", "\t", "x" * 65, "a\x07b", "a\nb", "a\x00b", "a\u200bb", "a\u202eb", "\u00a0", " x", "x "]
+# Python takes these for printable, and nothing is drawn for them.
+NAMES += [
+    "\u034f",
+    "\u034f" * 5,
+    "a\u034fb",
+    "\ufe0f",
+    "x\ufe0f",
+    "\U000e0100",
+    "\u3164",
+    "\uffa0",
+    "\u115f",
+    "\u17b4",
+    "\u2800",
+]
+# Nor is there anything that these marks could stand on.
+NAMES += ["\u0301", "\u0301\u0302", "\u20dd", "\u0301 \u0301"]
 
 
 def bad_tokens(site: Site) -> list[tuple[str, Any, grpc.StatusCode, str, str]]:
