@@ -95,6 +95,19 @@ def test_every_bad_entry_of_a_file_is_named(shell: Workspace, sqlite_site: Site)
     assert cells(shell.run("invitations", "list", "--state", "all"))[1:] == []
 
 
+def test_who_stands_twice_is_named_by_line(shell: Workspace, sqlite_site: Site) -> None:
+    """Both lines of the file, or both places in a list; nobody is invited."""
+    (shell.folder / "people.csv").write_text("address,role\na1@x.io,VIEWER\n# more\nb@x.io,VIEWER\nA1@x.io,ADMIN\n")
+
+    of_file = error_of(shell.run("invitations", "create", "--file", "people.csv", "--yes"))
+    of_list = error_of(shell.run("invitations", "create", "b@x.io,a1@x.io,a1@x.io", "--role", "VIEWER"))
+
+    assert "A1@x.io (people.csv:5): A1@x.io is the same address as that of a1@x.io (people.csv:2): leave one" in of_file
+    assert "a1@x.io (number 3): a1@x.io is the same address as that of a1@x.io (number 2): leave one out" in of_list
+    assert "invitations[" not in of_file + of_list
+    assert cells(shell.run("invitations", "list", "--state", "all"))[1:] == []
+
+
 def test_nobody_is_no_list(shell: Workspace) -> None:
     """A program whose list came out empty must notice."""
     assert "There is no address" in error_of(shell.run("invitations", "create", ",,", "--role", "VIEWER"))

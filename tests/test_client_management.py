@@ -352,7 +352,7 @@ def test_verify_finds_another_hash_than_the_known_one(owner: Client) -> None:
         (lambda c: c.tokens.create_organization("x", "OWNER"), RoleBeyondCaller, "role"),
         (lambda c: c.tokens.rotate("0" * 22, overlap=timedelta(hours=25)), InvalidField, "overlap"),
         (lambda c: c.tokens.rotate("rcp_pasted_whole"), InvalidField, "id"),
-        (lambda c: c.tokens.delete("0" * 22), TokenNotFound, ""),
+        (lambda c: c.tokens.delete("0" * 22), TokenNotFound, "id"),
         (lambda c: c.organization.update("a\x00b"), InvalidField, "display_name"),
         (lambda c: c.audit.verify(first=-1), InvalidField, "first_sequence"),
         (lambda c: c.audit.verify(known=(1, "zz")), InvalidField, "known"),

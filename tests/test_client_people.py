@@ -12,7 +12,9 @@ from rolecall.errors import (
     ConfigError,
     EtagMismatch,
     InvalidField,
+    InvitationAccepted,
     InvitationNotFound,
+    LastOwner,
     UnauthenticatedCredential,
     UnknownRoleName,
 )
@@ -95,6 +97,24 @@ def test_every_bad_invitee_is_in_the_error(owner: Client) -> None:
         (InvalidField, "invitations[2].email"),
         (UnknownRoleName, "invitations[3].role"),
     ]
+
+
+def test_what_is_not_as_it_must_be_is_in_the_error(owner: Client, guest: Guest, sqlite_site: Site) -> None:
+    """`field` names what is at fault in the request, `subject` what it is about; where no field is, only that."""
+    (made,) = owner.invitations.create([("bob@x.io", "ADMIN")]).invitations
+    guest.accept_invitation(secret_of(sqlite_site, made.id))
+
+    with pytest.raises(LastOwner) as demoted:
+        owner.members.change_role(sqlite_site.members["OWNER"].user_id, "VIEWER")
+    with pytest.raises(LastOwner) as left:
+        owner.members.leave()
+    with pytest.raises(InvitationAccepted) as resent:
+        owner.invitations.resend(made.id)
+
+    assert (demoted.value.field, demoted.value.subject) == ("user_id", "organization:acme")
+    assert (left.value.field, left.value.subject) == ("", "organization:acme")
+    assert (resent.value.field, resent.value.subject) == ("id", f"invitation:{made.id}")
+    assert demoted.value.all == ()
 
 
 def test_guest_presents_nothing(sqlite_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

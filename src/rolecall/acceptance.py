@@ -57,12 +57,15 @@ class Acceptance:
                 raise _no_secret()
             if state is InvitationState.EXPIRED:
                 raise InvitationExpired(
-                    f"The invitation to {invitation.organization} is over: ask whoever invited you for another one."
+                    f"The invitation to {invitation.organization} is over: ask whoever invited you for another one.",
+                    field="secret",
+                    subject=f"invitation:{invitation.id}",
                 )
-            require_inviter(tx, policy, invitation, at)
+            require_inviter(tx, policy, invitation, at, "secret")
             if member_rows.by_email(tx, invitation.organization, email_key):
                 raise AlreadyMember(
-                    f"You are a member of {invitation.organization} already: sign in with RequestSignIn."
+                    f"You are a member of {invitation.organization} already: sign in with RequestSignIn.",
+                    field="secret",
                 )
             name = display_name or invitation.email.partition("@")[0]
             new = (invitation.email, name[:MAX_NAME], invitation.role, at, at)

@@ -47,15 +47,19 @@ __all__ = [
 
 
 class RolecallError(Exception):
-    """A failure that a client is told about. `field` names what is at fault in its request, where something is."""
+    """A failure that a client is told about. `field` names what is at fault in its request, where something is.
+
+    `subject`, of a FAILED_PRECONDITION: what isn't as it must be, as `organization:acme`. It never holds a secret.
+    """
 
     status: ClassVar[str] = "INTERNAL"
     reason: ClassVar[str] = "INTERNAL"
 
-    def __init__(self, message: str, *, field: str = "", **metadata: str) -> None:
+    def __init__(self, message: str, *, field: str = "", subject: str = "", **metadata: str) -> None:
         super().__init__(message)
         self.message = message
         self.field = field
+        self.subject = subject
         self.metadata = metadata
         # Where several things are at fault, all of them; this error then speaks of the gravest.
         self.all: tuple[RolecallError, ...] = ()
@@ -276,7 +280,8 @@ def combined(errors: Sequence[RolecallError]) -> RolecallError:
     # `min` keeps the first of several.
     gravest = min(errors, key=lambda error: order.index(error.status) if error.status in order else len(order))
     more = f" ({len(errors) - 1} more: see the details.)" if len(errors) > 1 else ""
-    found = type(gravest)(f"{gravest.field}: {gravest.message}{more}", field=gravest.field, **gravest.metadata)
+    message = f"{gravest.field}: {gravest.message}{more}"
+    found = type(gravest)(message, field=gravest.field, subject=gravest.subject, **gravest.metadata)
     found.all = tuple(errors)
     return found
 

@@ -126,12 +126,15 @@ def _taken(moment: Moment, invitees: Sequence[Invitee]) -> list[RolecallError]:
     return problems
 
 
-def require_inviter(tx: Transaction, policy: Policy, invitation: Invitation, at: int) -> None:
-    """Raise `InviterLostRight` unless whoever vouches for the invitation could make it now."""
+def require_inviter(tx: Transaction, policy: Policy, invitation: Invitation, at: int, field: str) -> None:
+    """Raise `InviterLostRight` for `field` unless whoever vouches for the invitation could make it now."""
+    subject = f"invitation:{invitation.id}"
     if invitation.role not in policy.roles:
         raise InviterLostRight(
             f"There is no role {invitation.role} any more: ask somebody of {invitation.organization} to invite you to"
-            " another one."
+            " another one.",
+            field=field,
+            subject=subject,
         )
     inviter = _inviter(tx, invitation, at)
     try:
@@ -143,7 +146,9 @@ def require_inviter(tx: Transaction, policy: Policy, invitation: Invitation, at:
         pass
     raise InviterLostRight(
         f"Whoever invited you may no longer invite to the role {invitation.role}: ask somebody of"
-        f" {invitation.organization} to send the invitation again."
+        f" {invitation.organization} to send the invitation again.",
+        field=field,
+        subject=subject,
     )
 
 
@@ -165,7 +170,7 @@ def _inviter(tx: Transaction, invitation: Invitation, at: int) -> Caller | None:
 
 def _at(error: RolecallError, field: str) -> RolecallError:
     """The same error about another field."""
-    return type(error)(error.message, field=field, **error.metadata)
+    return type(error)(error.message, field=field, subject=error.subject, **error.metadata)
 
 
 def _place(error: RolecallError) -> int:

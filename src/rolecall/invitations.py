@@ -129,6 +129,7 @@ class Invitations:
                         f"The time of the invitation `{before.id}` is over: invite the address anew, for which an"
                         " expired one is in nobody's way.",
                         field="id",
+                        subject=f"invitation:{before.id}",
                     )
                 case InvitationState.PENDING:
                     require_etag(etag, before.etag)
@@ -199,7 +200,7 @@ def _handled(moment: Moment, invitation_id: str) -> Invitation:
     found = rows.get(moment.tx, moment.caller.organization, invitation_id)
     if found is None:
         raise _unknown(invitation_id)
-    require_handling(moment.policy, moment.caller, "invite", found.role)
+    require_handling(moment.policy, moment.caller, "invite", found.role, "id")
     return found
 
 
@@ -216,6 +217,7 @@ def _accepted(invitation: Invitation) -> InvitationAccepted:
     return InvitationAccepted(
         f"Somebody joined by the invitation `{invitation.id}` already: see ListMembers; RemoveMember undoes it.",
         field="id",
+        subject=f"invitation:{invitation.id}",
     )
 
 

@@ -101,7 +101,7 @@ class Members:
                 # The revision that this transaction made goes with it.
                 raise Unchanged(Changed(member, moment.tx.revision - 1))
             if role not in moment.policy.owner_roles:
-                _require_owner_beside(moment, member)
+                _require_owner_beside(moment, member, "user_id")
             # Clocks step back; an etag is never the same again.
             rows.change_role(moment.tx, member, role, max(moment.at, member.update_time + 1))
             changed = rows.get(moment.tx, member.organization, user_id) or member
@@ -116,13 +116,13 @@ class Members:
         def authorize(moment: Moment) -> Member:
             member = _handled(moment, "remove", user_id)
             if user_id == moment.caller.user_id:
-                _require_owner_beside(moment, member)
+                _require_owner_beside(moment, member, "user_id")
                 raise InvalidField("That is you: nobody removes himself, use LeaveOrganization.", field="user_id")
             return member
 
         def effect(moment: Moment, member: Member) -> Done[Removed]:
             require_etag(etag, member.etag)
-            _require_owner_beside(moment, member)
+            _require_owner_beside(moment, member, "user_id")
             made = token_rows.made_by(moment.tx, member.organization, user_id, moment.at, MAX_TOKENS)
             rows.remove(moment.tx, member)
             removed = Removed(member, tuple(made), moment.tx.revision)
@@ -174,17 +174,19 @@ def _handled(moment: Moment, verb: str, user_id: str) -> Member:
     member = rows.get(moment.tx, moment.caller.organization, user_id)
     if member is None:
         raise _not_found(user_id)
-    require_handling(moment.policy, moment.caller, verb, member.role)
+    require_handling(moment.policy, moment.caller, verb, member.role, "user_id")
     return member
 
 
-def _require_owner_beside(moment: Moment, leaving: Member) -> None:
-    """Raise `LastOwner` where nobody else owns the organization. Its writers come one at a time."""
+def _require_owner_beside(moment: Moment, leaving: Member, field: str = "") -> None:
+    """Raise `LastOwner` for `field` where nobody else owns the organization. Its writers come one at a time."""
     owners = moment.policy.owner_roles
     if leaving.role in owners and organization_rows.owner_count(moment.tx, leaving.organization, owners) <= 1:
         raise LastOwner(
-            f"Nobody else holds the role {' or '.join(owners)} in {leaving.organization}: give it to a second person"
-            " first, with ChangeMemberRole or an invitation."
+            f"Nobody else holds the role {few(owners, ' or ')} in {leaving.organization}: give it to a second person"
+            " first, with ChangeMemberRole or an invitation.",
+            field=field,
+            subject=f"organization:{leaving.organization}",
         )
 
 

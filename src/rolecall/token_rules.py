@@ -93,23 +93,23 @@ def require_restriction(moment: Moment, restriction: Restriction, role: str) -> 
             )
 
 
-def require_organization_role(moment: Moment, role: str) -> None:
-    """Raise unless the caller may make an organization's token with this role."""
+def require_organization_role(moment: Moment, role: str, field: str = "role") -> None:
+    """Raise for `field` unless the caller may make an organization's token with this role."""
     require_person(moment.caller, "create tokens")
     moment.require("create", "organization-tokens")
     policy = moment.policy
-    require_known(policy, role, "role")
+    require_known(policy, role, field)
     if role in policy.owner_roles:
         raise RoleBeyondCaller(
             f"{role} may `owners update`, which no organization's token may: choose another role.",
-            field="role",
+            field=field,
             role=role,
         )
     if is_beyond(policy, moment.caller, role):
         raise RoleBeyondCaller(
             f"{role} may something that the credential itself may not: choose a role within its own"
             f" ({moment.caller.role}{', restricted' if moment.caller.restriction else ''}).",
-            field="role",
+            field=field,
             role=role,
         )
 
@@ -150,14 +150,17 @@ def rotatable(moment: Moment, token_id: str) -> Token:
                 resource="organization-tokens",
             )
         if token is None or token.user_id:
-            raise TokenNotFound(f"There is no token `{token_id}` to rotate here. Nobody rotates another person's.")
-        require_organization_role(moment, token.role)
+            raise TokenNotFound(
+                f"There is no token `{token_id}` to rotate here. Nobody rotates another person's.", field="id"
+            )
+        require_organization_role(moment, token.role, "id")
     _require_no_more(moment.caller, token)
     caller = moment.caller
     if caller.kind is not CredentialKind.SESSION and token.expire_time > caller.expire_time:
         raise RoleBeyondCaller(
             "The token works for longer than the one that this call is made with: rotate it with itself, or with a"
             " credential that lasts as long.",
+            field="id",
             role=token.role,
         )
     return token
@@ -184,7 +187,7 @@ def deletable(moment: Moment, token_id: str) -> Token:
             resource="member-tokens",
         )
     if token is None or not (others if token.user_id else organizations):
-        raise TokenNotFound(f"There is no token `{token_id}` here: see which there are with ListTokens.")
+        raise TokenNotFound(f"There is no token `{token_id}` here: see which there are with ListTokens.", field="id")
     if token.user_id and is_beyond(moment.policy, caller, token.role):
         moment.require("update", "owners")
     return token
@@ -199,5 +202,6 @@ def _require_no_more(caller: Caller, token: Token) -> None:
     if not is_cut_down(token.restriction, caller.restriction):
         raise RoleBeyondCaller(
             "The credential is restricted, and the token may more: use one that is not restricted, or not so much.",
+            field="id",
             role=token.role,
         )

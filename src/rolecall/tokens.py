@@ -120,7 +120,7 @@ class Tokens:
 
         def effect(moment: Moment, token: Token) -> Done[Issued]:
             if token.state(moment.at) is not TokenState.LIVE:
-                raise TokenNotFound(f"The token `{token_id}` is dead, and stays so: create another one.")
+                raise TokenNotFound(f"The token `{token_id}` is dead, and stays so: create another one.", field="id")
             require_etag(etag, token.etag)
             minted = credentials.mint(token.kind, token.id)
             old_until = moment.at + overlap

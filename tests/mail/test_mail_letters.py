@@ -140,7 +140,7 @@ def test_the_subject_holds_any_name(make_site: MakeSite, sqlite_url: str) -> Non
 
     for name, arrived in zip(names, server.taken, strict=True):
         # But for blanks, where lines were folded.
-        assert "".join(arrived.mail["Subject"].split()) == "".join(f"ann invites you to {name}".split())
+        assert "".join(arrived.mail["Subject"].split()) == "".join(f"ann@acme.io invites you to {name}".split())
         assert name in text_of(arrived.mail)
         assert name.replace("&", "&amp;") in text_of(arrived.mail, "html")
         assert arrived.raw.isascii()
@@ -180,7 +180,7 @@ def test_an_address_that_looks_encoded_is_nobody_elses(make_site: MakeSite, sqli
 
 
 def test_the_name_that_somebody_gave_is_in_their_mails(make_site: MakeSite, sqlite_url: str) -> None:
-    """An invited person's: they are greeted by it, and invite others under it."""
+    """An invited person's: they are greeted by it. Others, whom they invite, see their address."""
     with MailServer() as server:
         site = make_site(sqlite_url, **server.settings())
         invite(site, "bob@acme.io", role="ADMIN")
@@ -194,7 +194,30 @@ def test_the_name_that_somebody_gave_is_in_their_mails(make_site: MakeSite, sqli
         wait_until(lambda: len(server.taken) == 3)
 
     assert text_of(server.taken[1].mail).startswith("Hello Bob <Böb> Bobson,")
-    assert server.taken[2].mail["Subject"] == "Bob <Böb> Bobson invites you to acme"
+    assert server.taken[2].mail["Subject"] == "bob@acme.io invites you to acme"
+
+
+@pytest.mark.parametrize("name", ["https://evil.io", "Win now: www.evil.io", "evil.io", "//evil"])
+def test_no_name_makes_a_link(make_site: MakeSite, sqlite_url: str, name: str) -> None:
+    """Strangers see the inviter's address and the organization's id: a link there would be a trusted sender's."""
+    with MailServer() as server:
+        site = make_site(sqlite_url, **server.settings())
+        first, odd = "bob@acme.io", "www.evil.io/x@acme.io"
+        invite(site, first, odd, role="ADMIN")
+        wait_until(lambda: len(server.taken) == 2)
+        secrets = {arrived.recipients[0]: arrived.secret for arrived in server.taken}
+        sessions = [accept(site, secrets[address], name).session.secret for address in (first, odd)]
+        owner(site).organization.update(name)
+        for number, session in enumerate(sessions):
+            with Client(site.address, session) as inviter:
+                inviter.invitations.create([(f"stranger{number}@x.io", "VIEWER")])
+            wait_until(lambda number=number: len(server.taken) == number + 3)  # type: ignore[misc]
+
+    subjects = [arrived.mail["Subject"] for arrived in server.taken[2:]]
+    assert subjects == ["bob@acme.io invites you to acme", "acme invites you to acme"]
+    for arrived in server.taken[2:]:
+        for form in ("plain", "html"):
+            assert "evil" not in text_of(arrived.mail, form)
 
 
 # Whom they come from

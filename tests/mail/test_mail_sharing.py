@@ -7,7 +7,9 @@ from conftest import MakeSite, wait_until
 from mail_servers import OK, Arrived, MailServer, free_port
 from mail_sites import another_server, hurry, invite, owner, sql
 
+from rolecall import Guest
 from rolecall.domain import now
+from rolecall.mail.sender import AT_ONCE
 from rolecall.storage import Transaction
 from rolecall.storage import mails as rows
 from rolecall.storage.mails import Mail
@@ -92,6 +94,25 @@ def test_nobody_waits_for_what_another_server_has_in_hand(make_site: MakeSite, d
     assert len(mine) == len(others) == 2
     assert len({mail.id for mail in (*mine, *others)} | {late}) == 5
     assert site.storage.write(lambda tx: rows.take(tx, at, until, 5)) == []
+
+
+def test_mails_to_sign_in_overtake_invitations(make_site: MakeSite, database_url: str) -> None:
+    """Behind a mail server that is slow, only the few that are in hand come before one: its link lives 15 minutes."""
+    people = [f"person{number:02}@acme.io" for number in range(40)]
+    answering: list[bool] = []
+    with MailServer() as server:
+        server.gate = lambda: bool(answering)
+        site = make_site(database_url, **server.settings())
+        invite(site, *people)
+        wait_until(lambda: bool(server.handed))
+        with Guest(site.address, organization="acme", timeout=20) as guest:
+            guest.request_sign_in("viewer@acme.io")
+        answering.append(True)
+        wait_until(lambda: len(server.taken) == len(people) + 1)
+
+    order = [arrived.recipients for arrived in server.taken]
+    assert order.index(["viewer@acme.io"]) <= AT_ONCE
+    assert server.recipients == sorted([*people, "viewer@acme.io"])
 
 
 def test_a_stopped_server_leaves_its_mails_to_the_next(

@@ -44,7 +44,7 @@ def test_own_templates_stand_in_for_ours(make_site: MakeSite, sqlite_url: str, t
     (arrived,) = server.taken
 
     assert arrived.mail["Subject"] == "acme wants you, VIEWER!"
-    assert text_of(arrived.mail, "html").strip() == f"<p>Grüße, ann: {arrived.secret}</p>"
+    assert text_of(arrived.mail, "html").strip() == f"<p>Grüße, ann@acme.io: {arrived.secret}</p>"
     assert text_of(arrived.mail).startswith("Hello,")
 
 

@@ -197,6 +197,21 @@ def test_nothing_printed_in_the_child_mixes_with_its_answer() -> None:
     assert done.stderr == b""
 
 
+@pytest.mark.parametrize("rules", [_many_rules(), OWNER_ROW], ids=["many", "few"])
+def test_child_whose_parent_has_ended_says_nothing(tmp_path: Path, rules: str) -> None:
+    """Nobody reads its answer any more, as after SIGTERM to the server: no traceback, whatever its size."""
+    command = [sys.executable, "-m", "rolecall.policy", str(write_folder(tmp_path, rules, CASES)), "0.1"]
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stderr is not None
+        child.stdout.close()
+        said = child.stderr.read()
+
+    assert said == b""
+    assert child.returncode == 1
+
+
 def test_child_takes_no_module_from_the_folder_it_runs_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A file that is called like a module of a library is not run because a server is started beside it."""
     write_folder(tmp_path / "policies")

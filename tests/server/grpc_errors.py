@@ -20,17 +20,21 @@ class Told:
     field: str
     metadata: dict[str, str]
     trailers: dict[str, str | bytes]
+    # The type, subject and description of each precondition that isn't met.
+    unmet: tuple[tuple[str, str, str], ...] = ()
 
 
 def told(error: grpc.RpcError) -> Told:
     """The status of `error` with its details."""
     call = cast("grpc.Call", error)
     info, bad_request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+    failure = error_details_pb2.PreconditionFailure()
     status = rpc_status.from_call(call)
     for detail in status.details if status else ():
-        for message in (info, bad_request):
+        for message in (info, bad_request, failure):
             if detail.Is(message.DESCRIPTOR):
                 detail.Unpack(message)
     field = bad_request.field_violations[0].field if bad_request.field_violations else ""
     trailers = dict(call.trailing_metadata() or ())
-    return Told(call.code(), call.details() or "", info.reason, field, dict(info.metadata), trailers)
+    unmet = tuple((item.type, item.subject, item.description) for item in failure.violations)
+    return Told(call.code(), call.details() or "", info.reason, field, dict(info.metadata), trailers, unmet)

@@ -135,7 +135,8 @@ def test_a_role_that_is_gone_is_nobodys_fault(sqlite_site: Site) -> None:
         accepted = office.turned_away(Accept(secret=office.secret(made)))
 
     assert (resent.code, resent.reason) == (INVALID, "UNKNOWN_ROLE_NAME")
-    assert (accepted.code, accepted.reason) == (UNMET, "INVITER_LOST_RIGHT")
+    assert (accepted.code, accepted.reason, accepted.field) == (UNMET, "INVITER_LOST_RIGHT", "secret")
+    assert accepted.unmet == (("INVITER_LOST_RIGHT", f"invitation:{made.id}", accepted.message),)
     assert "no role GUIDE any more" in accepted.message
     assert office.send("OWNER", Delete(id=made.id)).invitation.role == "GUIDE"
 
@@ -168,7 +169,8 @@ def test_an_expired_invitation_is_over(site: Site) -> None:
         said = office.turned_away(Accept(secret=office.secret(late)))
         assert is_no_secret(office.turned_away(Accept(secret=office.secret(late, 2))))
 
-    assert (said.code, said.reason) == (UNMET, "INVITATION_EXPIRED")
+    assert (said.code, said.reason, said.field) == (UNMET, "INVITATION_EXPIRED", "secret")
+    assert said.unmet == (("INVITATION_EXPIRED", f"invitation:{late.id}", said.message),)
     assert "ask whoever invited you for another one" in said.message
     assert office.accept(just).member.role == "VIEWER"
 
@@ -198,7 +200,8 @@ def test_the_inviter_must_still_be_one_who_may(site: Site, how: str) -> None:
     with nothing_written(site):
         said = office.turned_away(Accept(secret=office.secret(made)))
 
-    assert (said.code, said.reason) == (UNMET, "INVITER_LOST_RIGHT")
+    assert (said.code, said.reason, said.field) == (UNMET, "INVITER_LOST_RIGHT", "secret")
+    assert said.unmet == (("INVITER_LOST_RIGHT", f"invitation:{made.id}", said.message),)
     assert "ask somebody of acme to send the invitation again" in said.message
     renewed = office.send("OWNER", Resend(id=made.id)).invitation
     assert renewed.inviter == f"user:{site.members['OWNER'].user_id}"
@@ -230,7 +233,7 @@ def test_a_member_needs_no_invitation(site: Site) -> None:
     with nothing_written(site):
         said = office.turned_away(Accept(secret=office.secret(made)))
 
-    assert (said.code, said.reason) == (EXISTS, "ALREADY_MEMBER")
+    assert (said.code, said.reason, said.field) == (EXISTS, "ALREADY_MEMBER", "secret")
     assert "sign in with RequestSignIn" in said.message
 
 
@@ -262,6 +265,10 @@ def test_a_name_to_show(sqlite_site: Site) -> None:
             ("An\nn", "remove it"),
             ("A\u202enn", "remove it"),
             ("A\x00", "remove it"),
+            ("\u034f", "invisible one: remove it"),
+            ("\u3164", "invisible one: remove it"),
+            ("Ann\ufe0f", "invisible one: remove it"),
+            ("\u0301", "shows nothing: give it a letter"),
         ):
             said = office.turned_away(Accept(secret=office.secret(good), display_name=name))
 
@@ -272,7 +279,7 @@ def test_a_name_to_show(sqlite_site: Site) -> None:
         said = office.turned_away(Accept(secret=office.secret(good), organization="x" * 65))
         assert (said.code, said.field) == (INVALID, "organization")
         assert taken_by(said) < TRAILERS
-    name = "Ånn-Søphie O'Hära 李 " + "x" * 44
+    name = "Ånn-Søphie O'Hära 李 e\u0301 नि 🚀 " + "x" * 36
 
     assert office.knock(Accept(secret=office.secret(good), display_name=name)).member.display_name == name
     assert office.accept(default).member.display_name == local

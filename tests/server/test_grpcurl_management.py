@@ -156,6 +156,17 @@ def test_describe_is_the_manual_of_management_too(sqlite_site: Site) -> None:
             '{"id": "0000000000000000000000", "overlap": "90000s"}',
             ("InvalidArgument", "overlap must be 0 to 24 hours", '"field": "overlap"'),
         ),
+        (
+            "rolecall.v1.MemberService/LeaveOrganization",
+            "{}",
+            (
+                "FailedPrecondition",
+                "google.rpc.PreconditionFailure",
+                '"type": "LAST_OWNER"',
+                '"subject": "organization:acme"',
+                '"description": "Nobody else holds the role OWNER in acme',
+            ),
+        ),
     ],
 )
 def test_errors_are_readable(sqlite_site: Site, method: str, request_: str, parts: tuple[str, ...]) -> None:

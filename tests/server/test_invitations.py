@@ -240,6 +240,7 @@ def test_an_expired_invitation_is_in_nobodys_way(site: Site) -> None:
     with nothing_written(site):
         said = office.refused("OWNER", Resend(id=old.id))
         assert (said.code, said.reason, said.field) == (UNMET, "INVITATION_EXPIRED", "id")
+        assert said.unmet == (("INVITATION_EXPIRED", f"invitation:{old.id}", said.message),)
         assert "invite the address anew" in said.message
     (new,) = office.invite("ADMIN", ("ANN@x.io", "CONTRIBUTOR"))
     with nothing_written(site):

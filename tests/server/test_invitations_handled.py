@@ -108,6 +108,7 @@ def test_an_accepted_invitation_is_closed(site: Site) -> None:
             said = office.refused("ADMIN", request)
 
             assert (said.code, said.reason, said.field) == (UNMET, "INVITATION_ACCEPTED", "id")
+            assert said.unmet == (("INVITATION_ACCEPTED", f"invitation:{made.id}", said.message),)
             assert "RemoveMember undoes it" in said.message
 
 
@@ -163,9 +164,9 @@ def test_an_admin_handles_no_owners_invitation(site: Site) -> None:
     requests: list[tuple[Message, str]] = [
         (inviting(("new@x.io", "OWNER")), "invitations[0].role"),
         (inviting(("ok@x.io", "VIEWER"), ("new@x.io", "OWNER")), "invitations[1].role"),
-        (Resend(id=made.id), ""),
-        (Delete(id=made.id), ""),
-        (Resend(id=made.id, etag="stale"), ""),
+        (Resend(id=made.id), "id"),
+        (Delete(id=made.id), "id"),
+        (Resend(id=made.id, etag="stale"), "id"),
     ]
     with nothing_written(site):
         for request, field in requests:

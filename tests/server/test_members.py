@@ -1,6 +1,7 @@
 """Members over gRPC: who may change whom, what is refused unwritten, and what is in force at once."""
 
 import uuid
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -8,7 +9,8 @@ from conftest import MakeSite, Site, add_member
 from google.protobuf.message import Message
 from grpc_errors import told
 from people import Office, change_rows, expected, last_entry
-from sqlalchemy import select
+from sqlalchemy import select, update
+from test_invitations import TRAILERS, taken_by
 from test_tokens import (
     DENIED,
     INVALID,
@@ -186,7 +188,8 @@ def test_the_last_owner_cannot_be_demoted(site: Site) -> None:
         for role in ROLES[1:]:
             said = office.refused("OWNER", Change(user_id=owner, role=role))
 
-            assert (said.code, said.reason) == (UNMET, "LAST_OWNER")
+            assert (said.code, said.reason, said.field) == (UNMET, "LAST_OWNER", "user_id")
+            assert said.unmet == (("LAST_OWNER", "organization:acme", said.message),)
             assert "OWNER" in said.message
             assert "second person" in said.message
     second = office.join("olga@acme.io", "OWNER")
@@ -219,7 +222,7 @@ def test_bad_changes_are_refused_unwritten(site: Site) -> None:
         (Remove(user_id=missing), NOT_FOUND, "MEMBER_NOT_FOUND", "user_id", "ListMembers"),
         (Remove(user_id=foreign), NOT_FOUND, "MEMBER_NOT_FOUND", "user_id", "ListMembers"),
         (Remove(user_id=there, etag="1"), ABORTED, "ETAG_MISMATCH", "etag", "read it again"),
-        (Remove(user_id=site.members["OWNER"].user_id), UNMET, "LAST_OWNER", "", "give it to a second person"),
+        (Remove(user_id=site.members["OWNER"].user_id), UNMET, "LAST_OWNER", "user_id", "give it to a second person"),
         (pb.GetMemberRequest(), INVALID, "INVALID_FIELD", "user_id", "as ListMembers shows it"),
         (pb.GetMemberRequest(user_id=missing), NOT_FOUND, "MEMBER_NOT_FOUND", "user_id", "ListMembers"),
         (pb.GetMemberRequest(user_id=foreign), NOT_FOUND, "MEMBER_NOT_FOUND", "user_id", "ListMembers"),
@@ -230,6 +233,39 @@ def test_bad_changes_are_refused_unwritten(site: Site) -> None:
 
             assert [said.code, said.reason, said.field] == want, request
             assert advice in said.message, request
+
+
+def test_whoever_is_beyond_the_caller_is_the_field_at_fault(site: Site) -> None:
+    """An ADMIN is told that it is `user_id`, not the role that was asked for; no detail tells more than the reason."""
+    office, owner = Office(site), site.members["OWNER"].user_id
+    with nothing_written(site):
+        for request in (Change(user_id=owner, role="VIEWER"), Remove(user_id=owner)):
+            said = office.refused("ADMIN", request)
+
+            assert (said.code, said.reason, said.field) == (DENIED, "ROLE_BEYOND_CALLER", "user_id")
+            assert said.unmet == ()
+        for request in (Change(user_id=owner, role="VIEWER"), Remove(user_id=owner), Remove(user_id="nobody")):
+            said = office.refused("VIEWER", request)
+
+            assert (said.code, said.reason, said.field, said.unmet) == (DENIED, "PERMISSION_MISSING", "", ())
+
+
+def test_the_last_owner_of_many_owning_roles_fits_into_trailers(
+    make_site: MakeSite, sqlite_url: str, policy_folder: Path
+) -> None:
+    """However many roles may own, some are named, and the answer takes less than 8 KB."""
+    with (policy_folder / "policy.csv").open("a", encoding="utf-8") as file:
+        file.writelines(f"p, {'R' * 62}{number}, owners, update, allow\n" for number in range(10, 50))
+    site = make_site(sqlite_url)
+    others = update(tables.members).where(tables.members.c.role != "OWNER").values(role="VIEWER")
+    site.storage.write(lambda tx: tx.connection.execute(others))
+    site.forget()
+    said = Office(site).refused("OWNER", Change(user_id=site.members["OWNER"].user_id, role="VIEWER"))
+
+    assert (said.reason, said.field) == ("LAST_OWNER", "user_id")
+    assert said.unmet == (("LAST_OWNER", "organization:acme", said.message),)
+    assert "and 31 more" in said.message
+    assert taken_by(said) < TRAILERS
 
 
 # Removing and leaving
@@ -294,7 +330,8 @@ def test_the_last_owner_cannot_be_removed(make_site: MakeSite, sqlite_url: str, 
         for token in ("ADMIN", program):
             said = office.refused(token, Remove(user_id=site.members["OWNER"].user_id))
 
-            assert (said.code, said.reason) == (UNMET, "LAST_OWNER")
+            assert (said.code, said.reason, said.field) == (UNMET, "LAST_OWNER", "user_id")
+            assert said.unmet == (("LAST_OWNER", "organization:acme", said.message),)
             assert "with ChangeMemberRole or an invitation" in said.message
     add_member(site.storage, "acme", "olga@acme.io", "OWNER")
 
@@ -316,7 +353,10 @@ def test_who_may_leave(site: Site) -> None:
     }
     assert (said[program].code, said[program].reason) == (DENIED, "PERSON_ONLY")
     assert "use a person's credential" in said[program].message
-    assert (said["OWNER"].code, said["OWNER"].reason) == (UNMET, "LAST_OWNER")
+    last = said["OWNER"]
+    assert (last.code, last.reason, last.field) == (UNMET, "LAST_OWNER", "")
+    assert last.unmet == (("LAST_OWNER", "organization:acme", last.message),)
+    assert said[program].unmet == ()
     add_member(site.storage, "acme", "olga@acme.io", "OWNER")
     for token in ("ADMIN", "OWNER"):
         revision = office.send(token, leave).revision

@@ -200,7 +200,7 @@ def test_a_restricted_credential_handles_no_freer_token(site: Site) -> None:
         for target in (site.tokens["OWNER"], free, *freer, beside):
             for request in (pb.RotateTokenRequest(id=id_of(target)), pb.DeleteTokenRequest(id=id_of(target))):
                 said = desk.refused(caller, request)
-                assert (said.code, said.reason) == (DENIED, "ROLE_BEYOND_CALLER")
+                assert (said.code, said.reason, said.field) == (DENIED, "ROLE_BEYOND_CALLER", "id")
         # Others' tokens need a permission that it hasn't.
         said = desk.refused(caller, pb.DeleteTokenRequest(id=id_of(site.tokens["VIEWER"])))
         assert (said.code, said.reason) == (DENIED, "PERMISSION_MISSING")
@@ -234,7 +234,7 @@ def test_a_longer_lived_token_is_not_rotated_by_a_shorter_one(site: Site) -> Non
     with nothing_written(site):
         for target in (long, program):
             said = desk.refused(short, pb.RotateTokenRequest(id=id_of(target)))
-            assert (said.code, said.reason) == (DENIED, "ROLE_BEYOND_CALLER")
+            assert (said.code, said.reason, said.field) == (DENIED, "ROLE_BEYOND_CALLER", "id")
 
     assert desk.code(long, pb.RotateTokenRequest(id=id_of(short))) is OK
     assert desk.code(put_session(site, "OWNER"), pb.RotateTokenRequest(id=id_of(program))) is OK

@@ -238,7 +238,7 @@ def test_nobody_rotates_another_persons_token(site: Site) -> None:
         owner = desk.refused("OWNER", pb.RotateTokenRequest(id=theirs))
         viewer = desk.refused("VIEWER", pb.RotateTokenRequest(id=theirs))
 
-    assert (owner.code, owner.reason) == (NOT_FOUND, "TOKEN_NOT_FOUND")
+    assert (owner.code, owner.reason, owner.field) == (NOT_FOUND, "TOKEN_NOT_FOUND", "id")
     assert (viewer.code, viewer.reason) == (DENIED, "PERMISSION_MISSING")
 
 
@@ -372,6 +372,22 @@ def test_a_secret_is_in_one_answer_only(sqlite_site: Site) -> None:
 # Bad input
 
 NAMES = ["", " ", "\t", "x" * 65, "a\x07b", "a\nb", "a\x00b", "a\u200bb", "a\u202eb", "\u00a0", " x", "x "]
+# Python takes these for printable, and nothing is drawn for them.
+NAMES += [
+    "\u034f",
+    "\u034f" * 5,
+    "a\u034fb",
+    "\ufe0f",
+    "x\ufe0f",
+    "\U000e0100",
+    "\u3164",
+    "\uffa0",
+    "\u115f",
+    "\u17b4",
+    "\u2800",
+]
+# Nor is there anything that these marks could stand on.
+NAMES += ["\u0301", "\u0301\u0302", "\u20dd", "\u0301 \u0301"]
 
 
 def bad_tokens(site: Site) -> list[tuple[str, Any, grpc.StatusCode, str, str]]:
@@ -642,7 +658,7 @@ def test_overlap_and_etag_are_minded(site: Site) -> None:
             assert (said.code, said.reason) == (grpc.StatusCode.ABORTED, "ETAG_MISMATCH")
         for text in (dead, expired, program):
             said = desk.refused("OWNER", pb.RotateTokenRequest(id=id_of(text)))
-            assert (said.code, said.reason) == (NOT_FOUND, "TOKEN_NOT_FOUND")
+            assert (said.code, said.reason, said.field) == (NOT_FOUND, "TOKEN_NOT_FOUND", "id")
 
 
 # Deleting

@@ -1,6 +1,7 @@
 """`rolecall invitations`: people are asked in, through a server."""
 
 import csv
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
@@ -23,6 +24,8 @@ Which = Annotated[str, typer.Argument(metavar="INVITATION", help="The invitation
 
 # So many the server takes at once.
 AT_ONCE = 200
+
+_ENTRY = re.compile(r"\binvitations\[(\d{1,3})\]")
 
 
 class State(StrEnum):
@@ -216,8 +219,15 @@ def _named(problem: RolecallError, people: list[_Person]) -> str:
     numbers = problem.field.partition("[")[2].partition("]")[0].split(",")
     if not numbers[0].isdigit():
         return problem.message
-    who = ", ".join(f"{people[int(number)].address} ({people[int(number)].place})" for number in numbers)
-    return f"{who}: {problem.message.removeprefix(problem.field + ': ')}"
+    who = ", ".join(_at(people, int(number)) for number in numbers)
+    said = problem.message.removeprefix(problem.field + ": ")
+    # What the server calls somebody else on the list.
+    return f"{who}: {_ENTRY.sub(lambda found: _at(people, int(found[1])) or found[0], said)}"
+
+
+def _at(people: list[_Person], number: int) -> str:
+    """Somebody as they stand in what was given; empty beyond its end."""
+    return "".join(f"{person.address} ({person.place})" for person in people[number : number + 1])
 
 
 def _id(client: "Client", which: str) -> str:

@@ -72,8 +72,9 @@ def error(failure: grpc.RpcError, address: str) -> errors.RolecallError:
         status = None
     info = error_details_pb2.ErrorInfo()
     violations = error_details_pb2.BadRequest()
+    unmet = error_details_pb2.PreconditionFailure()
     for detail in status.details if status else ():
-        for message in (info, violations):
+        for message in (info, violations, unmet):
             if detail.Is(message.DESCRIPTOR):
                 detail.Unpack(message)
     kind = errors.by_reason(info.reason)
@@ -87,7 +88,8 @@ def error(failure: grpc.RpcError, address: str) -> errors.RolecallError:
             f"The call to {address} failed: {hint} {code.name}: {failure.details()}", code=code.name
         )
     field = violations.field_violations[0].field if violations.field_violations else ""
-    meant = kind(status.message, field=field)
+    subject = unmet.violations[0].subject if unmet.violations else ""
+    meant = kind(status.message, field=field, subject=subject)
     meant.metadata.update(info.metadata)
     if len(violations.field_violations) > 1:
         meant.all = tuple(_violation(item) for item in violations.field_violations)

@@ -31,7 +31,8 @@ _TRIED = "the-secret"
 class Letter:
     """What a mail has to tell, and to whom: `mailbox` is the address in the form that mail servers take.
 
-    `inviter` and `role` are empty for a link to sign in, `name` for an invitation.
+    `inviter` (an address, or an organization's name) and `role` are empty for a link to sign in, `name` for an
+    invitation.
     """
 
     kind: LinkKind

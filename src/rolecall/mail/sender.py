@@ -1,5 +1,6 @@
 """Sends what is queued: takes a few mails for a while, so that several servers share the work, and tries again."""
 
+import re
 import threading
 import time
 from email.message import EmailMessage
@@ -7,7 +8,7 @@ from email.message import EmailMessage
 import structlog
 
 from rolecall import addresses, credentials
-from rolecall.domain import Delivery, InvitationState, LinkKind, now
+from rolecall.domain import Delivery, InvitationState, LinkKind, Organization, now
 from rolecall.errors import RolecallError, StorageUnavailable, WriteConflict
 from rolecall.links import Links
 from rolecall.mail.letters import Letter, Letters
@@ -31,6 +32,9 @@ FIRST_PAUSE_SECONDS = 5.0
 MAX_PAUSE_SECONDS = 3600.0
 # A mail server that can't be reached.
 MAX_OUTAGE_PAUSE_SECONDS = 60.0
+
+# What mail clients make a link of in a text, as in `https://evil.io` and `evil.io`.
+_LINK = re.compile(r"/|\w\.\w")
 
 _log = structlog.get_logger("rolecall.mail")
 
@@ -161,15 +165,17 @@ class Sender:
             return None
         kind, _, identifier = invitation.inviter.partition(":")
         inviter = member_rows.get(tx, mail.organization, identifier) if kind == "user" else None
+        # A name may be anything, and this goes to strangers: the address was proven.
+        is_plain = inviter is not None and "/" not in inviter.email and "www." not in inviter.email.lower()
         return Letter(
             mail.kind,
             mail.id,
             addresses.mailbox(invitation.email),
             organization.id,
-            organization.display_name,
+            _shown(organization),
             self._links.secret(mail.kind, mail.about, mail.generation),
             invitation.expire_time,
-            inviter=inviter.display_name if inviter else organization.display_name,
+            inviter=inviter.email if inviter and is_plain else _shown(organization),
             role=invitation.role,
         )
 
@@ -187,8 +193,13 @@ class Sender:
             mail.id,
             addresses.mailbox(member.email),
             organization.id,
-            organization.display_name,
+            _shown(organization),
             self._links.secret(mail.kind, mail.about, mail.generation),
             request.expire_time,
             name=member.display_name,
         )
+
+
+def _shown(organization: Organization) -> str:
+    """The organization's name; its id where the name would become a link, in a mail of a sender who is trusted."""
+    return organization.id if _LINK.search(organization.display_name) else organization.display_name

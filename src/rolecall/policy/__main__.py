@@ -1,5 +1,6 @@
 """The child process of `handover.build_aside`: arguments are the folder and the seconds for the comparison."""
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -14,8 +15,14 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stream = sys.stdout.buffer
     sys.stdout = sys.stderr  # so that no library's print ends up between the pickles
-    send(build(Path(sys.argv[1]), float(sys.argv[2])), stream)
-    stream.flush()
+    result = build(Path(sys.argv[1]), float(sys.argv[2]))
+    try:
+        send(result, stream)
+        stream.flush()
+    except BrokenPipeError:
+        # Whoever waited for us has ended; Python must not complain when it flushes the rest.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        sys.exit(1)
 
 
 main()

@@ -36,10 +36,10 @@ def explain(decision: Decision) -> Explanation:
     return Explanation(summary, nearest_miss=miss, nearest_miss_line=line, roles_that_pass=passing)
 
 
-def few(roles: Sequence[str]) -> str:
+def few(roles: Sequence[str], between: str = ", ") -> str:
     """The names in a text that stays short: the first ten, and how many more."""
     more = f" and {len(roles) - MAX_NAMED} more" if len(roles) > MAX_NAMED else ""
-    return ", ".join(roles[:MAX_NAMED]) + more or "none"
+    return between.join(roles[:MAX_NAMED]) + more or "none"
 
 
 def _why(decision: Decision, name: str) -> str:

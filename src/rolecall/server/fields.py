@@ -1,5 +1,7 @@
 """Fields that the messages of several services share, to and from domain values. What comes in is validated here."""
 
+import re
+import unicodedata
 import uuid
 from typing import Protocol
 
@@ -46,6 +48,15 @@ MAX_ID = 64
 MAX_ROLE = 64
 # As long as an address may be.
 MAX_TEXT = 254
+# What Unicode calls Default_Ignorable_Code_Point, for which nothing is drawn, and two blanks, of Braille and of music.
+# Python takes some for printable, such as the joiner of graphemes, the fillers of Hangul, the selectors of variations.
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800"
+    "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d159\U0001d173-\U0001d17a"
+    "\U000e0000-\U000e0fff]"
+)
+# Letters, digits, punctuation, symbols. Marks combine with one of them.
+_VISIBLE = "LNPS"
 # What a Timestamp and a Duration may hold: the years 1 to 9999, 10,000 years.
 _SECONDS = range(-62_135_596_800, 253_402_300_800)
 _DURATION_SECONDS = 315_576_000_000
@@ -83,16 +94,18 @@ def require_no_credential(text: str, field: str) -> None:
 
 
 def name(text: str, field: str) -> str:
-    """A name to show. Raises `InvalidField` for `field`."""
+    """A name to show: something is to be seen of it, and all that it holds. Raises `InvalidField` for `field`."""
     if not text or text.isspace():
         raise InvalidField(f"{field} is empty: give 1 to {MAX_NAME} characters.", field=field)
     if len(text) > MAX_NAME:
         raise InvalidField(f"{field} has {len(text)} characters, more than {MAX_NAME}: shorten it.", field=field)
-    if not text.isprintable():
+    if not text.isprintable() or _INVISIBLE.search(text):
         raise InvalidField(f"{field} holds a control character or an invisible one: remove it.", field=field)
     if text != text.strip():
         raise InvalidField(f"{field} has a blank at an end: remove it.", field=field)
     require_no_credential(text, field)
+    if not any(unicodedata.category(character)[0] in _VISIBLE for character in text):
+        raise InvalidField(f"{field} shows nothing: give it a letter, a digit or another sign.", field=field)
     return text
 
 

@@ -1,8 +1,12 @@
-"""Errors as google.rpc.Status: the category as the code, the reason as ErrorInfo, the field as BadRequest."""
+"""Errors as google.rpc.Status: the category as the code, the reason as ErrorInfo, the field as BadRequest.
+
+What isn't as it must be stands in PreconditionFailure.
+"""
 
 from collections.abc import Sequence
 
 from google.protobuf import any_pb2
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
 
@@ -27,6 +31,11 @@ def status_of(error: RolecallError, request_id: str) -> status_pb2.Status:
     violations = _violations(error.all or (error,))
     if violations:
         details.append(_packed(error_details_pb2.BadRequest(field_violations=violations)))
+    if error.status == StatusCode.FAILED_PRECONDITION.name:
+        unmet = error_details_pb2.PreconditionFailure.Violation(
+            type=error.reason, subject=error.subject, description=error.message
+        )
+        details.append(_packed(error_details_pb2.PreconditionFailure(violations=[unmet])))
     code: int = getattr(StatusCode, error.status).value[0]
     return status_pb2.Status(code=code, message=credentials.redacted(error.message), details=details)
 
@@ -65,7 +74,7 @@ def _violations(errors: Sequence[RolecallError]) -> list[error_details_pb2.BadRe
     return found
 
 
-def _packed(detail: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest) -> any_pb2.Any:
+def _packed(detail: Message) -> any_pb2.Any:
     packed = any_pb2.Any()
     packed.Pack(detail)
     return packed

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, delete, exists, insert, select, update
+from sqlalchemy import bindparam, case, delete, exists, insert, select, update
 
 from rolecall.domain import Delivery, LinkKind
 from rolecall.storage.tables import mails, sign_ins
@@ -55,7 +55,8 @@ class SignInRequest:
 _NEXT = (
     select(mails)
     .where(mails.c.state == Delivery.QUEUED.value, mails.c.due_time <= bindparam("at"))
-    .order_by(mails.c.due_time, mails.c.id)
+    # A link to sign in lives for minutes, an invitation for days: many of these must not outlast those.
+    .order_by(case((mails.c.kind == LinkKind.SIGN_IN.value, 0), else_=1), mails.c.due_time, mails.c.id)
     .limit(bindparam("limit"))
     # Several servers take from one table, each what the others don't have in hand.
     .with_for_update(skip_locked=True)
@@ -87,7 +88,10 @@ def is_any_due(tx: Transaction, at: int) -> bool:
 
 
 def take(tx: Transaction, at: int, until: int, limit: int) -> list[Mail]:
-    """At most `limit` mails that are due at `at`; nobody else gets them before `until`. Each has one more attempt."""
+    """At most `limit` mails that are due at `at`, those to sign in first; nobody else gets them before `until`.
+
+    Each has one more attempt.
+    """
     rows = tx.connection.execute(_NEXT, {"at": at, "limit": limit}).all()
     if rows:
         taken = update(mails).where(mails.c.id.in_([row.id for row in rows]))

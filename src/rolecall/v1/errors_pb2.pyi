@@ -87,7 +87,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed: the `reason` of the google.rpc.ErrorInfo in its status, without the prefix `ERROR_REASON_`,
-    in the domain `rolecall`.
+    in the domain `rolecall`. Where a field of the request is at fault, google.rpc.BadRequest names it. With
+    FAILED_PRECONDITION, google.rpc.PreconditionFailure has the reason as `type`, and as `subject` what isn't as it must be:
+    `organization:ID` or `invitation:ID`.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0

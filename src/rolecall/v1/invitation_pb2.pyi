@@ -488,7 +488,7 @@ class AcceptInvitationRequest(_message.Message):
     secret: _builtins.str
     """Holds the mailed secret; begins with `rci_`."""
     display_name: _builtins.str
-    """Holds the name to show: at most 64 characters; without one, the address up to its `@`."""
+    """Holds the name to show: at most 64 characters, none invisible; without one, the address up to its `@`."""
     def __init__(
         self,
         *,

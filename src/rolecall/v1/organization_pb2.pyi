@@ -124,7 +124,7 @@ class UpdateOrganizationRequest(_message.Message):
     organization: _builtins.str
     """Names the organization; empty for the credential's own."""
     display_name: _builtins.str
-    """Holds the new name to show: 1 to 64 characters."""
+    """Holds the new name to show: 1 to 64 characters, none invisible."""
     etag: _builtins.str
     """Holds the organization's etag, if the call shall fail where it has changed since."""
     request_id: _builtins.str

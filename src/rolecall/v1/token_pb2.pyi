@@ -147,7 +147,7 @@ class CreatePersonalTokenRequest(_message.Message):
     organization: _builtins.str
     """Names the organization; empty for the credential's own."""
     name: _builtins.str
-    """Names the token, as in `laptop`: 1 to 64 characters."""
+    """Names the token, as in `laptop`: 1 to 64 characters, none invisible."""
     request_id: _builtins.str
     """Makes a repeated call have one effect: a UUID of the caller's choice, remembered for 24 hours."""
     @_builtins.property
@@ -236,7 +236,7 @@ class CreateOrganizationTokenRequest(_message.Message):
     organization: _builtins.str
     """Names the organization; empty for the credential's own."""
     name: _builtins.str
-    """Names the token, as in `billing-service`: 1 to 64 characters."""
+    """Names the token, as in `billing-service`: 1 to 64 characters, none invisible."""
     role: _builtins.str
     """Names its role."""
     request_id: _builtins.str
