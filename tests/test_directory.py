@@ -4,9 +4,11 @@ import itertools
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import pytest
 from conftest import wait_until
@@ -469,6 +471,32 @@ def test_unknown_credential_costs_one_query(remembering: Town) -> None:
 
     assert callers == [None] * 3
     assert len(sent) == 1
+
+
+def test_a_stampede_with_one_credential_is_one_query(remembering: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More callers than may stand in the queue: all are let in, and whoever comes after a revocation is not."""
+    town = remembering
+    minted = town.tokens["acme/ann"]
+    lookups: list[float] = []
+    live_holder = credential_rows.live_holder
+
+    def slow(*args: Any) -> Any:
+        lookups.append(time.monotonic())
+        held = live_holder(*args)
+        time.sleep(0.3)
+        return held
+
+    monkeypatch.setattr(credential_rows, "live_holder", slow)
+    with ThreadPoolExecutor(60) as threads:
+        early = [threads.submit(town.directory.caller, minted.text, lambda: "peer") for _ in range(50)]
+        time.sleep(0.1)
+        _revoke(town.storage, minted)
+        late = [threads.submit(town.directory.caller, minted.text, lambda: "peer") for _ in range(10)]
+
+    assert early[0].result() is not None
+    assert [each.result() for each in late] == [None] * 10
+    # What was read before the revocation is read once more, by one of those who came together.
+    assert len(lookups) == 2
 
 
 def test_malformed_credential_costs_no_query(town: Town) -> None:
