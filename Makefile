@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-lowest lint format protos check-protos bench bench-parts lock clean
+.PHONY: help run test test-lowest lint format protos check-protos bench bench-full bench-parts lock clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -39,6 +39,9 @@ check-protos: .venv/dev ## Fail where the generated code is not what protos/ say
 
 bench: .venv/bench ## Measure Checks beside the references, into docs/benchmarks; needs h2load; about three minutes
 	$(BIN)/python benchmarks/checks.py
+
+bench-full: .venv/bench ## Measure Checks at scale too, beside floods, over workers; about twenty minutes
+	$(BIN)/python benchmarks/full.py
 
 bench-parts: .venv/dev ## Measure decisions, changes and lists; about two minutes
 	$(BIN)/python benchmarks/policy.py

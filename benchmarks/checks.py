@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from load import BATCH, Flow, Measured, Serving, in_turns, median
-from report import Figure, quiet, report
+from report import Figure, quiet, report, table
 from sites import Site, found, questions
 
 from rolecall.v1 import authorization_pb2 as pb
@@ -30,7 +30,8 @@ def main() -> None:
         sys.exit("h2load is missing: install Debian's package nghttp2-client.")
     with tempfile.TemporaryDirectory() as name:
         figures = measure(found(Path(name), MEMBERS))
-    print(report("checks", TITLE, figures))
+    report("checks", TITLE, figures)
+    print(table(figures))
     sys.exit(any(not each.reached for each in figures))
 
 

@@ -59,20 +59,29 @@ class Flow:
     rate: float
     connections: int = 32
     path: str = CHECK
-    token: str = ""
+    tokens: tuple[str, ...] = ()
 
 
 class Serving:
     """A server of a kind, as `serving.py` has them, on a core of its own."""
 
-    def __init__(self, kind: str, folder: Path, token: str = "", core: int = 0) -> None:
-        """Start it."""
+    def __init__(self, kind: str, folder: Path, token: str = "", core: int | None = 0, **settings: object) -> None:
+        """Start it, on this core or on whichever; with settings that differ from the folder's."""
         self._token = token
-        self._load_core = max(os.sched_getaffinity(0) - {core}, default=core)
+        cores = os.sched_getaffinity(0)
+        self._load_core = None if core is None else max(cores - {core}, default=core)
+        began = time.monotonic()
         # As `rolecall serve` does; the public reference has grpc's defaults.
         hurry = {} if kind == "empty-public" else {"GRPC_EXPERIMENTS": "-event_engine_listener"}
         self._process = subprocess.Popen(
-            [*_pinned(core), sys.executable, Path(__file__).with_name("serving.py"), kind, folder],
+            [
+                *_pinned(core),
+                sys.executable,
+                Path(__file__).with_name("serving.py"),
+                kind,
+                folder,
+                json.dumps(settings),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -84,6 +93,7 @@ class Serving:
         self.address = self._stdout.readline().strip()
         if not self.address:
             raise SystemExit(f"The server `{kind}` didn't start.")
+        self.start_seconds = time.monotonic() - began
 
     def __enter__(self) -> Self:
         """Hold it for a block."""
@@ -124,7 +134,7 @@ class Serving:
                 asdict(flow)
                 | {
                     "name": called,
-                    "token": flow.token or self._token,
+                    "tokens": flow.tokens or [self._token],
                     "messages": [base64.b64encode(each).decode() for each in flow.messages],
                 }
                 for called, flow in flows.items()
@@ -181,7 +191,7 @@ def median(found: list[K], of: Callable[[K], float]) -> float:
     return statistics.median(of(each) for each in found)
 
 
-def _pinned(core: int) -> list[str]:
+def _pinned(core: int | None) -> list[str]:
     """To run what follows on one core, where there are several."""
-    several = len(os.sched_getaffinity(0)) > 1 and shutil.which("taskset")
+    several = core is not None and len(os.sched_getaffinity(0)) > 1 and shutil.which("taskset")
     return ["taskset", "-c", str(core)] if several else []

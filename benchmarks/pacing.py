@@ -41,16 +41,23 @@ def framed(message: bytes) -> bytes:
 class Flow:
     """Calls of one method: `rate` a second in all, of the messages in turn, over so many connections.
 
-    With the rate 0, each connection has one call in flight all the time.
+    With the rate 0, each connection has one call in flight all the time. The tokens are presented in turn too.
     """
 
     name: str
     path: str
-    token: str
+    tokens: list[str]
     rate: float
     connections: int
     messages: list[bytes]
     latencies: list[float] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Have the headers ready that differ from call to call."""
+        several = len(self.tokens) > 1
+        self.bearers = cycle(
+            [_literal(0, "authorization", f"Bearer {token}") if several else b"" for token in self.tokens]
+        )
 
 
 class _Connection:
@@ -75,8 +82,10 @@ class _Connection:
             _added(_AUTHORITY, "", address),
             _added(0, "content-type", "application/grpc"),
             _added(0, "te", "trailers"),
-            _added(0, "authorization", f"Bearer {flow.token}"),
         ]
+        # One that is always the same is named by its place too.
+        if len(flow.tokens) == 1:
+            named.append(_added(0, "authorization", f"Bearer {flow.tokens[0]}"))
         self._headers = _POST + _HTTP + b"".join(named)
         # From the second call on they are named by their places.
         self._again = _POST + _HTTP + bytes(0x80 | _FIRST_ADDED + place for place in range(len(named)))
@@ -85,7 +94,7 @@ class _Connection:
         """Begin a call."""
         stream, self._next = self._next, self._next + 2
         self.due[stream] = due
-        headers = _frame(_HEADERS, _END_HEADERS, stream, self._headers)
+        headers = _frame(_HEADERS, _END_HEADERS, stream, self._headers + next(self.flow.bearers))
         self._headers = self._again
         self.socket.sendall(headers + _frame(_DATA, _END_STREAM, stream, message))
 
@@ -163,9 +172,14 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
     return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
 
 
+def _literal(place: int, name: str, value: str) -> bytes:
+    """A header that the table isn't to keep."""
+    return bytes([place]) + (b"" if place else _text(name)) + _text(value)
+
+
 def _added(place: int, name: str, value: str) -> bytes:
     """A header that the connection's table is to keep; `place` is where HPACK's own has its name, 0 for nowhere."""
-    return bytes([0x40 | place]) + (b"" if place else _text(name)) + _text(value)
+    return _literal(0x40 | place, name, value) if place else b"\x40" + _text(name) + _text(value)
 
 
 def _text(text: str) -> bytes:

@@ -15,7 +15,7 @@ import structlog
 mpl.use("agg")
 from matplotlib import pyplot as plt
 
-__all__ = ["Figure", "quiet", "report"]
+__all__ = ["Figure", "quiet", "report", "table"]
 
 FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
 
@@ -48,8 +48,19 @@ def quiet() -> None:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
 
 
-def report(name: str, title: str, figures: list[Figure]) -> str:
-    """Write the files called `name`; the table as text."""
+def table(figures: list[Figure]) -> str:
+    """The figures as text."""
+    widths = [max(len(each.row[column]) for each in figures) for column in range(4)]
+    rows = [
+        "  ".join(cell.ljust(width) for cell, width in zip(each.row, widths, strict=True))
+        + ("" if each.reached else "  MISSED")
+        for each in figures
+    ]
+    return "\n".join(rows)
+
+
+def report(name: str, title: str, figures: list[Figure]) -> None:
+    """Write the files called `name`."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, grpcio {grpc.__version__}"
     at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
@@ -60,13 +71,6 @@ def report(name: str, title: str, figures: list[Figure]) -> str:
     lines += ["", f"![]({name}.png)", ""]
     (FOLDER / f"{name}.md").write_text("\n".join(lines))
     _draw(FOLDER / f"{name}.png", f"{title}\n{machine}", figures)
-    widths = [max(len(each.row[column]) for each in figures) for column in range(4)]
-    rows = [
-        "  ".join(cell.ljust(width) for cell, width in zip(each.row, widths, strict=True))
-        + ("" if each.reached else "  MISSED")
-        for each in figures
-    ]
-    return "\n".join(rows)
 
 
 def _draw(file: Path, title: str, figures: list[Figure]) -> None:

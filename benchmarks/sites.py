@@ -3,12 +3,13 @@
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import insert
 
-from rolecall import credentials, keys, operator, organizations, policy
+from rolecall import credentials, keys, organizations, policy
 from rolecall.audit import AuditLog
 from rolecall.config import Settings
 from rolecall.domain import now
@@ -35,25 +36,25 @@ class Site:
         return self.tokens[0]
 
 
-def found(folder: Path, members: int, count: int = 1, **settings: Any) -> Site:
-    """Found so many organizations, `org0` and so on, with so many members each; `settings` differ from the usual."""
+def found(folder: Path, members: int, count: int = 1, policies: Path = POLICIES, database: str = "") -> Site:
+    """Found so many organizations, `org0` and so on, with so many members each, in a folder that is made."""
+    folder.mkdir(parents=True, exist_ok=True)
     told = {
-        "database": f"sqlite:///{folder}/rolecall.db",
-        "policy": str(POLICIES),
+        "database": database or f"sqlite:///{folder}/rolecall.db",
+        "policy": str(policies),
         "key_file": str(folder / "key"),
         "listen": "127.0.0.1:0",
         "mail_folder": str(folder / "mail"),
-    } | settings
+    }
     (folder / "settings.json").write_text(json.dumps(told))
-    loaded = policy.load(POLICIES, 0.0)
-    storage = Storage(Settings(**told).database)
+    loaded = policy.load(policies, 0.0)
+    storage = Storage(Settings(**told).database)  # type: ignore[arg-type]
     storage.create()
     log = AuditLog(keys.create(folder / "key"))
     tokens = []
     for number in range(count):
         name = f"org{number}"
-        organizations.found(storage, log, loaded, name, "ann@acme.io")
-        tokens.append(operator.issue(storage, log, name, "ann@acme.io").text)
+        tokens.append(organizations.found(storage, log, loaded, name, "ann@acme.io").token.text)
         storage.write(lambda tx, name=name: _add(tx, name, members, loaded.roles))  # type: ignore[misc]
     storage.close()
     return Site(folder, tokens)
@@ -61,13 +62,18 @@ def found(folder: Path, members: int, count: int = 1, **settings: Any) -> Site:
 
 def questions(number: int, first: int = 0) -> list[bytes]:
     """Questions about so many members, from the first on, and all things of the shipped matrix in turns."""
-    words = [(rule.action, rule.resource) for rule in policy.load(POLICIES, 0.0).rules]
+    words = _words()
     asked = []
     for place in range(first, first + number):
         action, resource = words[place * 7 % len(words)]
         message = pb.CheckRequest(subject=f"user{place}@acme.io", action=action, resource=resource)
         asked.append(message.SerializeToString())
     return asked
+
+
+@lru_cache
+def _words() -> list[tuple[str, str]]:
+    return [(rule.action, rule.resource) for rule in policy.load(POLICIES, 0.0).rules]
 
 
 def _add(tx: Transaction, organization: str, number: int, roles: tuple[str, ...]) -> None:

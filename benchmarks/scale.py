@@ -1,0 +1,121 @@
+"""Whether a Check costs the same with a million members, and with a hundred thousand rules."""
+
+import random
+from contextlib import ExitStack
+from pathlib import Path
+
+from load import BATCH, Flow, Measured, Serving, in_turns, median
+from policy import make_rules, write_policy
+from report import Figure
+from sites import Site, found, questions
+
+from rolecall.policy.source import Rule
+from rolecall.v1 import authorization_pb2 as pb
+
+__all__ = ["of_members", "of_rules"]
+
+MEMBERS, ORGANIZATIONS, SMALL = 1_000_000, 10_000, 10
+# So many members take so much of what is asked.
+HOT, HOT_SHARE = 10_000, 0.99
+ASKED = 100_000
+SIZES = (40, 100_000)
+RATE, SECONDS = 4_000.0, 3.0
+# A memory's capacity, of what exists and of what doesn't.
+CAPACITY = 100_000
+
+
+def of_members(folder: Path) -> list[Figure]:
+    """A million members in one organization, and a hundred in each of ten thousand, beside ten."""
+    sites = {
+        "few": found(folder / "few", SMALL),
+        "one": found(folder / "one", MEMBERS),
+        "many": found(folder / "many", MEMBERS // ORGANIZATIONS, ORGANIZATIONS),
+    }
+    flows = {"few": Flow(questions(SMALL), RATE), "one": _mixed(MEMBERS), "many": _spread(sites["many"])}
+    with ExitStack() as stack:
+        serving = {name: stack.enter_context(Serving("fast", site.folder, site.token)) for name, site in sites.items()}
+        for name, each in serving.items():
+            # What is hot is known then.
+            each.pace(2 * ASKED / RATE, warm=flows[name])
+        before = {name: each.counts() for name, each in serving.items()}
+        names = {each: name for name, each in serving.items()}
+        times = in_turns(serving, lambda each: each.pace(SECONDS, checks=flows[names[each]])["checks"])
+        after = {name: each.counts() for name, each in serving.items()}
+        _fill(serving["one"])
+        memory = serving["one"].counts()["memory"] / 1e6
+        ready = serving["one"].start_seconds
+    figures = []
+    for name, what in (("one", "1,000,000 members"), ("many", "10,000 organizations of 100 members")):
+        asked = after[name]["answered"] - before[name]["answered"]
+        hits = 1 - (after[name]["reads"] - before[name]["reads"]) / asked
+        ratio = median(times[name], _p50) / median(times["few"], _p50)
+        note = f"{median(times[name], _p50):,.0f} to {median(times['few'], _p50):,.0f} µs, {hits:.1%} from memory"
+        figures.append(Figure(f"p50 with {what}, to {SMALL}", ratio, 1.2, at_least=False, note=note))
+    return [
+        *figures,
+        Figure("memory with 100,000 members and as many strangers remembered", memory, 300, at_least=False, unit="MB"),
+        Figure("ready with 1,000,000 members after", ready, 3, at_least=False, unit="s"),
+    ]
+
+
+def of_rules(folder: Path) -> list[Figure]:
+    """A hundred thousand rules beside forty; the owner asks about herself."""
+    chance = random.Random(3)
+    flows, times = {}, {}
+    with ExitStack() as stack:
+        serving = {}
+        for size in SIZES:
+            name = f"{size:,} rules"
+            (folder / str(size)).mkdir(parents=True)
+            policies = write_policy(folder / str(size), size)
+            site = found(folder / f"site-{size}", SMALL, policies=policies)
+            flows[name] = Flow([_asked(chance.choice(make_rules(size))) for _ in range(1000)], RATE)
+            serving[name] = stack.enter_context(Serving("fast", site.folder, site.token))
+        names = {each: name for name, each in serving.items()}
+        times = in_turns(serving, lambda each: each.pace(SECONDS, checks=flows[names[each]])["checks"])
+    few, many = (median(measured, _p50) for measured in times.values())
+    note = f"{many:,.0f} to {few:,.0f} µs"
+    return [Figure("p50 with 100,000 rules, to 40", many / few, 1.2, at_least=False, note=note)]
+
+
+def _asked(rule: Rule) -> bytes:
+    resource = rule.resource.rstrip("*").rstrip("/-") or "runs0"
+    action = "view" if rule.action == "*" else rule.action
+    return pb.CheckRequest(subject="ann@acme.io", action=action, resource=resource).SerializeToString()
+
+
+def _mixed(members: int) -> Flow:
+    """Questions about members at random, nearly all about those that are asked about often."""
+    chance = random.Random(5)
+    whose = [chance.randrange(HOT) if chance.random() < HOT_SHARE else chance.randrange(members) for _ in range(ASKED)]
+    return Flow([message for place in whose for message in questions(1, place)], RATE)
+
+
+def _spread(site: Site) -> Flow:
+    """The same over organizations: each call presents the token of one, and asks about a member of it."""
+    chance = random.Random(7)
+    each = MEMBERS // ORGANIZATIONS
+    hot = [(chance.randrange(ORGANIZATIONS), chance.randrange(each)) for _ in range(HOT)]
+    asked = [
+        chance.choice(hot) if chance.random() < HOT_SHARE else (chance.randrange(ORGANIZATIONS), chance.randrange(each))
+        for _ in range(ASKED)
+    ]
+    messages = [message for _, member in asked for message in questions(1, member)]
+    return Flow(messages, RATE, tokens=tuple(site.tokens[organization] for organization, _ in asked))
+
+
+def _fill(serving: Serving) -> None:
+    """Have it remember as many members and strangers as it may."""
+    for kind in ("user", "nobody"):
+        batches = []
+        for first in range(0, CAPACITY, 1000):
+            items = [
+                pb.BatchCheckItem(subject=f"{kind}{place}@acme.io", action="view", resource="members")
+                for place in range(first, first + 1000)
+            ]
+            batches.append(pb.BatchCheckRequest(checks=items).SerializeToString())
+        serving.pace(len(batches) / 50, fill=Flow(batches, 50.0, connections=1, path=BATCH))
+
+
+def _p50(found: Measured) -> float:
+    return found.p50
