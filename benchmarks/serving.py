@@ -17,6 +17,7 @@ from typing import Any
 
 import grpc
 from google.protobuf import empty_pb2
+from google.rpc import status_pb2
 
 from rolecall.cli import logs, running
 from rolecall.config import Settings
@@ -125,6 +126,12 @@ class _Empty:
 
     def admit(self, _method: Method, _call: Call) -> None:
         return None
+
+    def remember(self, lacking: list[Any]) -> None:
+        """Nothing is ever lacking."""
+
+    def fail(self, _method: Method, _call: Call, _error: Exception) -> status_pb2.Status:
+        return status_pb2.Status()
 
     def answer(self, _method: Method, _call: Call) -> bytes:
         next(_answered)

@@ -7,7 +7,7 @@ operator, the database is asked each time.
 import hashlib
 import hmac
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -28,7 +28,7 @@ from rolecall.storage import organizations as organization_rows
 from rolecall.storage.credentials import Held, LiveToken
 from rolecall.uses import Uses
 
-__all__ = ["Directory", "Standing", "Standings"]
+__all__ = ["Directory", "Lacking", "Standing", "Standings"]
 
 MAX_CALLERS = 100_000
 # So many subjects are looked up by one query; PostgreSQL takes 65,535 values.
@@ -72,6 +72,13 @@ class Standings(NamedTuple):
 
     revision: int
     found: dict[str, Standing]
+
+
+class Lacking(NamedTuple):
+    """The subjects of an organization that memory doesn't know."""
+
+    organization: str
+    subjects: Collection[Subject]
 
 
 class Directory:
@@ -157,10 +164,20 @@ class Directory:
                 self.uses.note(subject.value)
         return standings
 
+    def remember(self, lacking: Iterable[Lacking]) -> None:
+        """Have memory know all of them: one query an organization, whoever asked. Raises as `standings`."""
+        wanted: dict[str, dict[str, Subject]] = {}
+        for organization, subjects in lacking:
+            wanted.setdefault(organization, {}).update((subject.key, subject) for subject in subjects)
+        for organization, found in wanted.items():
+            self._misses.look_up(organization, found.values())
+
     def _looked_up(self, organization: str, subjects: Collection[Subject], asker: str, at_least: int) -> Standings:
-        self._storage.require_patience()
         subjects = {subject.key: subject for subject in subjects}.values()
         presented = [subject for subject in subjects if subject.kind is SubjectKind.PRESENTED]
+        # Guesses are counted one by one, and memory that is behind is of no use.
+        helps = self._feed and not presented and not at_least
+        self._storage.require_patience(Lacking(organization, subjects) if helps else None)
         if not all(self._known.get(subject.digest) for subject in presented):
             # Whoever relays the tokens of others must not be shut out from good ones by those that are not.
             self._guesses.require(asker)

@@ -192,6 +192,14 @@ class Calls:
         except Exception as error:  # noqa: BLE001 - as above
             return self._status(method, call, request, error)
 
+    def remember(self, lacking: list[Any]) -> None:
+        """Read what calls lacked that raised `WouldWait`, for all of them at once. Raises whatever fails."""
+        self._directory.remember(lacking)
+
+    def fail(self, method: Method, call: Call, error: Exception) -> status_pb2.Status:
+        """What the client of an admitted call is told where something failed that it needs."""
+        return self._status(method, call, None, error)
+
     def stream(self, method: Method, call: Call) -> Iterator[bytes | status_pb2.Status]:
         """The serialized answers to an admitted call, one by one; the last may be a status: why there are no more."""
         request = None

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent import futures
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 import structlog
@@ -16,12 +16,12 @@ from grpc_status import rpc_status
 
 from rolecall.errors import RateLimited
 from rolecall.server import native
-from rolecall.server.calls import REQUEST_ID, Call, GivenUp, Metadata, Method, peer_of
+from rolecall.server.calls import REQUEST_ID, Call, GivenUp, Method, peer_of
+from rolecall.server.lane import Lane, Tag
 from rolecall.server.status import status_of
-from rolecall.server.waiting import Waiting
 from rolecall.storage import WouldWait
 
-__all__ = ["Answering", "FastCall", "Lane", "Tag", "cut_off", "tell"]
+__all__ = ["FastCall", "cut_off", "tell"]
 
 # What is larger takes long to parse.
 MAX_AT_ONCE_BYTES = 64 * 1024
@@ -30,59 +30,10 @@ _TOO_MANY = "Too many calls are waiting: try again in a moment."
 _log = structlog.get_logger("rolecall.fastlane")
 
 
-class Answering(Protocol):
-    """What answers calls, as `Calls` does."""
-
-    def read(self, metadata: Metadata) -> tuple[str, str]:
-        """A call's id, and the credential that is presented."""
-        ...
-
-    def admit(self, method: Method, call: Call) -> status_pb2.Status | None:
-        """Why the call isn't let in; None where it is."""
-        ...
-
-    def answer(self, method: Method, call: Call) -> bytes | status_pb2.Status:
-        """The answer to a call that was let in."""
-        ...
-
-
-class Lane(Protocol):
-    """What calls know of their lane."""
-
-    calls: Answering
-    waiting: Waiting
-    # The calls whose message isn't there yet, and since when; the oldest first.
-    without_message: "dict[FastCall, float]"
-    sent: "Tag"
-
-    def work_off(self, event: Any) -> tuple[object, tuple[()]]:
-        """Do what belongs to the event, and to all that are there besides."""
-        ...
-
-    def is_due(self, call: "FastCall") -> None:
-        """Have the call answered with others, soon."""
-        ...
-
-
-class Tag:
-    """What an event leads to. grpc calls it with the first event, and finds all that are there worked off."""
-
-    __slots__ = ()
-
-    lane: Lane
-
-    def __call__(self, event: Any) -> tuple[object, tuple[()]]:
-        return self.lane.work_off(event)
-
-    def happen(self, event: Any) -> None:
-        """Do what belongs to the event. Raises nothing."""
-        raise NotImplementedError
-
-
 class FastCall(Call, Tag):
     """One call; the tag of its message."""
 
-    __slots__ = ("_answer", "_call", "_details", "_gone", "_message", "_method", "_threads", "lane")
+    __slots__ = ("_answer", "_call", "_details", "_gone", "_message", "_method", "_threads", "lacking", "lane")
 
     def __init__(self, lane: Lane, method: Method, threads: futures.Executor, event: Any) -> None:
         """`threads` do what must wait."""
@@ -97,6 +48,8 @@ class FastCall(Call, Tag):
         self._message: bytes | None = None
         self._answer: bytes | status_pb2.Status | None = None
         self._gone = False
+        # What it needs that isn't in memory, if that may be read together with what others need.
+        self.lacking: Any = None
 
     def message(self) -> bytes | None:
         return self._message
@@ -142,22 +95,28 @@ class FastCall(Call, Tag):
         """Reckon the answer, if that takes no waiting. Answers whether the call is to be finished. Raises nothing."""
         try:
             self._answer = self.lane.calls.answer(self._method, self)
-        except WouldWait:
-            pass
+        except WouldWait as waiting:
+            self.lacking = waiting.lacking
         except Exception as error:  # noqa: BLE001 - see the module's docstring
             self._fail(error)
             return False
         return True
 
-    def finish(self) -> None:
-        """Send the answer that was prepared, or have it waited for. Raises nothing."""
+    def finish(self) -> bool:
+        """Send the answer that was prepared, or have it waited for; False where it lacks what others may too.
+
+        Raises nothing.
+        """
         try:
-            if self._answer is None:
+            if self._answer is not None:
+                self._send(self._answer)
+            elif self.lacking is None:
                 self._hand_over_whole()
             else:
-                self._send(self._answer)
+                return False
         except Exception as error:  # noqa: BLE001 - see the module's docstring
             self._fail(error)
+        return True
 
     def _receive(self) -> None:
         self.lane.without_message[self] = time.monotonic()
@@ -166,7 +125,21 @@ class FastCall(Call, Tag):
     def _hand_over_whole(self) -> None:
         # It is told when the client gives up.
         native.watch(self._call, _End(self))
-        self._hand_over(self._work)
+        self._hand_over(self.work)
+
+    def park(self) -> bool:
+        """Have it wait for `do` or `drop`; False where it isn't to be done any more. Raises nothing."""
+        try:
+            native.watch(self._call, _End(self))
+            return self._is_taken_in()
+        except Exception as error:  # noqa: BLE001 - see the module's docstring
+            self._fail(error)
+            return False
+
+    def drop(self, error: Exception) -> None:
+        """Give it up after it was parked."""
+        self.lane.waiting.let_go(self)
+        self._fail(error)
 
     def end(self, event: Any) -> None:
         """Note that it is over, and whether its client gave up."""
@@ -174,17 +147,23 @@ class FastCall(Call, Tag):
 
     def _hand_over(self, work: Callable[[], None]) -> None:
         """Have it done by a thread that may wait, if there is room."""
-        waiting = self.lane.waiting
-        if not waiting.take_in(self, len(self._message or b"")):
-            self._send(status_of(RateLimited(_TOO_MANY), self.request_id))
+        if not self._is_taken_in():
             return
         try:
-            self._threads.submit(self._do, work)
+            self._threads.submit(self.do, work)
         except BaseException:
-            waiting.let_go(self)
+            self.lane.waiting.let_go(self)
             raise
 
-    def _do(self, work: Callable[[], None]) -> None:
+    def _is_taken_in(self) -> bool:
+        """Whether there is room for it to wait; it is told so where there isn't."""
+        if self.lane.waiting.take_in(self, len(self._message or b"")):
+            return True
+        self._send(status_of(RateLimited(_TOO_MANY), self.request_id))
+        return False
+
+    def do(self, work: Callable[[], None]) -> None:
+        """Do it, unless the client has given up. Raises nothing."""
         try:
             if self._is_given_up():
                 # Its client gave up while it waited for a thread.
@@ -204,7 +183,12 @@ class FastCall(Call, Tag):
         else:
             self._receive()
 
-    def _work(self) -> None:
+    def refuse(self, error: Exception) -> None:
+        """Say that something failed which it needs."""
+        self._send(self.lane.calls.fail(self._method, self, error))
+
+    def work(self) -> None:
+        """Answer it, however long that takes."""
         calls, method = self.lane.calls, self._method
         # It may have waited for a thread while its caller was removed.
         self._send(calls.admit(method, self) or calls.answer(method, self))

@@ -21,8 +21,10 @@ import grpc
 import structlog
 
 from rolecall.server.calls import Method
-from rolecall.server.fastcall import Answering, FastCall, Tag, cut_off, tell
+from rolecall.server.fastcall import FastCall, cut_off, tell
+from rolecall.server.lane import Answering, Tag
 from rolecall.server.native import NOTHING, Queue
+from rolecall.server.together import answer_together
 from rolecall.server.waiting import Waiting
 
 __all__ = ["FastLane"]
@@ -122,8 +124,7 @@ class FastLane:
             self._due.append(call)
         else:
             self._is_busy = True
-            if call.prepare():
-                call.finish()
+            self._answer([call])
 
     def meet_poller(self) -> None:
         """Remember the thread that polls, which is the present one."""
@@ -148,9 +149,13 @@ class FastLane:
         if not self._due:
             return
         due, self._due = self._due, []
-        for call in [call for call in due if call.prepare()]:
-            call.finish()
+        self._answer(due)
         self._done += 1
+
+    def _answer(self, calls: list[FastCall]) -> None:
+        prepared = [call for call in calls if call.prepare()]
+        if lacking := [call for call in prepared if not call.finish()]:
+            answer_together(self.calls, self.threads, lacking)
 
     def _look_after(self) -> None:
         """Cancel what waits for its message too long; end the process where the polling thread is dead or stuck.

@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 from google.protobuf import empty_pb2
+from google.rpc import status_pb2
 
 from rolecall.server.calls import REQUEST_ID, Call, Metadata, Method
 from rolecall.server.fastlane import FastLane
@@ -28,6 +29,12 @@ class _Echo:
 
     def admit(self, _method: Method, _call: Call) -> None:
         return None
+
+    def remember(self, lacking: list[Any]) -> None:
+        """Nothing is ever lacking."""
+
+    def fail(self, _method: Method, _call: Call, _error: Exception) -> status_pb2.Status:
+        return status_pb2.Status()
 
     def answer(self, method: Method, call: Call) -> bytes:
         if method.name.endswith("Later") and threading.get_ident() in self.pollers:

@@ -45,7 +45,14 @@ FIRST_PAUSE_SECONDS = 0.02
 
 
 class WouldWait(Exception):
-    """The database would have to be waited for, in a thread that is spared that."""
+    """The database would have to be waited for, in a thread that is spared that.
+
+    `lacking` is what would be read, where that can be read for many at once; whoever raises it knows what it says.
+    """
+
+    def __init__(self, lacking: Any = None) -> None:
+        super().__init__("the database would have to be waited for")
+        self.lacking = lacking
 
 
 class Storage:
@@ -74,10 +81,10 @@ class Storage:
         """Never have the thread with this id wait: what would, raises `WouldWait` there."""
         self._spared = thread
 
-    def require_patience(self) -> None:
-        """Raise `WouldWait` where the present thread is one that is spared."""
+    def require_patience(self, lacking: Any = None) -> None:
+        """Raise `WouldWait`, saying what is lacking, where the present thread is one that is spared."""
         if threading.get_ident() == self._spared:
-            raise WouldWait
+            raise WouldWait(lacking)
 
     def create(self) -> None:
         """Make the tables in a new or empty database; `check` any other. Raises `ConfigError`."""
