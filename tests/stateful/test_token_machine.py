@@ -27,6 +27,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from hypothesis.stateful import run_state_machine_as_test as run_machine
+from leaks import Written, letters, windows, written_to
 from sqlalchemy import delete, inspect, select, text, update
 
 from rolecall import credentials, directory, keys, organizations
@@ -79,8 +80,6 @@ DENIALS = {reason for reason, code in STATUSES.items() if code is grpc.StatusCod
 ROTATED = "PresentRotatedSecret"
 
 TOKEN = re.compile(r"rc[pos]_[0-9A-Za-z]{22}_[0-9A-Za-z]{49}")
-LETTERS = re.compile(r"[0-9A-Za-z]{43,}")
-SECRET_LETTERS = 43
 BUSINESS = (t.organizations, t.members, t.credentials, t.retired_secrets, t.requests, t.changes)
 
 Pattern = tuple[str, str]
@@ -270,19 +269,6 @@ class Spent:
         self.secrets: set[str] = set()
 
 
-def windows(content: str, known: set[str]) -> set[str]:
-    """Which known secrets occur in the text, whatever stands around them."""
-    found = set()
-    for run in LETTERS.findall(content):
-        found |= {run[i : i + SECRET_LETTERS] for i in range(len(run) - SECRET_LETTERS + 1)} & known
-    return found
-
-
-def letters(secret: str) -> str:
-    """The part of a credential's text that nobody can guess."""
-    return secret.rpartition("_")[2][:SECRET_LETTERS]
-
-
 def dump(tx: Transaction) -> str:
     """All rows of all tables as text; bytes as letters and in hexadecimal."""
     lines = []
@@ -349,12 +335,13 @@ SEEDS = st.integers(0, 2**32 - 1)
 class TokenMachine(RuleBasedStateMachine):
     """One organization, its people, and every credential that was ever made there."""
 
-    def __init__(self, site: Site, log: AuditLog, channel: grpc.Channel, spent: Spent) -> None:
+    def __init__(self, site: Site, log: AuditLog, channel: grpc.Channel, written: Written, spent: Spent) -> None:
         super().__init__()
         self.site = site
         self.storage = site.server.storage
         self.log = log
         self.channel = channel
+        self.written = written
         self.spent = spent
         self.organization = f"run-{uuid.uuid4().hex}"
         self.people: list[Person] = []
@@ -643,6 +630,11 @@ class TokenMachine(RuleBasedStateMachine):
         assert verdict.entry_count == verdict.head.sequence == len(self.entries)
         assert [self._entry(item) for item in reversed(newest)] == self.entries[-3:]
         assert self.revision == sum(1 for entry in self.entries if not entry.reason)
+
+    @invariant()
+    def secrets_are_nowhere(self) -> None:
+        """No secret that was ever handed out stands in what was written to the database."""
+        assert not windows(self.written.since_last_time(self.organization), self.known)
 
     @invariant()
     def pages_joined_are_the_list(self) -> None:
@@ -1273,9 +1265,10 @@ def test_credentials_do_what_the_model_says(
     # Refusals are written down when the machine says so.
     site.server._core.background.stop()
     log, channel, spent = AuditLog(keys.read(site.settings.key_file)), site.channel(), Spent()
+    written = written_to(site.storage, database_url)
 
     run_machine(
-        cast("type[TokenMachine]", lambda: TokenMachine(site, log, channel, spent)),
+        cast("type[TokenMachine]", lambda: TokenMachine(site, log, channel, written, spent)),
         settings=hypothesis_settings(
             max_examples=runs,
             # The beginning is a step too.
