@@ -80,7 +80,7 @@ DENIALS = {reason for reason, code in STATUSES.items() if code is grpc.StatusCod
 ROTATED = "PresentRotatedSecret"
 
 TOKEN = re.compile(r"rc[pos]_[0-9A-Za-z]{22}_[0-9A-Za-z]{49}")
-BUSINESS = (t.organizations, t.members, t.credentials, t.retired_secrets, t.requests, t.changes)
+BUSINESS = (t.organizations, t.members, t.credentials, t.retired_secrets, t.changes)
 
 Pattern = tuple[str, str]
 T = TypeVar("T")
@@ -415,7 +415,8 @@ class TokenMachine(RuleBasedStateMachine):
         """Somebody deletes a token."""
         self.random = Random(seed)
         by = self._caller()
-        cred = self._target(by)
+        deleted = [cred for cred in self.creds if cred.deleted and not cred.gone]
+        cred = self.random.choice(deleted) if deleted and self.random.random() < 0.25 else self._target(by)
         message = token_pb2.DeleteTokenRequest(id=cred.id, etag=self._etag(cred.etag), request_id=self._request_id())
         self._warm(cred)
         self.attempt(by, "DeleteToken", message)
@@ -669,7 +670,8 @@ class TokenMachine(RuleBasedStateMachine):
             self.organization_etag,
         )
         assert len(shown.warnings) == (1 if owners == 1 else 0)
-        assert not windows(self.storage.read(partial(self._rows, tables=t.metadata.sorted_tables)), self.known)
+        rows = self.storage.read(partial(self._rows, tables=t.metadata.sorted_tables))
+        assert not windows("\n".join(rows), self.known)
         self.spent.secrets |= self.known
         self.spent.runs += 1
 
@@ -689,26 +691,32 @@ class TokenMachine(RuleBasedStateMachine):
             expected = "" if first[0] == body else "REQUEST_ID_REUSED"
         elif not expected:
             expected = self._late_verdict(by.cred, method, request)
-        unchanged = bool(expected or first or (method == "DeleteToken" and self._find(request.id).deleted))
-        before = self.storage.read(self._rows) if unchanged else ""
+        idle = not expected and not first and method == "DeleteToken" and self._find(request.id).deleted
+        unchanged = bool(expected or first or idle)
+        before = self.storage.read(self._state) if unchanged else ([], set())
 
         answer = self._expect(by, method, request, expected)
 
         if unchanged:
-            assert self.storage.read(self._rows) == before
+            rows, remembered = self.storage.read(self._state)
+            assert rows == before[0]
+            # That nothing was left to do is remembered too, and is no change.
+            assert remembered >= before[1]
+            assert len(remembered) - len(before[1]) == bool(idle and key[2])
         if answer is None:
             return
         if first is not None:
             assert answer == first[1]
-        elif unchanged:
+            return
+        if idle:
             assert (answer.revision, answer.token.id) == (self.revision, request.id)
         else:
             self._done(by, method, request, answer)
-            if key[2]:
-                kept = copy.deepcopy(answer)
-                if method in ("CreatePersonalToken", "CreateOrganizationToken", "RotateToken"):
-                    kept.secret, kept.secret_lost = "", True
-                self.answers[key] = (body, kept)
+        if key[2]:
+            kept = copy.deepcopy(answer)
+            if method in ("CreatePersonalToken", "CreateOrganizationToken", "RotateToken"):
+                kept.secret, kept.secret_lost = "", True
+            self.answers[key] = (body, kept)
 
     def ask(self, by: Secret, method: str, request: Message) -> Any:
         """The answer to a call that must succeed."""
@@ -1095,14 +1103,18 @@ class TokenMachine(RuleBasedStateMachine):
 
     # Small things.
 
-    def _rows(self, tx: Transaction, tables: Sequence[Any] = BUSINESS) -> str:
+    def _state(self, tx: Transaction) -> tuple[list[str], set[str]]:
+        """What only a change may alter, and what is remembered of requests."""
+        return self._rows(tx, BUSINESS), set(self._rows(tx, [t.requests]))
+
+    def _rows(self, tx: Transaction, tables: Sequence[Any]) -> list[str]:
         """The organization's rows as text. That a credential was used is no change."""
         lines = []
         for table in tables:
             where = table.c.id if table is t.organizations else table.c.organization
             columns = [column for column in table.c if column.name != "last_used_time"]
             lines += sorted(map(repr, tx.connection.execute(select(*columns).where(where == self.organization))))
-        return "\n".join(lines)
+        return lines
 
     def _by_operator(self, action: str, target: str, work: Any) -> None:
         """Change rows as an RPC would, with an entry in the log."""
