@@ -170,7 +170,10 @@ class Entry:
 
 @dataclass(eq=False)
 class Org:
-    """One organization. `mails`: the state of the mail about a thing with its so many-th secret."""
+    """One organization. `mails`: the state of the mail about a thing with its so many-th secret.
+
+    `requests`: which are remembered, as (actor, action, request_id).
+    """
 
     name: str
     people: list[Person] = field(default_factory=list)
@@ -179,6 +182,7 @@ class Org:
     links: list[Link] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
     mails: dict[tuple[str, int], str] = field(default_factory=dict)
+    requests: set[tuple[str, str, str]] = field(default_factory=set)
     revision: int = 1
 
     @property

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import initialize, invariant, rule
 from hypothesis.stateful import run_state_machine_as_test as run_machine
 from people_model import Cred, Entry, Org, Person, Rules
-from people_rows import clear, compare, rows_of
+from people_rows import clear, compare, requests_of, rows_of
 from people_scene import ADDRESSES, Scene, outcome
 from people_site import PeopleSite
 from sqlalchemy import update
@@ -421,6 +421,7 @@ class PeopleMachine(Scene):
     def _hold_rows(self, tx: Transaction) -> None:
         for org in self.orgs:
             rows = rows_of(tx, org)
+            assert requests_of(tx, org) == org.requests
             if org in self.touched:
                 compare(tx, self.site.log, self.law, org)
             else:
