@@ -173,7 +173,7 @@ def hold(kind: type[Race], court: Court, run: Run) -> None:
         ending = first.said, second.said
         assert ending in race.endings, number
         endings[ending] += 1
-        conflicts += first.conflicts + second.conflicts
+        conflicts += bool(first.conflicts or second.conflicts)
         at_once += first.began < second.ended and second.began < first.ended
         race.count(first)
         race.count(second)
@@ -182,7 +182,8 @@ def hold(kind: type[Race], court: Court, run: Run) -> None:
     # They did meet, and neither always came first.
     assert set(endings) == race.endings, endings
     assert at_once > race.rounds / 4
-    assert conflicts <= race.rounds / 50
+    # That others keep somebody from writing to the end is rare: but one of few rounds may be the rare one.
+    assert conflicts <= 2 + race.rounds / 50
     assert court.onlooker.read(lambda tx: organization_rows.revision_of(tx, race.name)) == race.changed
     verdict = court.onlooker.read(lambda tx: verify(tx, court.log, race.name))
     assert verdict.whole, verdict.problem

@@ -20,7 +20,8 @@ class Deed:
 
     `rights`: why a credential may not; `state`: why it can't be done as things are; `idle`: whether nothing is left to
     do; `done` has the model do it, and answers what it was done to. `kept`: the answer to the same request repeated.
-    `problems`: all that is wrong, as (field, reason). `about`: in words.
+    `problems`: all that is wrong, as (field, reason). `about`: in words. `checked`: it is only to be checked, and
+    nothing of it remembered.
     """
 
     action: str
@@ -32,6 +33,7 @@ class Deed:
     kept: Callable[[Any], Any] = lambda answer: answer
     problems: Callable[[Cred], list[tuple[str, str]]] | None = None
     about: str = ""
+    checked: bool = False
 
 
 def permissions(restriction: tuple[Pattern, ...] | None) -> tuple[Permission, ...] | None:
@@ -186,6 +188,7 @@ class Deeds:
             lambda: checked,
             problems=problems,
             about=f"{entries} checked={checked}",
+            checked=checked,
         )
 
     def resend(self, org: Org, invitation_id: str, etag: str) -> Deed:

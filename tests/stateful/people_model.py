@@ -170,7 +170,10 @@ class Entry:
 
 @dataclass(eq=False)
 class Org:
-    """One organization. `mails`: the state of the mail about a thing with its so many-th secret."""
+    """One organization. `mails`: the state of the mail about a thing with its so many-th secret.
+
+    `requests`: which are remembered, as (actor, action, request_id).
+    """
 
     name: str
     people: list[Person] = field(default_factory=list)
@@ -179,6 +182,7 @@ class Org:
     links: list[Link] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
     mails: dict[tuple[str, int], str] = field(default_factory=dict)
+    requests: set[tuple[str, str, str]] = field(default_factory=set)
     revision: int = 1
 
     @property
@@ -244,6 +248,8 @@ class Rules:
         self._places = {point: number for number, point in enumerate(self.universe)}
         self.permissions = sorted({pattern for held in self.may.values() for pattern in held})
         self.points = cache(self._points)
+        self.among = cache(self._among)
+        self.bound = cache(self._bound)
         self.of_role = {role: self.union(held) for role, held in self.may.items()}
         self.owners = [role for role in self.roles if self.has(self.of_role[role], "owners", "update")]
 
@@ -254,6 +260,9 @@ class Rules:
             for number, (asked, verb) in enumerate(self.universe)
             if action in (verb, "*") and covers(resource, asked)
         )
+
+    def _among(self, points: int) -> list[Pattern]:
+        return [point for place, point in enumerate(self.universe) if points >> place & 1]
 
     def union(self, patterns: Iterable[Pattern]) -> int:
         """The points that any of the patterns covers."""
@@ -266,7 +275,7 @@ class Rules:
         """Whether the concrete question is among the points."""
         return bool(points >> self._places[resource, action] & 1)
 
-    def bound(self, restriction: tuple[Pattern, ...] | None) -> int:
+    def _bound(self, restriction: tuple[Pattern, ...] | None) -> int:
         """The points that a restriction leaves."""
         return -1 if restriction is None else self.union(restriction)
 

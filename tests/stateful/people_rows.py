@@ -4,16 +4,16 @@ import json
 from typing import Any
 
 from people_model import Entry, Org, Pattern, Rules
-from sqlalchemy import delete
+from sqlalchemy import delete, select
 
 from rolecall.audit import AuditLog, verify
 from rolecall.domain import now
 from rolecall.storage import Transaction
 from rolecall.storage import tables as t
 
-__all__ = ["clear", "compare", "rows_of"]
+__all__ = ["clear", "compare", "requests_of", "rows_of"]
 
-TABLES = (t.organizations, t.members, t.invitations, t.credentials, t.requests, t.changes, t.audit_heads)
+TABLES = (t.organizations, t.members, t.invitations, t.credentials, t.changes, t.audit_heads)
 
 
 def clear(tx: Transaction) -> None:
@@ -22,8 +22,14 @@ def clear(tx: Transaction) -> None:
         tx.connection.execute(delete(table))
 
 
+def requests_of(tx: Transaction, org: Org) -> set[tuple[str, str, str]]:
+    """The requests that are remembered, as in the model."""
+    columns = t.requests.c.principal, t.requests.c.action, t.requests.c.request_id
+    return {tuple(row) for row in tx.connection.execute(select(*columns).where(t.requests.c.organization == org.name))}
+
+
 def rows_of(tx: Transaction, org: Org) -> list[str]:
-    """The organization's rows as text."""
+    """The organization's rows as text; not what is remembered of requests, even of those that changed nothing."""
     lines = []
     for table in TABLES:
         column = "id" if table is t.organizations else "organization"

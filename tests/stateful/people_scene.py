@@ -149,6 +149,7 @@ class Scene(RuleBasedStateMachine):
         target = self._some_person(org, by)
         good = [role for role in self.law.roles if not self.law.handles(self.law.held(by), "update", role)]
         role = self.random.choice(good if good and self.random.random() < 0.6 else [*self.law.roles, "JESTER"])
+        role = target.role if self.random.random() < 0.1 else role
         return self.deeds.change_role(org, target.id, role, self._etag(target.etag))
 
     def _remove(self, org: Org, by: Cred) -> Deed:
@@ -212,11 +213,14 @@ class Scene(RuleBasedStateMachine):
                 told = sorted((error.field, error.reason) for error in found.all or (found,))
                 if expected != "BATCH_SIZE" and deed.problems(by)[0][0]:
                     assert told == sorted(deed.problems(by))
-        elif deed.idle():
+            return
+        if request_id and not deed.checked:
+            # That nothing was left to do is remembered too.
+            self.repeatable.append((org, by.actor, deed, request_id, body, found))
+            org.requests.add((by.actor, deed.action, request_id))
+        if deed.idle():
             assert found.revision == org.revision
         else:
-            if request_id:
-                self.repeatable.append((org, by.actor, deed, request_id, body, found))
             self._done(org, by, deed, found)
 
     def _call(

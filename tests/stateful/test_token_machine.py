@@ -27,6 +27,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from hypothesis.stateful import run_state_machine_as_test as run_machine
+from leaks import Written, letters, windows, written_to
 from sqlalchemy import delete, inspect, select, text, update
 
 from rolecall import credentials, directory, keys, organizations
@@ -79,9 +80,7 @@ DENIALS = {reason for reason, code in STATUSES.items() if code is grpc.StatusCod
 ROTATED = "PresentRotatedSecret"
 
 TOKEN = re.compile(r"rc[pos]_[0-9A-Za-z]{22}_[0-9A-Za-z]{49}")
-LETTERS = re.compile(r"[0-9A-Za-z]{43,}")
-SECRET_LETTERS = 43
-BUSINESS = (t.organizations, t.members, t.credentials, t.retired_secrets, t.requests, t.changes)
+BUSINESS = (t.organizations, t.members, t.credentials, t.retired_secrets, t.changes)
 
 Pattern = tuple[str, str]
 T = TypeVar("T")
@@ -270,19 +269,6 @@ class Spent:
         self.secrets: set[str] = set()
 
 
-def windows(content: str, known: set[str]) -> set[str]:
-    """Which known secrets occur in the text, whatever stands around them."""
-    found = set()
-    for run in LETTERS.findall(content):
-        found |= {run[i : i + SECRET_LETTERS] for i in range(len(run) - SECRET_LETTERS + 1)} & known
-    return found
-
-
-def letters(secret: str) -> str:
-    """The part of a credential's text that nobody can guess."""
-    return secret.rpartition("_")[2][:SECRET_LETTERS]
-
-
 def dump(tx: Transaction) -> str:
     """All rows of all tables as text; bytes as letters and in hexadecimal."""
     lines = []
@@ -349,12 +335,13 @@ SEEDS = st.integers(0, 2**32 - 1)
 class TokenMachine(RuleBasedStateMachine):
     """One organization, its people, and every credential that was ever made there."""
 
-    def __init__(self, site: Site, log: AuditLog, channel: grpc.Channel, spent: Spent) -> None:
+    def __init__(self, site: Site, log: AuditLog, channel: grpc.Channel, written: Written, spent: Spent) -> None:
         super().__init__()
         self.site = site
         self.storage = site.server.storage
         self.log = log
         self.channel = channel
+        self.written = written
         self.spent = spent
         self.organization = f"run-{uuid.uuid4().hex}"
         self.people: list[Person] = []
@@ -428,7 +415,8 @@ class TokenMachine(RuleBasedStateMachine):
         """Somebody deletes a token."""
         self.random = Random(seed)
         by = self._caller()
-        cred = self._target(by)
+        deleted = [cred for cred in self.creds if cred.deleted and not cred.gone]
+        cred = self.random.choice(deleted) if deleted and self.random.random() < 0.25 else self._target(by)
         message = token_pb2.DeleteTokenRequest(id=cred.id, etag=self._etag(cred.etag), request_id=self._request_id())
         self._warm(cred)
         self.attempt(by, "DeleteToken", message)
@@ -645,6 +633,11 @@ class TokenMachine(RuleBasedStateMachine):
         assert self.revision == sum(1 for entry in self.entries if not entry.reason)
 
     @invariant()
+    def secrets_are_nowhere(self) -> None:
+        """No secret that was ever handed out stands in what was written to the database."""
+        assert not windows(self.written.since_last_time(self.organization), self.known)
+
+    @invariant()
     def pages_joined_are_the_list(self) -> None:
         """Somebody's pages of tokens, and now and then those of the log, joined are all that they may see."""
         by = self.random.choice(self._live())
@@ -677,7 +670,8 @@ class TokenMachine(RuleBasedStateMachine):
             self.organization_etag,
         )
         assert len(shown.warnings) == (1 if owners == 1 else 0)
-        assert not windows(self.storage.read(partial(self._rows, tables=t.metadata.sorted_tables)), self.known)
+        rows = self.storage.read(partial(self._rows, tables=t.metadata.sorted_tables))
+        assert not windows("\n".join(rows), self.known)
         self.spent.secrets |= self.known
         self.spent.runs += 1
 
@@ -697,26 +691,32 @@ class TokenMachine(RuleBasedStateMachine):
             expected = "" if first[0] == body else "REQUEST_ID_REUSED"
         elif not expected:
             expected = self._late_verdict(by.cred, method, request)
-        unchanged = bool(expected or first or (method == "DeleteToken" and self._find(request.id).deleted))
-        before = self.storage.read(self._rows) if unchanged else ""
+        idle = not expected and not first and method == "DeleteToken" and self._find(request.id).deleted
+        unchanged = bool(expected or first or idle)
+        before = self.storage.read(self._state) if unchanged else ([], set())
 
         answer = self._expect(by, method, request, expected)
 
         if unchanged:
-            assert self.storage.read(self._rows) == before
+            rows, remembered = self.storage.read(self._state)
+            assert rows == before[0]
+            # That nothing was left to do is remembered too, and is no change.
+            assert remembered >= before[1]
+            assert len(remembered) - len(before[1]) == bool(idle and key[2])
         if answer is None:
             return
         if first is not None:
             assert answer == first[1]
-        elif unchanged:
+            return
+        if idle:
             assert (answer.revision, answer.token.id) == (self.revision, request.id)
         else:
             self._done(by, method, request, answer)
-            if key[2]:
-                kept = copy.deepcopy(answer)
-                if method in ("CreatePersonalToken", "CreateOrganizationToken", "RotateToken"):
-                    kept.secret, kept.secret_lost = "", True
-                self.answers[key] = (body, kept)
+        if key[2]:
+            kept = copy.deepcopy(answer)
+            if method in ("CreatePersonalToken", "CreateOrganizationToken", "RotateToken"):
+                kept.secret, kept.secret_lost = "", True
+            self.answers[key] = (body, kept)
 
     def ask(self, by: Secret, method: str, request: Message) -> Any:
         """The answer to a call that must succeed."""
@@ -1103,14 +1103,18 @@ class TokenMachine(RuleBasedStateMachine):
 
     # Small things.
 
-    def _rows(self, tx: Transaction, tables: Sequence[Any] = BUSINESS) -> str:
+    def _state(self, tx: Transaction) -> tuple[list[str], set[str]]:
+        """What only a change may alter, and what is remembered of requests."""
+        return self._rows(tx, BUSINESS), set(self._rows(tx, [t.requests]))
+
+    def _rows(self, tx: Transaction, tables: Sequence[Any]) -> list[str]:
         """The organization's rows as text. That a credential was used is no change."""
         lines = []
         for table in tables:
             where = table.c.id if table is t.organizations else table.c.organization
             columns = [column for column in table.c if column.name != "last_used_time"]
             lines += sorted(map(repr, tx.connection.execute(select(*columns).where(where == self.organization))))
-        return "\n".join(lines)
+        return lines
 
     def _by_operator(self, action: str, target: str, work: Any) -> None:
         """Change rows as an RPC would, with an entry in the log."""
@@ -1273,9 +1277,10 @@ def test_credentials_do_what_the_model_says(
     # Refusals are written down when the machine says so.
     site.server._core.background.stop()
     log, channel, spent = AuditLog(keys.read(site.settings.key_file)), site.channel(), Spent()
+    written = written_to(site.storage, database_url)
 
     run_machine(
-        cast("type[TokenMachine]", lambda: TokenMachine(site, log, channel, spent)),
+        cast("type[TokenMachine]", lambda: TokenMachine(site, log, channel, written, spent)),
         settings=hypothesis_settings(
             max_examples=runs,
             # The beginning is a step too.
