@@ -11,13 +11,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import wait_until
+from conftest import CI, wait_until
 from test_cli import PROGRAM, Serve, Serving, Workspace, error_of, founded, serve, token, workspace
 
 from rolecall import Client
 from rolecall.errors import CallFailed, StorageUnavailable
 
 __all__ = ["founded", "serve", "token", "workspace"]
+
+KILLS = 4 if CI else 2
 
 
 def workers_of(serving: Serving) -> list[int]:
@@ -99,6 +101,48 @@ def test_a_worker_that_is_killed_is_started_again(workspace: Workspace, token: s
     assert len(workers_of(serving)) == 2
     assert not set(first) & set(workers_of(serving))
     assert answers(address, token)()
+
+
+def test_a_worker_killed_under_load_answers_nothing_wrongly(workspace: Workspace, token: str, serve: Serve) -> None:
+    """Calls under way there fail as what they are, unanswered; none hangs, and all others are answered rightly."""
+    serving = serve(workspace, "--workers", "2")
+    address = serving.wait_for(r"answers on (\S+) \(plain text, 2 workers")[1]
+    stop = threading.Event()
+    wrong: list[object] = []
+    counts = {"answered": 0, "failed": 0, "slow": 0}
+
+    def ask(number: int) -> None:
+        # A connection of its own each, so that both workers have some.
+        while not stop.is_set():
+            with Client(address, token, timeout=10) as client:
+                for _ in range(50):
+                    began = time.monotonic()
+                    try:
+                        allowed = bool(client.check("ann@acme.io", "view", "secrets"))
+                        denied = bool(client.check("viewernosecrets@acme.io", "view", "secrets"))
+                    except (CallFailed, StorageUnavailable):
+                        counts["failed"] += 1
+                    else:
+                        counts["answered"] += 1
+                        if (allowed, denied) != (True, False):
+                            wrong.append((number, allowed, denied))
+                    counts["slow"] += time.monotonic() - began > 9
+
+    with ThreadPoolExecutor(8) as threads:
+        asking = [threads.submit(ask, number) for number in range(8)]
+        for _ in range(KILLS):
+            time.sleep(1.0)
+            os.kill(workers_of(serving)[0], signal.SIGKILL)
+            wait_until(lambda: len(workers_of(serving)) == 2, 20)
+        before = counts["answered"]
+        wait_until(lambda: counts["answered"] > before + 100, 20)
+        stop.set()
+    for each in asking:
+        each.result()
+
+    assert not wrong
+    assert not counts["slow"]
+    assert counts["answered"] > counts["failed"]
 
 
 def test_workers_end_with_who_started_them(workspace: Workspace, serve: Serve) -> None:

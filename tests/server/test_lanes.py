@@ -23,7 +23,7 @@ from raw_calls import RawConnection
 from rolecall import Client, credentials
 from rolecall.authorizer import Authorizer
 from rolecall.domain import CredentialKind
-from rolecall.errors import ConfigError
+from rolecall.errors import ConfigError, StorageUnavailable
 from rolecall.server import Server, build_server, calls, fastcall, fastlane, lane_probe, native, waiting
 from rolecall.server.calls import Calls
 from rolecall.server.waiting import Waiting
@@ -125,6 +125,44 @@ def two(make_site: MakeSite, sqlite_url: str) -> Iterator[tuple[Site, Server]]:
     other.start()
     yield site, other
     other.stop(0)
+
+
+def test_strangers_asked_about_together_are_read_together(fast_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One query for many that miss at once, by one thread; and one failure for all while the database is away."""
+    channel = fast_site.channel()
+    stub = channel.unary_unary(CHECK, request_serializer=bytes, response_deserializer=READ)
+    metadata = (("authorization", bearer(fast_site)),)
+    assert_well(fast_site)
+    read, reads = Storage.read, []
+
+    def counted(self: Storage, work: Any) -> Any:
+        self.require_patience()
+        reads.append(threading.current_thread().name)
+        time.sleep(0.02)
+        return read(self, work)
+
+    def ask(name: str) -> list[Any]:
+        asked = [
+            pb.CheckRequest(subject=f"{name}{number}@acme.io", action="view", resource="members").SerializeToString()
+            for number in range(400)
+        ]
+        return [stub.future(request, timeout=20, metadata=metadata) for request in asked]
+
+    monkeypatch.setattr(Storage, "read", counted)
+    answers = [call.result() for call in ask("nobody")]
+    several = len(reads)
+
+    def broken(*_: Any) -> Any:
+        raise StorageUnavailable("It is away.")
+
+    monkeypatch.setattr(Storage, "read", broken)
+    failed = [call.code() for call in ask("stranger")]
+
+    assert {answer.reason for answer in answers} == {pb.REASON_NOT_A_MEMBER}
+    assert several < 100
+    assert set(failed) == {grpc.StatusCode.UNAVAILABLE}
+    monkeypatch.undo()
+    assert_well(fast_site)
 
 
 def test_both_lanes_say_the_same(two: tuple[Site, Server]) -> None:
@@ -229,6 +267,45 @@ def test_streams_broken_off_and_clients_that_vanish(site: Site) -> None:
     # The pool's threads start when they are first needed.
     wait_until(lambda: threading.active_count() <= threads + site.settings.threads)
     wait_until(lambda: descriptors() <= files + 4)
+
+
+def test_resets_at_random_under_load(site: Site) -> None:
+    """Others' calls are answered rightly and soon while strangers and callers break theirs off."""
+    chance = random.Random(13)
+    stop = threading.Event()
+    wrong: list[object] = []
+    answered = 0
+
+    def break_off() -> None:
+        while not stop.is_set():
+            connection = RawConnection(site.address)
+            for _ in range(20):
+                stream = connection.begin(chance.choice([CHECK, BATCH, WHO_AM_I]), site.tokens["OWNER"])
+                connection.send(stream, ALLOWED, part=chance.choice([0.0, 0.5, 1.0]))
+                if chance.random() < 0.8:
+                    connection.reset(stream)
+            (connection.vanish if chance.random() < 0.5 else connection.close)()
+            # All share one interpreter here.
+            time.sleep(0.02)
+
+    with ThreadPoolExecutor(2) as breaking:
+        for _ in range(2):
+            breaking.submit(break_off)
+        stub = site.channel().unary_unary(CHECK, request_serializer=bytes, response_deserializer=READ)
+        metadata = (("authorization", bearer(site)),)
+        until = time.monotonic() + (10 if CI else 3)
+        while time.monotonic() < until:
+            asked = [ALLOWED if number % 2 else DENIED for number in range(8)]
+            calls = [stub.future(request, timeout=20, metadata=metadata) for request in asked]
+            for request, call in zip(asked, calls, strict=True):
+                answered += 1
+                if call.result().decision != (pb.DECISION_ALLOW if request is ALLOWED else pb.DECISION_DENY):
+                    wrong.append(request)
+        stop.set()
+
+    assert not wrong
+    assert answered > 50
+    assert_well(site)
 
 
 def test_half_open_calls_hold_nobody_up(site: Site, each_lane: str, monkeypatch: pytest.MonkeyPatch) -> None:
