@@ -17,6 +17,8 @@ from typing import Self, TypeVar
 
 from pacing import framed
 
+from rolecall.cli.output import GRPC_EXPERIMENTS
+
 __all__ = ["Flow", "Measured", "Serving", "in_turns", "median", "percentile"]
 
 CHECK = "rolecall.v1.AuthorizationService/Check"
@@ -72,7 +74,7 @@ class Serving:
         self._load_core = None if core is None else max(cores - {core}, default=core)
         began = time.monotonic()
         # As `rolecall serve` does; the public reference has grpc's defaults.
-        hurry = {} if kind == "empty-public" else {"GRPC_EXPERIMENTS": "-event_engine_listener"}
+        hurry = {} if kind == "empty-public" else {"GRPC_EXPERIMENTS": GRPC_EXPERIMENTS}
         self._process = subprocess.Popen(
             [
                 *_pinned(core),

@@ -20,6 +20,7 @@ __all__ = [
     "ALLOW",
     "DENY",
     "ERROR",
+    "GRPC_EXPERIMENTS",
     "compact",
     "confirm",
     "day",
@@ -35,6 +36,10 @@ __all__ = [
     "say",
     "short_time",
 ]
+
+# The thread that polls reads the sockets itself, which nearly doubles its calls; and what a call passes through is put
+# together into one part, which is worth another seventh.
+GRPC_EXPERIMENTS = "-event_engine_listener,fuse_filters"
 
 T = TypeVar("T")
 
@@ -163,5 +168,5 @@ def quiet_grpc() -> None:
 
 
 def hurry_grpc() -> None:
-    """Have the thread that polls read the sockets itself, which nearly doubles its calls; as `quiet_grpc`."""
-    os.environ.setdefault("GRPC_EXPERIMENTS", "-event_engine_listener")
+    """Have grpc do with less of itself for each call; as `quiet_grpc`. A version that lacks a name ignores it."""
+    os.environ.setdefault("GRPC_EXPERIMENTS", GRPC_EXPERIMENTS)

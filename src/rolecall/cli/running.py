@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["begin", "catch_signals", "end", "go_on", "next_of", "tell", "tell_start"]
 
 # How long one thread may hold the interpreter before others get their turn: the default, 5 ms, is fifty Checks.
-SWITCH_SECONDS = 0.0005
+SWITCH_SECONDS = 0.0001
 # So many new objects before it is looked for garbage that goes in circles, of which there is little: the default, 700,
 # is twenty Checks.
 GARBAGE = 50_000

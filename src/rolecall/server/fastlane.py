@@ -38,7 +38,7 @@ MAX_WITHOUT_MESSAGE = 10_000
 STRANGERS = 4
 # So many calls are answered together, and none waits for others once so many looks in a row found nothing: grpc reads
 # one socket at each, and not all bring a call.
-TOGETHER = 64
+TOGETHER = 32
 LOOKS = 3
 # The polling thread is stuck where it does one thing for so long.
 STUCK_SECONDS = 30.0

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import bindparam, case, delete, exists, insert, select, update
+from sqlalchemy import BigInteger, bindparam, case, delete, exists, insert, select, update
 
 from rolecall.domain import Delivery, LinkKind
 from rolecall.storage.tables import mails, sign_ins
@@ -63,6 +63,12 @@ _NEXT = (
 )
 
 
+# Asked twice a second: put together once.
+_ANY_DUE = select(
+    exists().where(mails.c.state == Delivery.QUEUED.value, mails.c.due_time <= bindparam("at", type_=BigInteger))
+)
+
+
 def add(tx: Transaction, new: Sequence[Mail], due_time: int) -> None:
     """Insert mails."""
     values = [
@@ -83,8 +89,7 @@ def add(tx: Transaction, new: Sequence[Mail], due_time: int) -> None:
 
 def is_any_due(tx: Transaction, at: int) -> bool:
     """Whether there is a mail to be sent at `at`."""
-    due = exists().where(mails.c.state == Delivery.QUEUED.value, mails.c.due_time <= at)
-    return bool(tx.connection.scalar(select(due)))
+    return bool(tx.connection.scalar(_ANY_DUE, {"at": at}))
 
 
 def take(tx: Transaction, at: int, until: int, limit: int) -> list[Mail]:
