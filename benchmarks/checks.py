@@ -49,8 +49,9 @@ def measure(site: Site) -> list[Figure]:
         also = in_turns(pair, lambda each: each.ghz(SECONDS)) if shutil.which("ghz") else {}
         fast = {"fast": serving["fast"]}
         batches = in_turns(fast, lambda each: each.load(_batch(), SECONDS, CONNECTIONS, 1, path=BATCH))
-        # About a thousand members: what a batch asked before is known.
-        rate = 0.7 * median(capacity["fast"], _rate)
+        # As calls that come one by one cost more than those that come in fours, capacity is that with one in flight each.
+        single_file = in_turns(fast, lambda each: each.load(check, SECONDS, CONNECTIONS, 1))
+        rate = 0.7 * median(single_file["fast"], _rate)
         steady = Flow(questions(1000), rate, CONNECTIONS)
         paced = in_turns(fast, lambda each: each.pace(SECONDS, checks=steady)["checks"])
     decisions = 100 * median(batches["fast"], _rate)

@@ -3,7 +3,7 @@
 import itertools
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from sqlalchemy import event, update
 
 from rolecall import credentials
 from rolecall.credentials import Minted
-from rolecall.directory import Directory, Standing, Standings
+from rolecall.directory import Directory, Standing
 from rolecall.domain import (
     Caller,
     CredentialKind,
@@ -104,8 +104,17 @@ def _with_secret_of(minted: Minted, other: Minted) -> str:
 
 
 def _role(town: Town, subject: Subject, organization: str = "acme") -> str | None:
-    standing = town.directory.standings(organization, [subject]).found.get(subject.key)
+    standing = town.directory.standings(organization, [subject]).each[0]
     return standing.role if standing else None
+
+
+def _stand(
+    directory: Directory, organization: str, subjects: Collection[Subject], at_least: int = 0
+) -> tuple[int, dict[str, Standing]]:
+    """The revision, and who stands there, by key."""
+    standings = directory.standings(organization, subjects, at_least=at_least)
+    pairs = zip(subjects, standings.each, strict=True)
+    return standings.revision, {subject.key: standing for subject, standing in pairs if standing}
 
 
 def _all(subjects: Iterable[Subject], role: str) -> dict[str, Standing]:
@@ -155,10 +164,10 @@ def test_each_way_of_naming_a_subject_leads_to_the_role(town: Town) -> None:
         _token(town.tokens["acme/bob"]): "VIEWER",
         _presented(token): "OWNER",
     }
-    standings = town.directory.standings("acme", [*subjects, Subject(SubjectKind.ROLE, "AUDITOR")])
+    standings = _stand(town.directory, "acme", [*subjects, Subject(SubjectKind.ROLE, "AUDITOR")])
 
     assert {subject.kind for subject in subjects} == set(SubjectKind) - {SubjectKind.ROLE}
-    assert standings == Standings(2, {subject.key: Standing(role) for subject, role in subjects.items()})
+    assert standings == (2, {subject.key: Standing(role) for subject, role in subjects.items()})
     assert [_role(town, subject) for subject in subjects] == list(subjects.values())
 
 
@@ -167,7 +176,7 @@ def test_unknown_subject_is_left_out(town: Town) -> None:
     ann = Subject(SubjectKind.USER_ID, "ann")
     unknown = [Subject(kind, value) for kind in LOOKED_UP for value in ("nobody", "", "ANN", "OWNER")]
 
-    assert town.directory.standings("acme", [*unknown, ann]).found == _all([ann], "OWNER")
+    assert _stand(town.directory, "acme", [*unknown, ann])[1] == _all([ann], "OWNER")
 
 
 def test_kinds_are_not_taken_for_each_other(town: Town) -> None:
@@ -194,8 +203,8 @@ def test_right_and_wrong_secret_may_stand_in_one_batch(town: Town) -> None:
     ann = town.tokens["acme/ann"]
     right, wrong = _presented(ann), _presented(ann, bytes(32))
 
-    assert town.directory.standings("acme", [right, wrong]).found == _all([right], "OWNER")
-    assert town.directory.standings("acme", [wrong, right]).found == _all([right], "OWNER")
+    assert _stand(town.directory, "acme", [right, wrong])[1] == _all([right], "OWNER")
+    assert _stand(town.directory, "acme", [wrong, right])[1] == _all([right], "OWNER")
 
 
 @pytest.mark.parametrize("end", ["expired", "revoked"])
@@ -231,7 +240,7 @@ def test_restriction_comes_with_the_standing(town: Town) -> None:
     ann, by_id, by_text = Subject(SubjectKind.USER_ID, "ann"), _token(minted), _presented(minted)
     caller = town.directory.caller(minted.text)
 
-    assert town.directory.standings("acme", [ann, by_id, by_text]).found == {
+    assert _stand(town.directory, "acme", [ann, by_id, by_text])[1] == {
         ann.key: Standing("OWNER"),
         by_id.key: Standing("OWNER", restriction),
         by_text.key: Standing("OWNER", restriction),
@@ -248,8 +257,8 @@ def test_organizations_token_stands_with_its_own_role(town: Town) -> None:
     town.storage.mutate("acme", lambda tx: credential_rows.add(tx, new))
     subjects = [_token(minted), _presented(minted)]
 
-    assert town.directory.standings("acme", subjects).found == _all(subjects, "EDITOR")
-    assert town.directory.standings("other", subjects).found == {}
+    assert _stand(town.directory, "acme", subjects)[1] == _all(subjects, "EDITOR")
+    assert _stand(town.directory, "other", subjects)[1] == {}
     assert town.directory.caller(minted.text) == Caller(
         "acme", minted.id, CredentialKind.ORGANIZATION, "", "", "EDITOR", None, expires, minted.digest
     )
@@ -266,7 +275,7 @@ def test_other_organizations_members_and_tokens_are_unknown(town: Town) -> None:
     ]
     ann = Subject(SubjectKind.USER_ID, "ann")
 
-    assert town.directory.standings("other", [*strangers, ann]) == Standings(1, _all([ann], "VIEWER"))
+    assert _stand(town.directory, "other", [*strangers, ann]) == (1, _all([ann], "VIEWER"))
     assert _role(town, _presented(town.tokens["acme/ann"]), "other") is None
     assert _role(town, _presented(town.tokens["other/ann"]), "acme") is None
 
@@ -275,12 +284,12 @@ def test_missing_organization_is_not_found(town: Town) -> None:
     """Even a role can't be asked about where there is no organization."""
     for subjects in ([], [Subject(SubjectKind.ROLE, "OWNER")], [NOBODY]):
         with pytest.raises(OrganizationNotFound):
-            town.directory.standings("nowhere", subjects)
+            _stand(town.directory, "nowhere", subjects)
 
 
 def test_nobody_asked_about_gives_the_revision(town: Town) -> None:
     """Without subjects the answer is empty, at the organization's revision."""
-    assert town.directory.standings("acme", []) == Standings(2, {})
+    assert _stand(town.directory, "acme", []) == (2, {})
 
 
 # Freshness
@@ -290,12 +299,12 @@ def test_change_is_seen_at_once(remembering: Town) -> None:
     """The next question after a commit has the new role and the new revision, the remembered caller as well."""
     town, ann = remembering, remembering.tokens["acme/ann"]
     subjects = [Subject(SubjectKind.USER_ID, "ann"), Subject(SubjectKind.EMAIL, "ann@acme.io"), _token(ann)]
-    before, caller_before = town.directory.standings("acme", subjects), town.directory.caller(ann.text)
+    before, caller_before = _stand(town.directory, "acme", subjects), town.directory.caller(ann.text)
     town.storage.mutate("acme", lambda tx: _change_role(tx, "ann", "EDITOR"))
     caller = town.directory.caller(ann.text)
 
-    assert before == Standings(2, _all(subjects, "OWNER"))
-    assert town.directory.standings("acme", subjects) == Standings(3, _all(subjects, "EDITOR"))
+    assert before == (2, _all(subjects, "OWNER"))
+    assert _stand(town.directory, "acme", subjects) == (3, _all(subjects, "EDITOR"))
     assert caller_before is not None
     assert caller_before.role == "OWNER"
     assert caller is not None
@@ -306,17 +315,17 @@ def test_anothers_change_to_a_subject_is_seen_soon(remembering: Town, database_u
     """What another process commits counts at once for who asks for its revision, and soon for everybody."""
     town, ann = remembering, remembering.tokens["acme/ann"]
     subjects = [Subject(SubjectKind.USER_ID, "ann"), _token(ann), _presented(ann)]
-    before = town.directory.standings("acme", subjects)
+    before = _stand(town.directory, "acme", subjects)
     other = Storage(database_url)
     other.mutate("acme", lambda tx: _change_role(tx, "ann", "EDITOR"))
-    lowered = town.directory.standings("acme", subjects, at_least=3)
+    lowered = _stand(town.directory, "acme", subjects, at_least=3)
     _revoke(other, ann)
     other.close()
-    wait_until(lambda: town.directory.standings("acme", []).revision == 4, 2)
+    wait_until(lambda: _stand(town.directory, "acme", [])[0] == 4, 2)
 
-    assert before == Standings(2, _all(subjects, "OWNER"))
-    assert lowered == Standings(3, _all(subjects, "EDITOR"))
-    assert town.directory.standings("acme", subjects) == Standings(4, _all(subjects[:1], "EDITOR"))
+    assert before == (2, _all(subjects, "OWNER"))
+    assert lowered == (3, _all(subjects, "EDITOR"))
+    assert _stand(town.directory, "acme", subjects) == (4, _all(subjects[:1], "EDITOR"))
 
 
 @pytest.mark.parametrize("change", ["lowered", "revoked"])
@@ -349,12 +358,12 @@ def test_what_is_remembered_costs_no_query(remembering: Town) -> None:
     """
     town = remembering
     subjects = [NOBODY, Subject(SubjectKind.EMAIL, "ann@acme.io"), _presented(town.tokens["acme/bob"])]
-    known = town.directory.standings("acme", subjects)
+    known = _stand(town.directory, "acme", subjects)
     ann, forged = town.tokens["acme/ann"].text, _with_secret_of(town.tokens["acme/ann"], town.tokens["acme/bob"])
     first = [town.directory.caller(text) for text in (ann, forged)]
     with _counting(town.storage) as sent:
         again = [town.directory.caller(text) for text in (ann, forged)]
-        assert town.directory.standings("acme", subjects) == known
+        assert _stand(town.directory, "acme", subjects) == known
         silent = list(sent)
         town.storage.mutate("acme", lambda tx: _change_role(tx, "ann", "EDITOR"))
         sent.clear()
@@ -383,11 +392,11 @@ def test_standings_are_of_one_snapshot(town: Town) -> None:
             committed[0] = town.storage.mutate("acme", promote)
 
     event.listen(town.storage._engine, "before_cursor_execute", commit_once)
-    during = town.directory.standings("acme", subjects)
+    during = _stand(town.directory, "acme", subjects)
 
     assert committed == [3]
-    assert during == Standings(2, _all(subjects, "OWNER"))
-    assert town.directory.standings("acme", subjects) == Standings(3, _all(subjects, "EDITOR"))
+    assert during == (2, _all(subjects, "OWNER"))
+    assert _stand(town.directory, "acme", subjects) == (3, _all(subjects, "EDITOR"))
 
 
 def test_batch_takes_one_query_for_each_way_of_naming(town: Town) -> None:
@@ -401,10 +410,10 @@ def test_batch_takes_one_query_for_each_way_of_naming(town: Town) -> None:
         *(_presented(token) for token in tokens),
     ]
     with _counting(town.storage) as sent:
-        standings = town.directory.standings("acme", subjects)
+        standings = _stand(town.directory, "acme", subjects)
 
     assert len(sent) == 5
-    assert standings.found == {}
+    assert standings[1] == {}
 
 
 # Callers
@@ -459,7 +468,7 @@ def test_old_secret_works_until_its_overlap_ends(remembering: Town) -> None:
     assert retired == [("acme", "ann", old.id)] * 2
     assert minding.caller(new.text) is not None
     assert [_role(town, _presented(old)), _role(town, _presented(new))] == [None, "OWNER"]
-    assert unseen.standings("acme", [_presented(old)]).found == {}
+    assert _stand(unseen, "acme", [_presented(old)])[1] == {}
     assert set(retired) == {("acme", "ann", old.id)}
 
 

@@ -81,7 +81,9 @@ class Authorizer:
             require(policy, caller, "explain", "authorization")
         revision, standing = self._standing(caller, subject, at_least_revision)
         reason = _reason(policy, standing, question)
-        result = CheckResult(reason, _role_of(subject, standing), revision, policy.version)
+        told = (reason, _role_of(subject, standing), revision, policy.version, None, None)
+        # The class's own way takes twice as long.
+        result = tuple.__new__(CheckResult, told)
         return result._replace(explanation=_explain(policy, question, result)) if explained else result
 
     def batch_check(self, caller: Caller, questions: Sequence[Question], *, at_least_revision: int = 0) -> BatchAnswer:
@@ -189,12 +191,11 @@ def _require_revision(revision: int, at_least: int) -> None:
 
 def _decide(policy: Policy, standings: Standings, questions: Iterable[Question]) -> list[Reason]:
     """A reason a question. This is where a batch takes its time."""
-    found, reason_of = standings.found, policy.reason
+    reason_of = policy.reason
     reasons: list[Reason] = []
-    for question in questions:
-        subject, action, resource = question
-        standing = found.get(subject.key)
+    for question, standing in zip(questions, standings.each, strict=True):
         if standing is not None and standing.restriction is None:
+            _, action, resource = question
             reasons.append(reason_of(standing.role, action, resource))
         else:
             reasons.append(_reason(policy, standing, question))

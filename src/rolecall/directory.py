@@ -65,13 +65,13 @@ class Standing:
 
 
 class Standings(NamedTuple):
-    """Where subjects stand at one revision of an organization, by key. Who is not in `found` is unknown there.
+    """Where each of some subjects stands at one revision of an organization, in their order; None who is unknown there.
 
     A hypothetical role stands nowhere.
     """
 
     revision: int
-    found: dict[str, Standing]
+    each: list[Standing | None]
 
 
 class Lacking(NamedTuple):
@@ -145,7 +145,7 @@ class Directory:
             if recalled is not None and recalled[0] >= at_least:
                 return recalled
         standings = self.standings(organization, (subject,), asker, at_least)
-        return standings.revision, standings.found.get(subject.key)
+        return standings.revision, standings.each[0]
 
     def standings(
         self, organization: str, subjects: Collection[Subject], asker: str = "", at_least: int = 0
@@ -159,8 +159,8 @@ class Directory:
         standings = self._recalled(organization, subjects, at_least)
         if standings is None:
             standings = self._looked_up(organization, subjects, asker, at_least)
-        for subject in subjects:
-            if subject.digest and subject.key in standings.found:
+        for subject, standing in zip(subjects, standings.each, strict=True):
+            if subject.digest and standing:
                 self.uses.note(subject.value)
         return standings
 
@@ -173,12 +173,11 @@ class Directory:
             self._misses.look_up(organization, found.values())
 
     def _looked_up(self, organization: str, subjects: Collection[Subject], asker: str, at_least: int) -> Standings:
-        subjects = {subject.key: subject for subject in subjects}.values()
-        presented = [subject for subject in subjects if subject.kind is SubjectKind.PRESENTED]
+        presented = {subject.key: subject for subject in subjects if subject.kind is SubjectKind.PRESENTED}
         # Guesses are counted one by one, and memory that is behind is of no use.
         helps = self._feed and not presented and not at_least
         self._storage.require_patience(Lacking(organization, subjects) if helps else None)
-        if not all(self._known.get(subject.digest) for subject in presented):
+        if not all(self._known.get(subject.digest) for subject in presented.values()):
             # Whoever relays the tokens of others must not be shut out from good ones by those that are not.
             self._guesses.require(asker)
         standings = None
@@ -188,8 +187,9 @@ class Directory:
         if standings is None:
             # Something changed meanwhile, they were remembered from different snapshots, or memory is behind.
             standings = self._read(organization, subjects)[0]
-        for subject in presented:
-            if subject.key in standings.found:
+        live = {subject.key for subject, standing in zip(subjects, standings.each, strict=True) if standing}
+        for subject in presented.values():
+            if subject.key in live:
                 self._known.put(subject.digest, subject.value)
             else:
                 self._guesses.count(asker)
@@ -308,8 +308,7 @@ class Directory:
         read, names = self._read(organization, missing)
         at = now()
         found = []
-        for subject in missing:
-            standing = read.found.get(subject.key)
+        for subject, standing in zip(missing, read.each, strict=True):
             seconds = (standing.until - at) / 1_000_000 if standing else DEAD_SECONDS
             found.append(Found(subject.key, standing, names.get(subject.key, ()), seconds))
         remembered.put(organization, read.revision, found, ticket)
@@ -322,7 +321,8 @@ class Directory:
         def work(tx: Transaction) -> Standings:
             retired.clear()
             revision = organization_rows.revision_of(tx, organization)
-            return Standings(revision, _standings(tx, organization, subjects, retired, names))
+            found = _standings(tx, organization, subjects, retired, names)
+            return Standings(revision, [found.get(subject.key) for subject in subjects])
 
         standings = self._storage.read(work)
         for user_id, credential_id in retired:

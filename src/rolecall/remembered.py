@@ -113,8 +113,8 @@ class Remembered:
         fact = known.get(key)
         return None if fact is MISSING or fact.revision > revision else (revision, fact.value)
 
-    def recall(self, organization: str, wanted: Iterable[Keyed]) -> tuple[int, dict[Any, Any]] | None:
-        """The revision, and the values under the keys of what is wanted as of it, without those that don't exist.
+    def recall(self, organization: str, wanted: Iterable[Keyed]) -> tuple[int, list[Any]] | None:
+        """The revision, and for each that is wanted the value as of it, which is None where there is none.
 
         None where any isn't known, or was read in a later snapshot. An empty key is nothing's.
         """
@@ -123,15 +123,16 @@ class Remembered:
             return None
         # Before the facts: what changed up to it is noted by now.
         revision = known.revision
-        facts, changed, joined, at = known.facts, known.changed, known.joined, time.monotonic()
-        found = {}
+        recall, changed, joined, at = known.facts.get, known.changed, known.joined, time.monotonic()
+        found: list[Any] = []
         latest = 0
         for each in wanted:
             key = each.key
-            fact = facts.get(key)
+            fact = recall(key)
             if fact is None:
                 if key:
                     return None
+                found.append(None)
                 continue
             value, read_at, names, until = fact
             if until < at:
@@ -143,8 +144,7 @@ class Remembered:
                 for name in names:
                     if changed.get(name, 0) > read_at:
                         return None
-            if value is not None:
-                found[key] = value
+            found.append(value)
             if read_at > latest:  # noqa: PLR1730 - `max` takes three times as long, and this is for each of a batch
                 latest = read_at
         return (revision, found) if latest <= revision else None

@@ -68,7 +68,8 @@ class FastLane:
         self.threads = threads
         self.sent: Tag = _Sent(self)
         self.without_message: dict[FastCall, float] = {}
-        # What should be ready for one more call, and failed to be.
+        # What should be ready for one more call: is to be, and failed to be.
+        self.spent: list[_Reception] = []
         self.missing: list[_Reception] = []
         self._on_poller = on_poller
         self._poller: threading.Thread | None = None
@@ -110,6 +111,7 @@ class FastLane:
             if not isinstance(event.tag, Tag):
                 # It may be the last one.
                 self._answer_due()
+                self.be_ready()
                 answer = self.queue.pass_on(event)
                 break
             event.tag.happen(event)
@@ -126,6 +128,11 @@ class FastLane:
             self._is_busy = True
             self._answer([call])
 
+    def be_ready(self) -> None:
+        """Be ready for as many calls as came in."""
+        while self.spent:
+            self.spent.pop().be_ready()
+
     def meet_poller(self) -> None:
         """Remember the thread that polls, which is the present one."""
         self._poller = threading.current_thread()
@@ -139,6 +146,7 @@ class FastLane:
         looks = 0
         while (event := poll()) is None:
             if not self._due:
+                self.be_ready()
                 return None
             looks += 1
             if looks == LOOKS:
@@ -151,6 +159,7 @@ class FastLane:
         due, self._due = self._due, []
         self._answer(due)
         self._done += 1
+        self.be_ready()
 
     def _answer(self, calls: list[FastCall]) -> None:
         prepared = [call for call in calls if call.prepare()]
@@ -220,7 +229,10 @@ class _Reception(Tag):
         """A call comes in, or none will any more."""
         if not event.success:
             return
-        self.be_ready()
+        # Nobody's answer waits for that.
+        self.lane.spent.append(self)
+        if len(self.lane.spent) > READY // 2:
+            self.lane.be_ready()
         try:
             FastCall(self.lane, self.method, self._threads, event).begin()
         except Exception as error:  # noqa: BLE001 - as above
