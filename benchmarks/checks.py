@@ -49,7 +49,7 @@ def measure(site: Site) -> list[Figure]:
         also = in_turns(pair, lambda each: each.ghz(SECONDS)) if shutil.which("ghz") else {}
         fast = {"fast": serving["fast"]}
         batches = in_turns(fast, lambda each: each.load(_batch(), SECONDS, CONNECTIONS, 1, path=BATCH))
-        # As calls that come one by one cost more than those that come in fours, capacity is that with one in flight each.
+        # Calls that come one by one cost more than those that come in fours: capacity is that with one in flight each.
         single_file = in_turns(fast, lambda each: each.load(check, SECONDS, CONNECTIONS, 1))
         rate = 0.7 * median(single_file["fast"], _rate)
         steady = Flow(questions(1000), rate, CONNECTIONS)

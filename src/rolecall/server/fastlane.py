@@ -40,6 +40,9 @@ STRANGERS = 4
 # one socket at each, and not all bring a call.
 TOGETHER = 32
 LOOKS = 3
+# Nor does the thread go to sleep before so many did, which takes some 20 µs: a processor that must be woken for the
+# next call takes longer, and as much of its time (one call in flight: p50 89 to 56 µs, CPU 68 to 62 µs a call).
+IDLE_LOOKS = 16
 # The polling thread is stuck where it does one thing for so long.
 STUCK_SECONDS = 30.0
 WATCH_SECONDS = 0.5
@@ -126,7 +129,8 @@ class FastLane:
             self._due.append(call)
         else:
             self._is_busy = True
-            self._answer([call])
+            if call.prepare() and not call.finish():
+                answer_together(self.calls, self.threads, [call])
 
     def be_ready(self) -> None:
         """Be ready for as many calls as came in."""
@@ -145,12 +149,15 @@ class FastLane:
         poll = self.queue.poll
         looks = 0
         while (event := poll()) is None:
-            if not self._due:
-                self.be_ready()
-                return None
             looks += 1
-            if looks == LOOKS:
-                self._answer_due()
+            if self._due:
+                if looks == LOOKS:
+                    self._answer_due()
+                    looks = 0
+            elif looks == 1:
+                self.be_ready()
+            elif looks > IDLE_LOOKS:
+                return None
         return event
 
     def _answer_due(self) -> None:
