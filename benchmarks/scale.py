@@ -69,7 +69,8 @@ def of_rules(folder: Path) -> list[Figure]:
             (folder / str(size)).mkdir(parents=True)
             policies = write_policy(folder / str(size), size)
             site = found(folder / f"site-{size}", SMALL, policies=policies)
-            flows[name] = Flow([_asked(chance.choice(make_rules(size))) for _ in range(1000)], RATE)
+            rules = make_rules(size)
+            flows[name] = Flow([_asked(chance.choice(rules)) for _ in range(1000)], RATE)
             serving[name] = stack.enter_context(Serving("fast", site.folder, site.token))
         names = {each: name for name, each in serving.items()}
         times = in_turns(serving, lambda each: each.pace(SECONDS, checks=flows[names[each]])["checks"])

@@ -1,12 +1,12 @@
 """Which decisions were made: one JSON object a line, in files that are rotated by size."""
 
 import fcntl
-import json
 import os
 import sys
 import threading
 import time
 from collections import deque
+from json.encoder import encode_basestring
 from logging import LogRecord
 from logging.handlers import RotatingFileHandler
 from typing import IO, Literal
@@ -28,6 +28,11 @@ MAX_WAITING = 100_000
 # How long the end waits for the disk.
 CLOSE_SECONDS = 5.0
 
+# So many lines are written at once.
+AT_ONCE = 32
+
+# A text as JSON.
+_text = encode_basestring
 _log = structlog.get_logger("rolecall.decisions")
 
 
@@ -83,24 +88,10 @@ class DecisionLog:
         self._write()
 
     def _write(self) -> None:
+        """Write what waits, in large pieces: line by line, each takes twice as long, and the interpreter with it."""
         assert self._file is not None  # noqa: S101 - for the type checker
-        while self._waiting:
-            at, organization, question, result, request_id = self._waiting[0]
-            self._file.write(
-                {
-                    "time": rfc3339(at),
-                    "organization": organization,
-                    "subject": question.subject.text,
-                    "action": question.action,
-                    "resource": question.resource,
-                    "decision": result.decision.value,
-                    "reason": result.reason.name,
-                    "policy_version": result.policy_version,
-                    "revision": result.revision,
-                    "request_id": request_id,
-                }
-            )
-            self._waiting.popleft()
+        while count := min(len(self._waiting), AT_ONCE):
+            self._file.write("\n".join(_line(*self._waiting.popleft()) for _ in range(count)))
 
     def close(self) -> None:
         """Write what waits, and close the file."""
@@ -111,6 +102,17 @@ class DecisionLog:
                 self._file.close()
             except (OSError, ValueError) as error:
                 _log.warning("the decision log can't be closed", error=str(error))
+
+
+def _line(at: int, organization: str, question: Question, result: CheckResult, request_id: str) -> str:
+    # In one piece, as making a dictionary of it first takes three times as long.
+    return (
+        f'{{"time": "{rfc3339(at)}", "organization": {_text(organization)}, "subject": {_text(question.subject.text)},'
+        f' "action": {_text(question.action)}, "resource": {_text(question.resource)},'
+        f' "decision": "{result.decision.value}", "reason": "{result.reason.name}",'
+        f' "policy_version": "{result.policy_version}", "revision": {result.revision},'
+        f' "request_id": {_text(request_id)}}}'
+    )
 
 
 class _Files(RotatingFileHandler):
@@ -128,9 +130,8 @@ class _Files(RotatingFileHandler):
             raise
         return os.fdopen(descriptor, "a", encoding=self.encoding)
 
-    def write(self, value: dict[str, object]) -> None:
-        line = json.dumps(value, ensure_ascii=False)
-        self.handle(LogRecord("", 0, "", 0, line, None, None))
+    def write(self, lines: str) -> None:
+        self.handle(LogRecord("", 0, "", 0, lines, None, None))
 
     def handleError(self, record: LogRecord) -> None:  # noqa: N802, ARG002 - the standard library's shape
         if time.monotonic() >= self._quiet_until:
