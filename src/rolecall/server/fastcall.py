@@ -33,7 +33,18 @@ _log = structlog.get_logger("rolecall.fastlane")
 class FastCall(Call, Tag):
     """One call; the tag of its message."""
 
-    __slots__ = ("_answer", "_call", "_details", "_gone", "_message", "_method", "_threads", "lacking", "lane")
+    __slots__ = (
+        "_answer",
+        "_call",
+        "_details",
+        "_gone",
+        "_is_parked",
+        "_message",
+        "_method",
+        "_threads",
+        "lacking",
+        "lane",
+    )
 
     def __init__(self, lane: Lane, method: Method, threads: futures.Executor, event: Any) -> None:
         """`threads` do what must wait."""
@@ -48,6 +59,7 @@ class FastCall(Call, Tag):
         self._message: bytes | None = None
         self._answer: bytes | status_pb2.Status | None = None
         self._gone = False
+        self._is_parked = False
         # What it needs that isn't in memory, if that may be read together with what others need.
         self.lacking: Any = None
 
@@ -94,9 +106,13 @@ class FastCall(Call, Tag):
     def prepare(self) -> bool:
         """Reckon the answer, if that takes no waiting. Answers whether the call is to be finished. Raises nothing."""
         try:
-            self._answer = self.lane.calls.answer(self._method, self)
+            if self._is_parked:
+                self._answer = self._given_up() or self.lane.calls.admit(self._method, self)
+            if self._answer is None:
+                self._answer = self.lane.calls.answer(self._method, self)
         except WouldWait as waiting:
-            self.lacking = waiting.lacking
+            # What was read for it once isn't read like this again and again.
+            self.lacking = None if self._is_parked else waiting.lacking
         except Exception as error:  # noqa: BLE001 - see the module's docstring
             self._fail(error)
             return False
@@ -109,6 +125,8 @@ class FastCall(Call, Tag):
         """
         try:
             if self._answer is not None:
+                if self._is_parked:
+                    self.lane.waiting.let_go(self)
                 self._send(self._answer)
             elif self.lacking is None:
                 self._hand_over_whole()
@@ -123,14 +141,19 @@ class FastCall(Call, Tag):
         native.take_message(self._call, self)
 
     def _hand_over_whole(self) -> None:
-        # It is told when the client gives up.
-        native.watch(self._call, _End(self))
+        self._watch()
         self._hand_over(self.work)
 
-    def park(self) -> bool:
-        """Have it wait for `do` or `drop`; False where it isn't to be done any more. Raises nothing."""
-        try:
+    def _watch(self) -> None:
+        """Have it told when the client gives up."""
+        if not self._is_parked:
             native.watch(self._call, _End(self))
+
+    def park(self) -> bool:
+        """Have it wait for `do`, `drop` or `prepare`; False where it isn't to be done any more. Raises nothing."""
+        try:
+            self._watch()
+            self._is_parked = True
             return self._is_taken_in()
         except Exception as error:  # noqa: BLE001 - see the module's docstring
             self._fail(error)
@@ -165,10 +188,8 @@ class FastCall(Call, Tag):
     def do(self, work: Callable[[], None]) -> None:
         """Do it, unless the client has given up. Raises nothing."""
         try:
-            if self._is_given_up():
-                # Its client gave up while it waited for a thread.
-                code = grpc.StatusCode.DEADLINE_EXCEEDED if self._is_late() else grpc.StatusCode.CANCELLED
-                self._send(status_pb2.Status(code=code.value[0]))
+            if given_up := self._given_up():
+                self._send(given_up)
             else:
                 work()
         except Exception as error:  # noqa: BLE001 - nobody looks after a thread's work
@@ -201,6 +222,13 @@ class FastCall(Call, Tag):
         status = rpc_status.to_status(answer)
         trailers = (*status.trailing_metadata, request_id)
         native.send_status(self._call, status.code.value[0], status.details.encode(), trailers, self.lane.sent)
+
+    def _given_up(self) -> status_pb2.Status | None:
+        """What a client is told that gave up while the call waited for a thread; None where it didn't."""
+        if not self._is_given_up():
+            return None
+        code = grpc.StatusCode.DEADLINE_EXCEEDED if self._is_late() else grpc.StatusCode.CANCELLED
+        return status_pb2.Status(code=code.value[0])
 
     def _is_given_up(self) -> bool:
         return self._gone or self._is_late()

@@ -79,9 +79,11 @@ class FastLane:
         # The calls that are to be answered together, and whether one came already since nothing was to be done.
         self._due: list[FastCall] = []
         self._is_busy = False
-        # How much the polling thread did, and whether it is at it.
+        # How much the polling thread did, and whether it is at it; what threads have read for, and give back to it.
         self._done = 0
         self._is_working = False
+        self._given_back: list[FastCall] = []
+        self._guard = threading.Lock()
         self._receptions = [_Reception(self, method) for method in methods]
         for reception in self._receptions:
             self.queue.register(reception.method.name)
@@ -113,6 +115,7 @@ class FastLane:
             self._done += 1
             if not isinstance(event.tag, Tag):
                 # It may be the last one.
+                self._fall_asleep()
                 self._answer_due()
                 self.be_ready()
                 answer = self.queue.pass_on(event)
@@ -120,8 +123,21 @@ class FastLane:
             event.tag.happen(event)
             event = None
             event = self._next()
-        self._is_working = False
         return answer
+
+    def give_back(self, calls: list[FastCall]) -> bool:
+        """Have the polling thread answer calls of which nothing is lacking any more; False where it is asleep."""
+        with self._guard:
+            if self._is_working:
+                self._given_back += calls
+            return self._is_working
+
+    def _fall_asleep(self) -> None:
+        """Be given nothing back any more; what was is due."""
+        with self._guard:
+            self._is_working = False
+            self._due += self._given_back
+            self._given_back = []
 
     def is_due(self, call: FastCall) -> None:
         """Have a call answered: at once where it comes alone, else with those that are there besides."""
@@ -130,7 +146,7 @@ class FastLane:
         else:
             self._is_busy = True
             if call.prepare() and not call.finish():
-                answer_together(self.calls, self.threads, [call])
+                answer_together(self, [call])
 
     def be_ready(self) -> None:
         """Be ready for as many calls as came in."""
@@ -144,23 +160,30 @@ class FastLane:
 
     def _next(self) -> Any:
         """The next event; None once there is none, and no call is due."""
-        if len(self._due) >= TOGETHER:
+        if len(self._due) + len(self._given_back) >= TOGETHER:
             self._answer_due()
         poll = self.queue.poll
         looks = 0
         while (event := poll()) is None:
             looks += 1
-            if self._due:
-                if looks == LOOKS:
+            if self._due or self._given_back:
+                if looks >= LOOKS:
                     self._answer_due()
                     looks = 0
             elif looks == 1:
                 self.be_ready()
             elif looks > IDLE_LOOKS:
-                return None
+                self._fall_asleep()
+                if not self._due:
+                    return None
+                self._is_working = True
         return event
 
     def _answer_due(self) -> None:
+        if self._given_back:
+            with self._guard:
+                self._due += self._given_back
+                self._given_back = []
         if not self._due:
             return
         due, self._due = self._due, []
@@ -171,7 +194,7 @@ class FastLane:
     def _answer(self, calls: list[FastCall]) -> None:
         prepared = [call for call in calls if call.prepare()]
         if lacking := [call for call in prepared if not call.finish()]:
-            answer_together(self.calls, self.threads, lacking)
+            answer_together(self, lacking)
 
     def _look_after(self) -> None:
         """Cancel what waits for its message too long; end the process where the polling thread is dead or stuck.

@@ -1,5 +1,6 @@
 """What the parts of the fast lane know of each other."""
 
+from concurrent import futures
 from typing import TYPE_CHECKING, Any, Protocol
 
 from google.rpc import status_pb2
@@ -41,6 +42,7 @@ class Lane(Protocol):
     """What calls know of their lane."""
 
     calls: Answering
+    threads: futures.Executor
     waiting: Waiting
     # The calls whose message isn't there yet, and since when; the oldest first.
     without_message: "dict[FastCall, float]"
@@ -48,6 +50,10 @@ class Lane(Protocol):
 
     def work_off(self, event: Any) -> tuple[object, tuple[()]]:
         """Do what belongs to the event, and to all that are there besides."""
+        ...
+
+    def give_back(self, calls: "list[FastCall]") -> bool:
+        """Have the polling thread answer calls of which nothing is lacking any more; False where it is asleep."""
         ...
 
     def is_due(self, call: "FastCall") -> None:
