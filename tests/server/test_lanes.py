@@ -270,8 +270,12 @@ def test_streams_broken_off_and_clients_that_vanish(site: Site) -> None:
 
 
 def test_resets_at_random_under_load(site: Site) -> None:
-    """Others' calls are answered rightly and soon while strangers and callers break theirs off."""
+    """Others' calls are answered rightly while callers break theirs off, half-way too.
+
+    Not half-way on the public lane, where a caller's half-open calls hold its few threads, as is documented.
+    """
     chance = random.Random(13)
+    parts = [0.0, 0.5, 1.0] if site.server._fast else [1.0]
     stop = threading.Event()
     wrong: list[object] = []
     answered = 0
@@ -281,7 +285,7 @@ def test_resets_at_random_under_load(site: Site) -> None:
             connection = RawConnection(site.address)
             for _ in range(6):
                 stream = connection.begin(chance.choice([CHECK, BATCH, WHO_AM_I]), site.tokens["OWNER"])
-                connection.send(stream, ALLOWED, part=chance.choice([0.0, 0.5, 1.0]))
+                connection.send(stream, ALLOWED, part=chance.choice(parts))
                 if chance.random() < 0.8:
                     connection.reset(stream)
             (connection.vanish if chance.random() < 0.5 else connection.close)()

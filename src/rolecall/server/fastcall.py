@@ -21,7 +21,7 @@ from rolecall.server.lane import Lane, Tag
 from rolecall.server.status import status_of
 from rolecall.storage import WouldWait
 
-__all__ = ["FastCall", "cut_off", "tell"]
+__all__ = ["FastCall", "cut_off", "tell", "tell_failure"]
 
 # What is larger takes long to parse.
 MAX_AT_ONCE_BYTES = 64 * 1024
@@ -269,5 +269,10 @@ def cut_off(call: Any) -> None:
 
 def tell(what: str, method: Method, error: Exception, request_id: str = "") -> None:
     """Log it. The thread that polls goes on where even that fails."""
+    tell_failure(what, error, method=method.name, request_id=request_id)
+
+
+def tell_failure(what: str, error: Exception, **told: str) -> None:
+    """The same of what belongs to no one call."""
     with suppress(Exception):
-        _log.error(what, method=method.name, request_id=request_id, exc_info=error)
+        _log.error(what, **told, exc_info=error)

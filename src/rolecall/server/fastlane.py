@@ -24,7 +24,7 @@ from rolecall.server.calls import Method
 from rolecall.server.fastcall import FastCall, cut_off, tell
 from rolecall.server.lane import Answering, Tag
 from rolecall.server.native import NOTHING, Queue
-from rolecall.server.together import answer_together
+from rolecall.server.together import Together
 from rolecall.server.waiting import Waiting
 
 __all__ = ["FastLane"]
@@ -84,6 +84,7 @@ class FastLane:
         self._is_working = False
         self._given_back: list[FastCall] = []
         self._guard = threading.Lock()
+        self._together = Together(self)
         self._receptions = [_Reception(self, method) for method in methods]
         for reception in self._receptions:
             self.queue.register(reception.method.name)
@@ -146,7 +147,7 @@ class FastLane:
         else:
             self._is_busy = True
             if call.prepare() and not call.finish():
-                answer_together(self, [call])
+                self._together.add([call])
 
     def be_ready(self) -> None:
         """Be ready for as many calls as came in."""
@@ -194,7 +195,7 @@ class FastLane:
     def _answer(self, calls: list[FastCall]) -> None:
         prepared = [call for call in calls if call.prepare()]
         if lacking := [call for call in prepared if not call.finish()]:
-            answer_together(self, lacking)
+            self._together.add(lacking)
 
     def _look_after(self) -> None:
         """Cancel what waits for its message too long; end the process where the polling thread is dead or stuck.

@@ -1,37 +1,82 @@
-"""Calls of the fast lane that lack what may be read at once: one thread reads it for all of them.
+"""Calls of the fast lane that lack what may be read at once: it is read for all that are there, by a thread or few.
 
-A flood of questions about strangers would have a thread woken for each, and the interpreter handed over as often. So
-that thread doesn't answer them either, unless the one that polls is asleep.
+A flood of questions about strangers would have a thread woken for each, the database asked for each, and the
+interpreter handed over as often. So those threads don't answer them either, unless the one that polls is asleep.
 """
 
+import threading
+import time
 from functools import partial
 
-from rolecall.server.fastcall import FastCall
+from rolecall.server.fastcall import FastCall, tell_failure
 from rolecall.server.lane import Lane
 
-__all__ = ["answer_together"]
+__all__ = ["Together"]
+
+# So many threads read at once.
+READERS = 4
+# While a reading was begun so lately, more calls are waited for, unless there are many already: a reading of one costs
+# nearly as much as one of a hundred.
+PACE_SECONDS = 0.004
+MANY = 100
 
 
-def answer_together(lane: Lane, calls: list[FastCall]) -> None:
-    """Have one of the lane's threads do it. Raises nothing."""
-    parked = [call for call in calls if call.park()]
-    if not parked:
-        return
-    try:
-        lane.threads.submit(_read, lane, parked)
-    except Exception as error:  # noqa: BLE001 - it would end the thread that polls for all
-        for call in parked:
-            call.drop(error)
+class Together:
+    """What is waited for together. Threads may share it."""
 
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+        self._lock = threading.Lock()
+        self._waiting: list[FastCall] = []
+        self._readers = 0
+        self._read_at = 0.0
 
-def _read(lane: Lane, calls: list[FastCall]) -> None:
-    try:
-        lane.calls.remember([call.lacking for call in calls])
-    except Exception as error:  # noqa: BLE001 - nobody looks after a thread's work
-        # Each by itself would wait as long again.
-        for call in calls:
-            call.do(partial(call.refuse, error))
-        return
-    if not lane.give_back(calls):
-        for call in calls:
-            call.do(call.work)
+    def add(self, calls: list[FastCall]) -> None:
+        """Have what they lack read, and them answered. Raises nothing."""
+        parked = [call for call in calls if call.park()]
+        with self._lock:
+            self._waiting += parked
+            starts = bool(parked) and self._readers < READERS
+            self._readers += starts
+        if not starts:
+            return
+        try:
+            self._lane.threads.submit(self._work)
+        except Exception as error:  # noqa: BLE001 - it would end the thread that polls for all
+            with self._lock:
+                self._readers -= 1
+                dropped, self._waiting = self._waiting, []
+            for call in dropped:
+                call.drop(error)
+
+    def _work(self) -> None:
+        while calls := self._next():
+            try:
+                self._read(calls)
+            except Exception as error:  # noqa: BLE001 - nobody looks after a thread's work
+                tell_failure("calls failed together", error)
+
+    def _next(self) -> list[FastCall]:
+        """Those that wait, after a moment if need be; nobody, and this thread's end, where none do."""
+        # Another thread may have begun meanwhile.
+        while (pause := self._read_at + PACE_SECONDS - time.monotonic()) > 0 and len(self._waiting) < MANY:
+            time.sleep(pause)
+        with self._lock:
+            calls, self._waiting = self._waiting, []
+            if calls:
+                self._read_at = time.monotonic()
+            else:
+                self._readers -= 1
+        return calls
+
+    def _read(self, calls: list[FastCall]) -> None:
+        try:
+            self._lane.calls.remember([call.lacking for call in calls])
+        except Exception as error:  # noqa: BLE001 - whatever it is
+            # Each by itself would wait as long again.
+            for call in calls:
+                call.do(partial(call.refuse, error))
+            return
+        if not self._lane.give_back(calls):
+            for call in calls:
+                call.do(call.work)
