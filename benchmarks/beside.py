@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from load import Flow, Measured, Serving, in_turns, median
+from load import Flow, Measured, Serving, in_turns, median, p50, p99, rate
 from report import Figure
 from sites import found, questions
 
@@ -38,7 +38,7 @@ def strangers(folder: Path) -> list[Figure]:
             alone.append(serving.pace(SECONDS, warm=warm)["warm"])
             beside.append(serving.pace(SECONDS, warm=warm, flood=flood)["warm"])
         grown = (serving.counts()["memory"] - before) / 1e6
-    late, usual = median(beside, _p99), median(alone, _p99)
+    late, usual = median(beside, p99), median(alone, p99)
     note = f"{late:,.0f} to {usual:,.0f} µs, {grown:.0f} MB more"
     what = f"p99 beside {STRANGERS_A_SECOND:,.0f} unknown subjects a second, to alone"
     return [Figure(what, late / usual, 5, at_least=False, note=note)]
@@ -52,8 +52,8 @@ def a_burning_call(folder: Path) -> list[Figure]:
         serving.pace(SECONDS, warm=flows["warm"])
         found_ = in_turns({"fast": serving}, lambda each: each.pace(SECONDS, **flows)["warm"])["fast"]
     return [
-        Figure("p50 beside a call that burns the processor", median(found_, _p50) / 1000, 1, at_least=False, unit="ms"),
-        Figure("p99 beside a call that burns the processor", median(found_, _p99) / 1000, 6, at_least=False, unit="ms"),
+        Figure("p50 beside a call that burns the processor", median(found_, p50) / 1000, 1, at_least=False, unit="ms"),
+        Figure("p99 beside a call that burns the processor", median(found_, p99) / 1000, 6, at_least=False, unit="ms"),
     ]
 
 
@@ -64,18 +64,6 @@ def a_decision_log(folder: Path) -> list[Figure]:
     check = questions(1)[0]
     with Serving("fast", folder, site.token) as off, Serving("fast", folder, site.token, 0, **told) as on:
         times = in_turns({"off": off, "on": on}, lambda each: each.load(check, SECONDS, CONNECTIONS, STREAMS))
-    ratio = median(times["on"], _rate) / median(times["off"], _rate)
-    note = f"{median(times['on'], _rate):,.0f} to {median(times['off'], _rate):,.0f}"
+    ratio = median(times["on"], rate) / median(times["off"], rate)
+    note = f"{median(times['on'], rate):,.0f} to {median(times['off'], rate):,.0f}"
     return [Figure("Checks a second with a log of all decisions, to without", ratio, 0.7, at_least=True, note=note)]
-
-
-def _p50(found: Measured) -> float:
-    return found.p50
-
-
-def _p99(found: Measured) -> float:
-    return found.p99
-
-
-def _rate(found: Measured) -> float:
-    return found.rate

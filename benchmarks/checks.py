@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from load import BATCH, Flow, Measured, Serving, in_turns, median
+from load import BATCH, Flow, Measured, Serving, in_turns, median, p50, p99, rate
 from report import Figure, quiet, report, table
 from sites import Site, found, questions
 
@@ -51,24 +51,24 @@ def measure(site: Site) -> list[Figure]:
         batches = in_turns(fast, lambda each: each.load(_batch(), SECONDS, CONNECTIONS, 1, path=BATCH))
         # Calls that come one by one cost more than those that come in fours: capacity is that with one in flight each.
         single_file = in_turns(fast, lambda each: each.load(check, SECONDS, CONNECTIONS, 1))
-        rate = 0.7 * median(single_file["fast"], _rate)
-        steady = Flow(questions(1000), rate, CONNECTIONS)
+        often = 0.7 * median(single_file["fast"], rate)
+        steady = Flow(questions(1000), often, CONNECTIONS)
         paced = in_turns(fast, lambda each: each.pace(SECONDS, checks=steady)["checks"])
-    decisions = 100 * median(batches["fast"], _rate)
-    checks = median(capacity["fast"], _rate)
-    single = median(alone["fast"], _p50)
-    late = median(paced["fast"], _p99)
-    times = f"{late:,.0f} to {single:,.0f} µs, {rate:,.0f} calls a second"
+    decisions = 100 * median(batches["fast"], rate)
+    checks = median(capacity["fast"], rate)
+    single = median(alone["fast"], p50)
+    late = median(paced["fast"], p99)
+    times = f"{late:,.0f} to {single:,.0f} µs, {often:,.0f} calls a second"
     empty = "an empty public handler"
     figures = [
-        _ratio(f"Checks a second, to {empty}", capacity["fast"], capacity["empty-public"], _rate, 3.0),
-        _ratio("Checks a second, to the public lane's", capacity["fast"], capacity["standard"], _rate, 3.3),
-        _ratio("Checks a second, to an empty fast handler", capacity["fast"], capacity["empty-fast"], _rate, 0.7),
+        _ratio(f"Checks a second, to {empty}", capacity["fast"], capacity["empty-public"], rate, 3.0),
+        _ratio("Checks a second, to the public lane's", capacity["fast"], capacity["standard"], rate, 3.3),
+        _ratio("Checks a second, to an empty fast handler", capacity["fast"], capacity["empty-fast"], rate, 0.7),
         _ratio(
-            f"p50 of one call in flight, to {empty}", alone["fast"], alone["empty-public"], _p50, 0.65, at_least=False
+            f"p50 of one call in flight, to {empty}", alone["fast"], alone["empty-public"], p50, 0.65, at_least=False
         ),
         _ratio(
-            f"p99 of one call in flight, to {empty}", alone["fast"], alone["empty-public"], _p99, 1.0, at_least=False
+            f"p99 of one call in flight, to {empty}", alone["fast"], alone["empty-public"], p99, 1.0, at_least=False
         ),
         Figure("p99 at 70 % of capacity, to that p50", late / single, 10, at_least=False, note=times),
         Figure("decisions in batches of 100, to Checks", decisions / checks, 18, at_least=True),
@@ -76,20 +76,8 @@ def measure(site: Site) -> list[Figure]:
     ]
     if also:
         what = f"p50 of one call in flight by ghz, to {empty}"
-        figures.append(_ratio(what, also["fast"], also["empty-public"], _p50, 1.0, at_least=False))
+        figures.append(_ratio(what, also["fast"], also["empty-public"], p50, 1.0, at_least=False))
     return figures
-
-
-def _rate(found: Measured) -> float:
-    return found.rate
-
-
-def _p50(found: Measured) -> float:
-    return found.p50
-
-
-def _p99(found: Measured) -> float:
-    return found.p99
 
 
 def _batch() -> bytes:
@@ -110,7 +98,7 @@ def _ratio(
 ) -> Figure:
     """The median of the rounds' ratios."""
     ratio = statistics.median(of(one) / of(other) for one, other in zip(ours, theirs, strict=True))
-    note = f"{median(ours, of):,.0f} to {median(theirs, of):,.0f}" + ("" if of is _rate else " µs")
+    note = f"{median(ours, of):,.0f} to {median(theirs, of):,.0f}" + ("" if of is rate else " µs")
     return Figure(what, ratio, bar, at_least, note=note)
 
 

@@ -4,7 +4,7 @@ import random
 from contextlib import ExitStack
 from pathlib import Path
 
-from load import BATCH, Flow, Measured, Serving, in_turns, median
+from load import BATCH, Flow, Serving, in_turns, median, p50
 from policy import make_rules, write_policy
 from report import Figure
 from sites import Site, found, questions
@@ -48,8 +48,8 @@ def of_members(folder: Path) -> list[Figure]:
     for name, what in (("one", "1,000,000 members"), ("many", "10,000 organizations of 100 members")):
         asked = after[name]["answered"] - before[name]["answered"]
         hits = 1 - (after[name]["reads"] - before[name]["reads"]) / asked
-        ratio = median(times[name], _p50) / median(times["few"], _p50)
-        note = f"{median(times[name], _p50):,.0f} to {median(times['few'], _p50):,.0f} µs, {hits:.1%} from memory"
+        ratio = median(times[name], p50) / median(times["few"], p50)
+        note = f"{median(times[name], p50):,.0f} to {median(times['few'], p50):,.0f} µs, {hits:.1%} from memory"
         figures.append(Figure(f"p50 with {what}, to {SMALL}", ratio, 1.2, at_least=False, note=note))
     return [
         *figures,
@@ -74,7 +74,7 @@ def of_rules(folder: Path) -> list[Figure]:
             serving[name] = stack.enter_context(Serving("fast", site.folder, site.token))
         names = {each: name for name, each in serving.items()}
         times = in_turns(serving, lambda each: each.pace(SECONDS, checks=flows[names[each]])["checks"])
-    few, many = (median(measured, _p50) for measured in times.values())
+    few, many = (median(measured, p50) for measured in times.values())
     note = f"{many:,.0f} to {few:,.0f} µs"
     return [Figure("p50 with 100,000 rules, to 40", many / few, 1.2, at_least=False, note=note)]
 
@@ -116,7 +116,3 @@ def _fill(serving: Serving) -> None:
             ]
             batches.append(pb.BatchCheckRequest(checks=items).SerializeToString())
         serving.pace(len(batches) / 50, fill=Flow(batches, 50.0, connections=1, path=BATCH))
-
-
-def _p50(found: Measured) -> float:
-    return found.p50
