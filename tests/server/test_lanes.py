@@ -158,10 +158,17 @@ def test_strangers_asked_about_together_are_read_together(fast_site: Site, monke
     monkeypatch.setattr(Storage, "read", broken)
     failed = [call.code() for call in ask("stranger")]
 
+    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(fastcall.FastCall, "_given_up", broken)
+        cancelled = {call.code() for call in ask("somebody")}
+
+    assert cancelled <= {grpc.StatusCode.CANCELLED, grpc.StatusCode.OK}
+    # None of those that failed counts as waiting any more.
+    assert not cast("Any", fast_site.server._fast).waiting._sizes
     assert {answer.reason for answer in answers} == {pb.REASON_NOT_A_MEMBER}
     assert several < 100
     assert set(failed) == {grpc.StatusCode.UNAVAILABLE}
-    monkeypatch.undo()
     assert_well(fast_site)
 
 

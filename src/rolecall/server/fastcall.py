@@ -161,7 +161,6 @@ class FastCall(Call, Tag):
 
     def drop(self, error: Exception) -> None:
         """Give it up after it was parked."""
-        self.lane.waiting.let_go(self)
         self._fail(error)
 
     def end(self, event: Any) -> None:
@@ -180,8 +179,11 @@ class FastCall(Call, Tag):
 
     def _is_taken_in(self) -> bool:
         """Whether there is room for it to wait; it is told so where there isn't."""
-        if self.lane.waiting.take_in(self, len(self._message or b"")):
+        waiting = self.lane.waiting
+        if waiting.take_in(self, len(self._message or b"")):
             return True
+        # It may have been, before.
+        waiting.let_go(self)
         self._send(status_of(RateLimited(_TOO_MANY), self.request_id))
         return False
 
@@ -237,6 +239,7 @@ class FastCall(Call, Tag):
         return bool(self._details.deadline < time.time())
 
     def _fail(self, error: Exception) -> None:
+        self.lane.waiting.let_go(self)
         self.cancel()
         tell("a call failed", self._method, error, self.request_id)
 
