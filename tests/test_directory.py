@@ -16,7 +16,7 @@ from sqlalchemy import event, update
 
 from rolecall import credentials
 from rolecall.credentials import Minted
-from rolecall.directory import Directory, Standing
+from rolecall.directory import Directory, Lacking, Standing
 from rolecall.domain import (
     Caller,
     CredentialKind,
@@ -480,6 +480,16 @@ def test_unknown_credential_costs_one_query(remembering: Town) -> None:
 
     assert callers == [None] * 3
     assert len(sent) == 1
+
+
+def test_one_organizations_absence_is_no_other_ones_trouble(remembering: Town) -> None:
+    """What several organizations' calls lack is read together, and each fares as by itself."""
+    town, ann = remembering, Subject(SubjectKind.USER_ID, "ann")
+    town.directory.remember([Lacking("nowhere", [ann]), Lacking("acme", [ann]), Lacking("other", [ann])])
+
+    with _counting(town.storage) as sent:
+        assert (_role(town, ann), _role(town, ann, "other")) == ("OWNER", "VIEWER")
+        assert not sent
 
 
 def test_a_stampede_with_one_credential_is_one_query(remembering: Town, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,13 +9,14 @@ import hmac
 import threading
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from rolecall import credentials
 from rolecall.credentials import Presented
 from rolecall.domain import Caller, CredentialKind, Restriction, Subject, SubjectKind, now
-from rolecall.errors import RateLimited, UnauthenticatedCredential
+from rolecall.errors import OrganizationNotFound, RateLimited, UnauthenticatedCredential
 from rolecall.feed import Feed
 from rolecall.gathered import Gathered
 from rolecall.limits import Limit
@@ -165,12 +166,16 @@ class Directory:
         return standings
 
     def remember(self, lacking: Iterable[Lacking]) -> None:
-        """Have memory know all of them: one query an organization, whoever asked. Raises as `standings`."""
+        """Have memory know all of them: one query an organization, whoever asked. Raises `StorageUnavailable`.
+
+        Who is of no organization that there is stays unknown: others must not fare worse for that.
+        """
         wanted: dict[str, dict[str, Subject]] = {}
         for organization, subjects in lacking:
             wanted.setdefault(organization, {}).update((subject.key, subject) for subject in subjects)
         for organization, found in wanted.items():
-            self._misses.look_up(organization, found.values())
+            with suppress(OrganizationNotFound):
+                self._misses.look_up(organization, found.values())
 
     def _looked_up(self, organization: str, subjects: Collection[Subject], asker: str, at_least: int) -> Standings:
         presented = {subject.key: subject for subject in subjects if subject.kind is SubjectKind.PRESENTED}
