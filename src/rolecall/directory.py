@@ -4,54 +4,33 @@ With a feed, both are remembered until something changes them, and memory answer
 operator, the database is asked each time.
 """
 
-import hashlib
 import hmac
-import threading
 from collections.abc import Callable, Collection, Iterable
-from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from rolecall import credentials
-from rolecall.credentials import Presented
-from rolecall.domain import Caller, CredentialKind, Restriction, Subject, SubjectKind, now
-from rolecall.errors import OrganizationNotFound, RateLimited, UnauthenticatedCredential
+from rolecall.callers import DEAD_SECONDS, Callers
+from rolecall.domain import Caller, Restriction, Subject, SubjectKind, now
+from rolecall.errors import OrganizationNotFound
 from rolecall.feed import Feed
 from rolecall.gathered import Gathered
 from rolecall.limits import Limit
-from rolecall.recent import Recent
-from rolecall.remembered import MISSING, Fact, Found
+from rolecall.remembered import MISSING, Found
 from rolecall.storage import Storage, Transaction
 from rolecall.storage import credentials as credential_rows
 from rolecall.storage import members as member_rows
 from rolecall.storage import organizations as organization_rows
-from rolecall.storage.credentials import Held, LiveToken
-from rolecall.uses import Uses
+from rolecall.storage.credentials import LiveToken
 
 __all__ = ["Directory", "Lacking", "Standing", "Standings"]
 
-MAX_CALLERS = 100_000
 # So many subjects are looked up by one query; PostgreSQL takes 65,535 values.
 MAX_TOGETHER = 10_000
-# Forged credentials are well-formed, as the checksum is public; each costs a look-up. So many may fail for one peer.
-FAILURES_A_SECOND = 20.0
-FAILURES_AT_ONCE = 200
 # Tokens that callers present in questions, and that aren't live: so many for one caller.
 GUESSES_A_SECOND = 10.0
 GUESSES_AT_ONCE = 1000
-# How long a look-up waits for a place in the queue, and there for its turn.
-QUEUE_SECONDS = 0.1
-TURN_SECONDS = 1.0
-# How long a credential that was live is known to be no guess.
-KNOWN_SECONDS = 600.0
-# How long one that isn't live is known to be none: what is dead never lives again.
-DEAD_SECONDS = 60.0
-# How long a caller is remembered, if nothing changes.
-CALLER_SECONDS = 300.0
 
-_NOBODY = Held(Caller("", "", CredentialKind.PERSONAL, "", "", ""), until=0)
-_TOO_MANY = "Too many credentials are being looked up: try again in a moment."
 # Without end.
 _EVER = 2**62
 
@@ -100,40 +79,13 @@ class Directory:
         self._storage = storage
         self._feed = feed
         self._on_retired = on_retired
-        # With the ticket: after what was known was dropped, it no longer counts.
-        self._callers: Recent[bytes, tuple[Held, Fact, int]] = Recent(MAX_CALLERS, CALLER_SECONDS)
-        self._dead: Recent[bytes, str] = Recent(MAX_CALLERS, DEAD_SECONDS)
-        self._known: Recent[bytes, str] = Recent(MAX_CALLERS, KNOWN_SECONDS)
-        self._peers = Limit("credentials that are not valid", rate=FAILURES_A_SECOND, burst=FAILURES_AT_ONCE)
+        self._callers = Callers(storage, feed, look_ups=look_ups, on_retired=on_retired)
+        # What is asked for most takes no step more.
+        self.caller: Callable[..., Caller | None] = self._callers.find
+        self.again: Callable[[Transaction, Caller], Caller] = self._callers.again
+        self.uses = self._callers.uses
         self._guesses = Limit("presented tokens that are not valid", rate=GUESSES_A_SECOND, burst=GUESSES_AT_ONCE)
-        self._turns = threading.BoundedSemaphore(look_ups)
-        self._queue = threading.BoundedSemaphore(3 * look_ups)
-        # The credentials that are looked up at this moment.
-        self._under_way: dict[bytes, Future[None]] = {}
-        self._lock = threading.Lock()
         self._misses: Gathered[Subject] = Gathered(self._remember)
-        self.uses = Uses(storage)
-
-    def caller(self, text: str, peer: Callable[[], str] = str) -> Caller | None:
-        """Who presents the credential `text`; None where it isn't live. A malformed one costs no look-up.
-
-        `peer` tells where it comes from. Raises `RateLimited` where too much else is looked up, `StorageUnavailable`.
-        """
-        digest = hashlib.sha256(text.encode(errors="surrogatepass")).digest()
-        held = self._recalled_caller(digest)
-        if held is None:
-            presented = credentials.parse(text)
-            if presented is None:
-                return None
-            held = self._found(presented, peer)
-        return held.caller if held.until > now() else None
-
-    def again(self, tx: Transaction, caller: Caller) -> Caller:
-        """The caller as it stands in the transaction. Raises `UnauthenticatedCredential` where it no longer does."""
-        held = credential_rows.live_holder(tx, caller.credential_id, caller.digest, now())
-        if held is None or held.retired:
-            raise UnauthenticatedCredential
-        return held.caller
 
     def standing(
         self, organization: str, subject: Subject, asker: str = "", at_least: int = 0
@@ -182,7 +134,7 @@ class Directory:
         # Guesses are counted one by one, and memory that is behind is of no use.
         helps = self._feed and not presented and not at_least
         self._storage.require_patience(Lacking(organization, subjects) if helps else None)
-        if not all(self._known.get(subject.digest) for subject in presented.values()):
+        if not all(self._callers.known.get(subject.digest) for subject in presented.values()):
             # Whoever relays the tokens of others must not be shut out from good ones by those that are not.
             self._guesses.require(asker)
         standings = None
@@ -195,24 +147,10 @@ class Directory:
         live = {subject.key for subject, standing in zip(subjects, standings.each, strict=True) if standing}
         for subject in presented.values():
             if subject.key in live:
-                self._known.put(subject.digest, subject.value)
+                self._callers.known.put(subject.digest, subject.value)
             else:
                 self._guesses.count(asker)
         return standings
-
-    def _recalled_caller(self, digest: bytes) -> Held | None:
-        if self._feed is None:
-            return None
-        recalled = self._callers.get(digest)
-        if recalled is None:
-            return _NOBODY if self._dead.get(digest) else None
-        held, fact, ticket = recalled
-        self._feed.require_fresh()
-        # Past its end it is looked up once more: who presents a secret from before a rotation is to be noticed.
-        if held.until <= now() or not self._feed.remembered.holds(held.caller.organization, fact, ticket):
-            return None
-        self.uses.note(held.caller.credential_id)
-        return held
 
     def _recalled(self, organization: str, subjects: Collection[Subject], at_least: int) -> Standings | None:
         """What memory says of all of them, as of one snapshot; None where it can't."""
@@ -222,77 +160,6 @@ class Directory:
         feed.require_fresh()
         recalled = feed.remembered.recall(organization, subjects)
         return Standings(*recalled) if recalled is not None and recalled[0] >= at_least else None
-
-    def _found(self, presented: Presented, peer: Callable[[], str]) -> Held:
-        """Look a credential up, once for all who present it meanwhile."""
-        self._storage.require_patience()
-        where = "" if self._known.get(presented.digest) else peer()
-        if where:
-            self._peers.require(where)
-        while True:
-            with self._lock:
-                begun = self._under_way.get(presented.digest)
-                if begun is None:
-                    mine = self._under_way[presented.digest] = Future[None]()
-            if begun is None:
-                try:
-                    held = self._look_up(presented) if where else self._fill(presented)
-                except BaseException as error:
-                    mine.set_exception(error)
-                    raise
-                else:
-                    mine.set_result(None)
-                finally:
-                    with self._lock:
-                        del self._under_way[presented.digest]
-            else:
-                begun.result()
-                # What was read began before this call did: memory says whether it still holds.
-                recalled = self._recalled_caller(presented.digest)
-                if recalled is None:
-                    continue
-                held = recalled
-            if held is _NOBODY and where:
-                self._peers.count(where)
-            return held
-
-    def _look_up(self, presented: Presented) -> Held:
-        """Look up what may be a stranger's guess, in its turn."""
-        if not self._queue.acquire(timeout=QUEUE_SECONDS):
-            raise RateLimited(_TOO_MANY)
-        try:
-            if not self._turns.acquire(timeout=TURN_SECONDS):
-                raise RateLimited(_TOO_MANY)
-            try:
-                return self._fill(presented)
-            finally:
-                self._turns.release()
-        finally:
-            self._queue.release()
-
-    def _fill(self, presented: Presented) -> Held:
-        ticket = self._feed.remembered.ticket() if self._feed else 0
-        at = now()
-
-        def work(tx: Transaction) -> tuple[Held | None, int]:
-            held = credential_rows.live_holder(tx, presented.id, presented.digest, at)
-            return held, organization_rows.revision_of(tx, held.caller.organization) if held else 0
-
-        held, revision = self._storage.read(work)
-        if held and held.retired:
-            self._on_retired(held.caller.organization, held.caller.user_id, presented.id)
-        if held is None or held.retired:
-            self._dead.put(presented.digest, presented.id)
-            self._callers.drop(presented.digest)
-            return _NOBODY
-        self._known.put(presented.digest, presented.id)
-        self.uses.note(presented.id)
-        if self._feed:
-            names = tuple(filter(None, (presented.id, held.caller.user_id)))
-            fact = self._feed.remembered.meet(held.caller.organization, revision, held, names, ticket)
-            if fact is not None:
-                self._callers.put(presented.digest, (held, fact, ticket))
-        return held
 
     def _remember(self, organization: str, subjects: set[Subject]) -> None:
         """Read those of the subjects that memory doesn't know, and remember them."""

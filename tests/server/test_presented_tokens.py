@@ -22,7 +22,7 @@ from test_tokens import (
     until,
 )
 
-from rolecall import credentials, directory
+from rolecall import callers, credentials, directory
 from rolecall.directory import Directory
 from rolecall.domain import CredentialKind
 from rolecall.errors import RateLimited
@@ -205,13 +205,13 @@ def test_forged_credentials_from_one_peer_are_limited(make_site: MakeSite, sqlit
     desk = Desk(site)
     who = session.WhoAmIRequest()
     assert desk.code("OWNER", who) is OK
-    codes = [desk.code(text, who) for text in forged(directory.FAILURES_AT_ONCE)]
+    codes = [desk.code(text, who) for text in forged(callers.FAILURES_AT_ONCE)]
     while desk.code(forged()[0], who) is UNAUTHENTICATED:
         # Some were forgiven meanwhile.
         codes += [UNAUTHENTICATED]
 
     assert set(codes) == {UNAUTHENTICATED}
-    assert len(codes) < 2 * directory.FAILURES_AT_ONCE
+    assert len(codes) < 2 * callers.FAILURES_AT_ONCE
     refusals = {desk.refused(text, who).reason for text in forged(3)} - {"UNAUTHENTICATED_CREDENTIAL"}
     assert refusals == {"RATE_LIMITED"}
     assert [desk.code("OWNER", who) for _ in range(20)] == [OK] * 20
@@ -247,10 +247,10 @@ def watched_is_shut(watched: Directory, text: str) -> bool:
 def test_peers_are_limited_apart(storage: Storage) -> None:
     """One that forges doesn't shut others out."""
     watched = Directory(storage)
-    for text in forged(directory.FAILURES_AT_ONCE):
+    for text in forged(callers.FAILURES_AT_ONCE):
         watched.caller(text, lambda: "10.0.0.1")
 
-    more = iter(forged(directory.FAILURES_AT_ONCE))
+    more = iter(forged(callers.FAILURES_AT_ONCE))
     while not watched_is_shut(watched, next(more)):
         # Some were forgiven meanwhile.
         pass
@@ -261,7 +261,7 @@ def test_peers_are_limited_apart(storage: Storage) -> None:
 
 def test_look_ups_wait_in_a_bounded_queue(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """So many run, as many wait, all others are told to come again; those that wait too long as well."""
-    monkeypatch.setattr(directory, "TURN_SECONDS", 2.0)
+    monkeypatch.setattr(callers, "TURN_SECONDS", 2.0)
     storage = Storage(sqlite_url)
     storage.create()
     release, running, outcomes = threading.Event(), threading.Semaphore(0), list[str]()
@@ -285,11 +285,11 @@ def test_look_ups_wait_in_a_bounded_queue(sqlite_url: str, monkeypatch: pytest.M
     for thread in first:
         thread.start()
         assert running.acquire(timeout=10)
-    places = watched._queue._initial_value  # type: ignore[attr-defined]
+    places = watched._callers._queue._initial_value  # type: ignore[attr-defined]
     waiting = [threading.Thread(target=present, args=(text,)) for text in forged(places - 2)]
     for thread in waiting:
         thread.start()
-    until(lambda: watched._queue._value == 0)
+    until(lambda: watched._callers._queue._value == 0)
     present(forged()[0])
     at_once = list(outcomes)
     for thread in waiting:

@@ -30,7 +30,7 @@ from hypothesis.stateful import run_state_machine_as_test as run_machine
 from leaks import Written, letters, windows, written_to
 from sqlalchemy import delete, inspect, select, text, update
 
-from rolecall import credentials, directory, keys, organizations
+from rolecall import callers, credentials, directory, keys, organizations
 from rolecall.audit import OPERATOR, AuditLog, Event
 from rolecall.domain import CredentialKind, Member, now
 from rolecall.storage import Transaction
@@ -1271,7 +1271,7 @@ def test_credentials_do_what_the_model_says(
     make_site: MakeSite, database_url: str, runs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the order, credentials may what the policy says, the dead stay dead, and all is recorded."""
-    monkeypatch.setattr(directory, "FAILURES_AT_ONCE", 10**9)
+    monkeypatch.setattr(callers, "FAILURES_AT_ONCE", 10**9)
     monkeypatch.setattr(directory, "GUESSES_AT_ONCE", 10**9)
     site = make_site(database_url, connection_seconds=86_400)
     # Refusals are written down when the machine says so.
