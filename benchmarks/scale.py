@@ -36,7 +36,7 @@ def of_members(folder: Path) -> list[Figure]:
         serving = {name: stack.enter_context(Serving("fast", site.folder, site.token)) for name, site in sites.items()}
         for name, each in serving.items():
             # What is hot is known then.
-            each.pace(2 * ASKED / RATE, warm=flows[name])
+            each.pace(ASKED / RATE, warm=flows[name])
         before = {name: each.counts() for name, each in serving.items()}
         names = {each: name for name, each in serving.items()}
         times = in_turns(serving, lambda each: each.pace(SECONDS, checks=flows[names[each]])["checks"])
