@@ -88,8 +88,8 @@ class Serving:
         cores = os.sched_getaffinity(0)
         self._load_core = None if core is None else max(cores - {core}, default=core)
         began = time.monotonic()
-        # As `rolecall serve` does; the public reference has grpc's defaults.
-        hurry = {} if kind == "empty-public" else {"GRPC_EXPERIMENTS": GRPC_EXPERIMENTS}
+        # As `rolecall serve` does; the public lane has grpc's defaults.
+        hurry = {"GRPC_EXPERIMENTS": GRPC_EXPERIMENTS} if "fast" in kind else {}
         self._process = subprocess.Popen(
             [
                 *_pinned(core),

@@ -12,10 +12,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-import served_grpc  # noqa: F401 - before grpc
-
-# isort: split
-
 import grpc
 import pytest
 import structlog

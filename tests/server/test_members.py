@@ -172,7 +172,7 @@ def test_the_same_role_changes_nothing(site: Site) -> None:
     office, user = Office(site), site.members["VIEWER"].user_id
     before = office.send("OWNER", pb.GetMemberRequest(user_id=user)).member
     with nothing_written(site):
-        answer = office.send("OWNER", Change(user_id=user, role="VIEWER", request_id=str(uuid.uuid4())))
+        answer = office.send("OWNER", Change(user_id=user, role="VIEWER"))
         last = office.send("OWNER", Change(user_id=site.members["OWNER"].user_id, role="OWNER"))
         assert office.refused("OWNER", Change(user_id=user, role="VIEWER", etag="stale")).reason == "ETAG_MISMATCH"
 

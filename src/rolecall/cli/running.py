@@ -44,7 +44,9 @@ def begin(settings: Settings, *, shares_port: bool = False) -> "tuple[Server, Si
     Raises `ConfigError`, `PolicyError`, `StorageUnavailable`.
     """
     output.quiet_grpc()
-    output.hurry_grpc()
+    if settings.lane != "standard":
+        # There, calls that are reset keep grpc's threads for good more often with it.
+        output.hurry_grpc()
     from rolecall.server import build_server
 
     # While there is no policy to read again, a hang-up must not end us; an interrupt may, as nothing is served yet.
