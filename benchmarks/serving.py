@@ -25,6 +25,7 @@ from rolecall.server.authorization import AuthorizationService
 from rolecall.server.calls import Call, Metadata, Method
 from rolecall.server.fastlane import FastLane
 from rolecall.server.session import SessionService
+from rolecall.server.threads import Threads
 from rolecall.v1 import authorization_pb2 as pb
 from rolecall.v1 import session_pb2
 
@@ -140,8 +141,8 @@ class _Empty:
 
 def _empty_fast() -> str:
 
-    threads = futures.ThreadPoolExecutor(8)
-    server = grpc.server(threads)
+    threads = Threads(8)
+    server = grpc.server(threads.callers)
     calls = _Empty()
     method = Method(METHOD, empty_pb2.Empty, calls.answer, managing=False, at_once=True)
     lane = FastLane(server, [method], calls, threads)

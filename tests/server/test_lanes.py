@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +24,7 @@ from rolecall import Client, credentials
 from rolecall.authorizer import Authorizer
 from rolecall.domain import CredentialKind
 from rolecall.errors import ConfigError, StorageUnavailable
-from rolecall.server import Server, build_server, calls, fastcall, fastlane, lane_probe, native, waiting
+from rolecall.server import OPEN_METHODS, Server, build_server, calls, fastcall, fastlane, lane_probe, native, waiting
 from rolecall.server.calls import Calls
 from rolecall.server.waiting import Waiting
 from rolecall.storage import Storage
@@ -49,6 +49,7 @@ UNARY = [
 ]
 CHECK = "/rolecall.v1.AuthorizationService/Check"
 BATCH = "/rolecall.v1.AuthorizationService/BatchCheck"
+STRANGERS = [name.rpartition("/")[2] for name in OPEN_METHODS]
 WHO_AM_I = "/rolecall.v1.SessionService/WhoAmI"
 ALLOWED = pb.CheckRequest(subject="ann@acme.io", action="view", resource="members").SerializeToString()
 DENIED = pb.CheckRequest(subject="viewer@acme.io", action="manage", resource="account").SerializeToString()
@@ -412,7 +413,7 @@ def test_exceptions_anywhere_end_one_call(site: Site, monkeypatch: pytest.Monkey
     if site.server._fast:
         places += [(fastcall.FastCall, name) for name in ("__init__", "_send", "_is_given_up")]
         places += [(native.Queue, "request"), (native, "watch"), (Waiting, "take_in"), (Waiting, "let_go")]
-        places += [(rpc_status, "to_status"), (site.server._fast.threads, "submit")]
+        places += [(rpc_status, "to_status"), (site.server._fast.threads.callers, "submit")]
     ways = [(owner, name, cast("object", broken)) for owner, name in places]
     if site.server._fast:
         operations = ("ReceiveMessage", "ReceiveCloseOnServer", "SendInitialMetadata", "SendStatusFromServer")
@@ -471,6 +472,53 @@ def test_stopping_with_calls_in_flight(site: Site, monkeypatch: pytest.MonkeyPat
     assert set(outcomes) <= {grpc.StatusCode.OK, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNAVAILABLE}
 
 
+def test_no_call_is_asked_for_while_a_stop_begins(
+    make_site: MakeSite, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """grpc looks whether it stops before it notes what is asked for, and ends the process if that came in between.
+
+    So it must be asked under the lock under which it begins to stop.
+    """
+    monkeypatch.setenv("ROLECALL_LANE", "fast")
+    held: list[bool] = []
+    request = native.Queue.request
+
+    def watched(self: native.Queue, method: str, tag: object) -> None:
+        lock, server = self._state.lock, self._server
+
+        class Watched:
+            def request_registered_call(self, *arguments: object) -> None:
+                held.append(lock._is_owned())
+                server.request_registered_call(*arguments)
+
+        monkeypatch.setattr(self, "_server", Watched())
+        request(self, method, tag)
+        monkeypatch.setattr(self, "_server", server)
+
+    monkeypatch.setattr(native.Queue, "request", watched)
+    site = make_site(sqlite_url)
+    asked_at_start = len(held)
+    for _ in range(40):
+        site.call(CHECK, ALLOWED, bearer(site))
+
+    assert len(held) > asked_at_start > 0
+    assert all(held)
+
+
+def test_a_stopped_server_leaves_no_thread(site: Site) -> None:
+    """Whoever embeds one may start and stop it as often as they like."""
+    before = set(threading.enumerate())
+    for method in UNARY:
+        with suppress(grpc.RpcError):
+            site.call(method, b"", bearer(site))
+    its_own = {thread for thread in threading.enumerate() if thread.name.startswith(("call", *STRANGERS))} - before
+    assert its_own
+
+    site.server.stop(1.0)
+
+    wait_until(lambda: not any(thread.is_alive() for thread in its_own))
+
+
 def test_more_calls_at_once_than_are_ready(site: Site) -> None:
     """None is lost, and none gets another one's answer."""
     stub = site.channel().unary_unary(CHECK, request_serializer=bytes, response_deserializer=READ)
@@ -519,7 +567,7 @@ def test_what_takes_long_holds_nobody_up(site: Site, monkeypatch: pytest.MonkeyP
 def all_threads_busy(site: Site) -> Iterator[None]:
     """For as long, whatever must wait waits."""
     free = threading.Event()
-    pool = cast("Any", site.server._fast).threads
+    pool = cast("Any", site.server._fast).threads.callers
     for _ in range(site.settings.threads):
         pool.submit(free.wait)
     yield

@@ -1,7 +1,6 @@
 """The gRPC server: the only place where the parts are put together."""
 
 from collections.abc import Iterator
-from concurrent import futures
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +43,7 @@ from rolecall.server.policy import PolicyService
 from rolecall.server.probes import add_health
 from rolecall.server.reflection import add_reflection
 from rolecall.server.session import SessionService
+from rolecall.server.threads import Threads
 from rolecall.server.token import TokenService
 from rolecall.sessions import Sessions
 from rolecall.storage import Storage
@@ -99,6 +99,7 @@ class Server:
     storage: Storage
     mail: str
     _core: "_Core"
+    _threads: Threads
     _grpc: grpc.Server
     _fast: FastLane | None
     _health: health.HealthServicer
@@ -120,6 +121,7 @@ class Server:
             # From here on the polling thread may end.
             self._fast.stop()
         self._grpc.stop(grace).wait(grace + 1)
+        self._threads.close()
         self.live.stop()
         self._core.close()
         self.storage.close()
@@ -166,9 +168,9 @@ def build_server(settings: Settings, *, shares_port: bool = False) -> Server:
     sender = Sender(storage, links, Letters(settings), transport)
     core = _build_core(settings, key, storage, live, links, sender)
 
-    threads = futures.ThreadPoolExecutor(settings.threads, thread_name_prefix="call")
+    threads = Threads(settings.threads)
     server = grpc.server(
-        threads,
+        threads.callers,
         maximum_concurrent_rpcs=MAX_WAITING_CALLS,
         options=[
             # Two servers on one port would share its calls silently.
@@ -185,13 +187,13 @@ def build_server(settings: Settings, *, shares_port: bool = False) -> Server:
     if _is_fast(settings):
         unary = [method for method in methods if not method.streaming]
         fast = FastLane(server, unary, core.calls, threads, storage.spare)
-    add_handlers(server, [method for method in methods if method.streaming or not fast], core.calls)
+    add_handlers(server, [method for method in methods if method.streaming or not fast], core.calls, threads)
     names = [service.full_name for file in core.services for service in file.services_by_name.values()]
     names.append(health.SERVICE_NAME)
-    checker = add_health(server, names)
+    checker = add_health(server, names, threads)
     if settings.reflection:
-        add_reflection(server, names)
-    return Server(_bind(server, settings), live, storage, transport.where, core, server, fast, checker)
+        add_reflection(server, names, threads)
+    return Server(_bind(server, settings), live, storage, transport.where, core, threads, server, fast, checker)
 
 
 def _build_core(

@@ -14,7 +14,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable
-from concurrent import futures
 from typing import Any
 
 import grpc
@@ -24,6 +23,7 @@ from rolecall.server.calls import Method
 from rolecall.server.fastcall import FastCall, cut_off, tell
 from rolecall.server.lane import Answering, Tag
 from rolecall.server.native import NOTHING, Queue
+from rolecall.server.threads import Threads
 from rolecall.server.together import Together
 from rolecall.server.waiting import Waiting
 
@@ -34,8 +34,6 @@ READY = 32
 # A call whose message takes longer is cancelled; of more that wait for theirs, the oldest go.
 MESSAGE_SECONDS = 10.0
 MAX_WITHOUT_MESSAGE = 10_000
-# How many threads each method that takes no credential has to itself.
-STRANGERS = 4
 # So many calls are answered together, and none waits for others once so many looks in a row found nothing: grpc reads
 # one socket at each, and not all bring a call.
 TOGETHER = 32
@@ -58,12 +56,12 @@ class FastLane:
         server: grpc.Server,
         methods: Iterable[Method],
         calls: Answering,
-        threads: futures.Executor,
+        threads: Threads,
         on_poller: Callable[[int], None] = lambda _ident: None,
     ) -> None:
         """`calls` raise nothing but `WouldWait`, and that only in the thread whose id `on_poller` is told.
 
-        What must wait runs in `threads`.
+        What must wait runs in `threads`, which the lane doesn't close.
         """
         self.queue = Queue(server)
         self.calls = calls
@@ -241,9 +239,7 @@ class _Reception(Tag):
         self.lane: FastLane = lane
         self.method = method
         # Strangers hold up strangers only.
-        self._threads: futures.Executor = (
-            futures.ThreadPoolExecutor(STRANGERS, thread_name_prefix=method.action) if method.open else lane.threads
-        )
+        self._threads = lane.threads.apart(method.action) if method.open else lane.threads.callers
 
     def be_ready(self) -> None:
         """Be ready for one more call. Where that fails it is tried again. Raises nothing."""

@@ -1,11 +1,11 @@
 """What the parts of the fast lane know of each other."""
 
-from concurrent import futures
 from typing import TYPE_CHECKING, Any, Protocol
 
 from google.rpc import status_pb2
 
 from rolecall.server.calls import Call, Metadata, Method
+from rolecall.server.threads import Threads
 from rolecall.server.waiting import Waiting
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class Lane(Protocol):
     """What calls know of their lane."""
 
     calls: Answering
-    threads: futures.Executor
+    threads: Threads
     waiting: Waiting
     # The calls whose message isn't there yet, and since when; the oldest first.
     without_message: "dict[FastCall, float]"

@@ -1,7 +1,7 @@
 """Whether the fast lane works with the grpcio that is installed."""
 
 import threading
-from concurrent import futures
+from contextlib import closing
 from typing import Any
 
 import grpc
@@ -10,6 +10,7 @@ from google.rpc import status_pb2
 
 from rolecall.server.calls import REQUEST_ID, Call, Metadata, Method
 from rolecall.server.fastlane import FastLane
+from rolecall.server.threads import Threads
 from rolecall.storage import WouldWait
 
 __all__ = ["problem"]
@@ -52,8 +53,8 @@ def problem() -> str:
     paths = ["/rolecall.Probe/Now", "/rolecall.Probe/Later"]
     methods = [Method(path, empty_pb2.Empty, calls.answer, managing=False, at_once=True) for path in paths]
     try:
-        with futures.ThreadPoolExecutor(1) as threads:
-            server = grpc.server(threads)
+        with closing(Threads(1)) as threads:
+            server = grpc.server(threads.callers)
             port = server.add_insecure_port("127.0.0.1:0")
             lane = FastLane(server, methods, calls, threads, calls.pollers.append)
             server.start()

@@ -12,22 +12,22 @@ from google.rpc import status_pb2
 from grpc_status import rpc_status
 
 from rolecall.server.calls import REQUEST_ID, Call, Calls, GivenUp, Method, peer_of
-from rolecall.server.strangers import on_threads_of_their_own
+from rolecall.server.threads import Threads
 
 __all__ = ["add_handlers"]
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
-def add_handlers(server: grpc.Server, methods: Iterable[Method], calls: Calls) -> None:
+def add_handlers(server: grpc.Server, methods: Iterable[Method], calls: Calls, threads: Threads) -> None:
     """Have the server answer calls of the methods."""
     for method in methods:
         service, _, name = method.name.lstrip("/").partition("/")
-        handlers = {name: _handler(method, calls)}
+        handlers = {name: _handler(method, calls, threads)}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
 
 
-def _handler(method: Method, calls: Calls) -> Handler:
+def _handler(method: Method, calls: Calls, threads: Threads) -> Handler:
 
     def unary(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         if not context.is_active():
@@ -54,10 +54,10 @@ def _handler(method: Method, calls: Calls) -> Handler:
     if not method.streaming:
         if method.open:
             # A stranger who sends no message holds none of the callers' threads.
-            on_threads_of_their_own(method.action, unary)
+            threads.run_apart(method.action, unary)
         return grpc.stream_unary_rpc_method_handler(unary)
     # Whoever reads slowly holds a thread for as long.
-    on_threads_of_their_own(method.action, stream)
+    threads.run_apart(method.action, stream)
     return grpc.stream_stream_rpc_method_handler(stream)
 
 

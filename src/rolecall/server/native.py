@@ -36,8 +36,13 @@ class Queue:
         self._server.register_method(method)
 
     def request(self, method: str, tag: object) -> None:
-        """Be ready for one more call of the method. Raises `ValueError` while the server shuts down."""
-        self._server.request_registered_call(self._queue, self._queue, method, tag)
+        """Be ready for one more call of the method. Raises `ValueError` while the server shuts down.
+
+        The lock is the one under which a stop begins: what is asked for in the midst of that is never answered, and
+        grpc ends the process for it once all else is over.
+        """
+        with self._state.lock:
+            self._server.request_registered_call(self._queue, self._queue, method, tag)
 
     def poll(self) -> Any:
         """The next event, if there is one now. For the polling thread only."""

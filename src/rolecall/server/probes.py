@@ -6,12 +6,12 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2
 
-from rolecall.server.strangers import on_threads_of_their_own
+from rolecall.server.threads import Threads
 
 __all__ = ["add_health"]
 
 
-def add_health(server: grpc.Server, services: Iterable[str]) -> health.HealthServicer:
+def add_health(server: grpc.Server, services: Iterable[str], threads: Threads) -> health.HealthServicer:
     """Serve the health of `services` and of the server itself, all well for now; the answer changes them."""
     servicer = health.HealthServicer()
     for name in ["", *services]:
@@ -27,7 +27,7 @@ def add_health(server: grpc.Server, services: Iterable[str]) -> health.HealthSer
 
     # Else every client that watches would hold a thread.
     watch.experimental_non_blocking = True  # type: ignore[attr-defined]
-    on_threads_of_their_own("health", check, watch)
+    threads.run_apart("health", check, watch)
     decode = health_pb2.HealthCheckRequest.FromString
     encode = health_pb2.HealthCheckResponse.SerializeToString
     handlers: dict[str, Any] = {

@@ -9,7 +9,7 @@ from google.protobuf import descriptor_pool
 from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from rolecall.server.strangers import on_threads_of_their_own
+from rolecall.server.threads import Threads
 from rolecall.v1 import errors_pb2  # noqa: F401 - nothing else imports it, and only what is imported can be described
 
 __all__ = ["add_reflection"]
@@ -60,7 +60,7 @@ class _DocumentedPool:
         return _DocumentedFile(documented, [self._with_comments(dependency) for dependency in file.dependencies])
 
 
-def add_reflection(server: grpc.Server, services: Iterable[str]) -> None:
+def add_reflection(server: grpc.Server, services: Iterable[str], threads: Threads) -> None:
     """Describe `services` to whoever asks. The two versions differ in their name only."""
     servicer = reflection.ReflectionServicer([*services, _V1_ALPHA], _DocumentedPool())
 
@@ -69,7 +69,7 @@ def add_reflection(server: grpc.Server, services: Iterable[str]) -> None:
     ) -> Iterator[reflection_pb2.ServerReflectionResponse]:
         yield from servicer.ServerReflectionInfo(requests, context)
 
-    on_threads_of_their_own("reflection", answer)
+    threads.run_apart("reflection", answer)
     handler = grpc.stream_stream_rpc_method_handler(
         answer,
         request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,

@@ -41,7 +41,7 @@ class Together:
         if not starts:
             return
         try:
-            self._lane.threads.submit(self._work)
+            self._lane.threads.callers.submit(self._work)
         except Exception as error:  # noqa: BLE001 - it would end the thread that polls for all
             with self._lock:
                 self._readers -= 1
