@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,10 @@ def found(folder: Path, members: int, count: int = 1, policies: Path = POLICIES,
     storage = Storage(Settings(**told).database)  # type: ignore[arg-type]
     storage.create()
     log = AuditLog(keys.create(folder / "key"))
-    tokens = []
-    for number in range(count):
-        name = f"org{number}"
-        tokens.append(organizations.found(storage, log, loaded, name, "ann@acme.io").token.text)
-        storage.write(lambda tx, name=name: _add(tx, name, members, loaded.roles))  # type: ignore[misc]
+    names = [f"org{number}" for number in range(count)]
+    tokens = [organizations.found(storage, log, loaded, name, "ann@acme.io").token.text for name in names]
+    # Behind the others, as each founding looks at all members that there are.
+    storage.write(lambda tx: _add(tx, names, members, loaded.roles))
     storage.close()
     return Site(folder, tokens)
 
@@ -76,9 +76,9 @@ def _words() -> list[tuple[str, str]]:
     return [(rule.action, rule.resource) for rule in policy.load(POLICIES, 0.0).rules]
 
 
-def _add(tx: Transaction, organization: str, number: int, roles: tuple[str, ...]) -> None:
+def _add(tx: Transaction, names: list[str], number: int, roles: tuple[str, ...]) -> None:
     at = now()
-    rows = _rows(organization, number, roles, at)
+    rows = chain.from_iterable(_rows(organization, number, roles, at) for organization in names)
     while some := [row for _, row in zip(range(AT_ONCE), rows, strict=False)]:
         tx.connection.execute(insert(member_table), some)
 

@@ -34,6 +34,7 @@ __all__ = [
     "RevisionNotReached",
     "RoleBeyondCaller",
     "RolecallError",
+    "ServiceUnknown",
     "Stale",
     "StorageUnavailable",
     "TokenNotFound",
@@ -130,6 +131,12 @@ class InvitationNotFound(RolecallError):
     """The organization has no such invitation, or a secret is none that works."""
 
     status, reason = "NOT_FOUND", "INVITATION_NOT_FOUND"
+
+
+class ServiceUnknown(RolecallError):
+    """The server has no such service, whose health is asked for."""
+
+    status, reason = "NOT_FOUND", "SERVICE_UNKNOWN"
 
 
 class OrganizationExists(RolecallError):

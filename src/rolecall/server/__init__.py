@@ -40,11 +40,12 @@ from rolecall.server.lanes import add_handlers
 from rolecall.server.member import MemberService
 from rolecall.server.organization import OrganizationService
 from rolecall.server.policy import PolicyService
-from rolecall.server.probes import add_health
+from rolecall.server.probes import add_watch, health_check, health_of
 from rolecall.server.reflection import add_reflection
 from rolecall.server.session import SessionService
 from rolecall.server.threads import Threads
 from rolecall.server.token import TokenService
+from rolecall.server.unheard import Unheard
 from rolecall.sessions import Sessions
 from rolecall.storage import Storage
 from rolecall.sweep import Sweep
@@ -100,6 +101,7 @@ class Server:
     mail: str
     _core: "_Core"
     _threads: Threads
+    _watch: Background
     _grpc: grpc.Server
     _fast: FastLane | None
     _health: health.HealthServicer
@@ -110,6 +112,7 @@ class Server:
         self._core.feed.start()
         self._core.background.start()
         self._core.sender.start()
+        self._watch.start()
         self._grpc.start()
         if self._fast:
             self._fast.start()
@@ -122,6 +125,7 @@ class Server:
             self._fast.stop()
         self._grpc.stop(grace).wait(grace + 1)
         self._threads.close()
+        self._watch.stop()
         self.live.stop()
         self._core.close()
         self.storage.close()
@@ -182,18 +186,21 @@ def build_server(settings: Settings, *, shares_port: bool = False) -> Server:
             ("grpc.max_connection_age_grace_ms", CONNECTION_GRACE_MS),
         ],
     )
+    names = [service.full_name for file in core.services for service in file.services_by_name.values()]
+    checker = health_of([*names, health.SERVICE_NAME])
     methods = [method for file, servicer in core.services.items() for method in _methods(file, servicer)]
+    methods.append(health_check(checker))
     fast: FastLane | None = None
     if _is_fast(settings):
         unary = [method for method in methods if not method.streaming]
         fast = FastLane(server, unary, core.calls, threads, storage.spare)
-    add_handlers(server, [method for method in methods if method.streaming or not fast], core.calls, threads)
-    names = [service.full_name for file in core.services for service in file.services_by_name.values()]
-    names.append(health.SERVICE_NAME)
-    checker = add_health(server, names, threads)
+    unheard = Unheard()
+    add_handlers(server, [method for method in methods if method.streaming or not fast], core.calls, threads, unheard)
+    watch = Background(unheard.cancel_overdue)
+    add_watch(server, checker, threads)
     if settings.reflection:
-        add_reflection(server, names, threads)
-    return Server(_bind(server, settings), live, storage, transport.where, core, threads, server, fast, checker)
+        add_reflection(server, [*names, health.SERVICE_NAME], threads)
+    return Server(_bind(server, settings), live, storage, transport.where, core, threads, watch, server, fast, checker)
 
 
 def _build_core(

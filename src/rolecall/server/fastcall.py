@@ -93,7 +93,7 @@ class FastCall(Call, Tag):
         """The message is there, or none is to come."""
         lane = self.lane
         try:
-            lane.without_message.pop(self, None)
+            lane.unheard.discard(self)
             if event.success:
                 self._message = event.batch_operations[0].message()
             if self._method.at_once and len(self._message or b"") <= MAX_AT_ONCE_BYTES:
@@ -137,7 +137,7 @@ class FastCall(Call, Tag):
         return True
 
     def _receive(self) -> None:
-        self.lane.without_message[self] = time.monotonic()
+        self.lane.unheard.add(self)
         native.take_message(self._call, self)
 
     def _hand_over_whole(self) -> None:

@@ -7,12 +7,11 @@ threads. What would have to wait goes to them all the same (`WouldWait`). A call
 Under load the calls that are there are answered together: Python's part of one takes a third as long when it comes
 right behind another's, as what grpc and the kernel do between two calls pushes it out of the processor's caches.
 
-Health, reflection, streams, TLS and shutdown stay the standard server's.
+Watched health, reflection, streams, TLS and shutdown stay the standard server's.
 """
 
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -25,15 +24,13 @@ from rolecall.server.lane import Answering, Tag
 from rolecall.server.native import NOTHING, Queue
 from rolecall.server.threads import Threads
 from rolecall.server.together import Together
+from rolecall.server.unheard import Unheard
 from rolecall.server.waiting import Waiting
 
 __all__ = ["FastLane"]
 
 # So many calls of each method may come in at once; more wait in grpc.
 READY = 32
-# A call whose message takes longer is cancelled; of more that wait for theirs, the oldest go.
-MESSAGE_SECONDS = 10.0
-MAX_WITHOUT_MESSAGE = 10_000
 # So many calls are answered together, and none waits for others once so many looks in a row found nothing: grpc reads
 # one socket at each, and not all bring a call.
 TOGETHER = 32
@@ -68,7 +65,7 @@ class FastLane:
         self.waiting = Waiting()
         self.threads = threads
         self.sent: Tag = _Sent(self)
-        self.without_message: dict[FastCall, float] = {}
+        self.unheard = Unheard()
         # What should be ready for one more call: is to be, and failed to be.
         self.spent: list[_Reception] = []
         self.missing: list[_Reception] = []
@@ -196,14 +193,14 @@ class FastLane:
             self._together.add(lacking)
 
     def _look_after(self) -> None:
-        """Cancel what waits for its message too long; end the process where the polling thread is dead or stuck.
+        """Cut off what waits for its message too long; end the process where the polling thread is dead or stuck.
 
         Every method would hang then while the port still accepts: whoever supervises us starts anew.
         """
         done, idle_looks = 0, 0
         while not self._stopped.wait(WATCH_SECONDS):
             self._request_missing()
-            self._cancel_overdue()
+            self.unheard.cancel_overdue()
             # Looks are counted instead of seconds: a process that was halted for a while did none.
             idle_looks = idle_looks + 1 if self._is_working and self._done == done else 0
             done = self._done
@@ -219,18 +216,6 @@ class FastLane:
         for _ in range(len(self.missing)):
             self.missing.pop().be_ready()
 
-    def _cancel_overdue(self) -> None:
-        try:
-            waiting = list(self.without_message.items())
-        except RuntimeError:
-            # It changed meanwhile.
-            return
-        overdue = time.monotonic() - MESSAGE_SECONDS
-        for number, (call, since) in enumerate(waiting):
-            if since < overdue or len(waiting) - number > MAX_WITHOUT_MESSAGE:
-                self.without_message.pop(call, None)
-                call.cancel()
-
 
 class _Reception(Tag):
     """Receives the calls of one method; the tag of their arrival."""
@@ -239,7 +224,7 @@ class _Reception(Tag):
         self.lane: FastLane = lane
         self.method = method
         # Strangers hold up strangers only.
-        self._threads = lane.threads.apart(method.action) if method.open else lane.threads.callers
+        self._threads = lane.threads.apart(method.name) if method.open else lane.threads.callers
 
     def be_ready(self) -> None:
         """Be ready for one more call. Where that fails it is tried again. Raises nothing."""

@@ -6,6 +6,7 @@ from google.rpc import status_pb2
 
 from rolecall.server.calls import Call, Metadata, Method
 from rolecall.server.threads import Threads
+from rolecall.server.unheard import Unheard
 from rolecall.server.waiting import Waiting
 
 if TYPE_CHECKING:
@@ -44,8 +45,7 @@ class Lane(Protocol):
     calls: Answering
     threads: Threads
     waiting: Waiting
-    # The calls whose message isn't there yet, and since when; the oldest first.
-    without_message: "dict[FastCall, float]"
+    unheard: Unheard
     sent: "Tag"
 
     def work_off(self, event: Any) -> tuple[object, tuple[()]]:

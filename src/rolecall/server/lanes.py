@@ -13,27 +13,30 @@ from grpc_status import rpc_status
 
 from rolecall.server.calls import REQUEST_ID, Call, Calls, GivenUp, Method, peer_of
 from rolecall.server.threads import Threads
+from rolecall.server.unheard import Unheard
 
 __all__ = ["add_handlers"]
 
 Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
-def add_handlers(server: grpc.Server, methods: Iterable[Method], calls: Calls, threads: Threads) -> None:
-    """Have the server answer calls of the methods."""
+def add_handlers(
+    server: grpc.Server, methods: Iterable[Method], calls: Calls, threads: Threads, unheard: Unheard
+) -> None:
+    """Have the server answer calls of the methods; those of `unheard` hold a thread each."""
     for method in methods:
         service, _, name = method.name.lstrip("/").partition("/")
-        handlers = {name: _handler(method, calls, threads)}
+        handlers = {name: _handler(method, calls, threads, unheard)}
         server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
 
 
-def _handler(method: Method, calls: Calls, threads: Threads) -> Handler:
+def _handler(method: Method, calls: Calls, threads: Threads, unheard: Unheard) -> Handler:
 
     def unary(messages: Iterator[bytes], context: grpc.ServicerContext) -> bytes:
         if not context.is_active():
             # Its client gave up while it waited for a thread.
             return b""
-        call = _Call(method, messages, context, calls)
+        call = _Call(method, messages, context, calls, unheard)
         # Nobody's message is waited for before its sender is known, but for the open ones.
         answer = calls.admit(method, call) or calls.answer(method, call)
         if not isinstance(answer, bytes):
@@ -43,7 +46,7 @@ def _handler(method: Method, calls: Calls, threads: Threads) -> Handler:
     def stream(messages: Iterator[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         if not context.is_active():
             return
-        call = _Call(method, messages, context, calls)
+        call = _Call(method, messages, context, calls, unheard)
         if refused := calls.admit(method, call):
             _abort(context, refused, call.request_id)
         for answer in calls.stream(method, call):
@@ -54,29 +57,45 @@ def _handler(method: Method, calls: Calls, threads: Threads) -> Handler:
     if not method.streaming:
         if method.open:
             # A stranger who sends no message holds none of the callers' threads.
-            threads.run_apart(method.action, unary)
+            threads.run_apart(method.name, unary)
         return grpc.stream_unary_rpc_method_handler(unary)
     # Whoever reads slowly holds a thread for as long.
-    threads.run_apart(method.action, stream)
+    threads.run_apart(method.name, stream)
     return grpc.stream_stream_rpc_method_handler(stream)
 
 
 class _Call(Call):
     """A call as grpc's public API has it."""
 
-    __slots__ = ("_context", "_messages")
+    __slots__ = ("_context", "_messages", "_unheard")
 
-    def __init__(self, method: Method, messages: Iterator[bytes], context: grpc.ServicerContext, calls: Calls) -> None:
+    def __init__(
+        self,
+        method: Method,
+        messages: Iterator[bytes],
+        context: grpc.ServicerContext,
+        calls: Calls,
+        unheard: Unheard,
+    ) -> None:
         super().__init__(method.action, *calls.read(context.invocation_metadata()))
         self._messages = messages
         self._context = context
+        self._unheard = unheard
         context.set_trailing_metadata(((REQUEST_ID, self.request_id),))
 
     def message(self) -> bytes | None:
-        return next(self._messages, None)
+        self._unheard.add(self)
+        try:
+            return next(self._messages, None)
+        finally:
+            self._unheard.discard(self)
 
     def peer(self) -> str:
         return peer_of(self._context.peer())
+
+    def cancel(self) -> None:
+        """Cut it off."""
+        self._context.cancel()
 
     def confirm(self) -> None:
         if not self._context.is_active() or (self._context.time_remaining() or 1.0) <= 0:

@@ -84,6 +84,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """RESOURCE_EXHAUSTED: the message is too large. Split it. Metadata: `size`, `maximum`, in bytes."""
     ERROR_REASON_STALE: _ErrorReason.ValueType  # 29
     """UNAVAILABLE: the database wasn't heard for so long that what the server remembers counts no more. Try again."""
+    ERROR_REASON_SERVICE_UNKNOWN: _ErrorReason.ValueType  # 30
+    """NOT_FOUND: grpc.health was asked of a service that the server doesn't have."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed: the `reason` of the google.rpc.ErrorInfo in its status, without the prefix `ERROR_REASON_`,
@@ -154,4 +156,6 @@ ERROR_REASON_MESSAGE_SIZE: ErrorReason.ValueType  # 28
 """RESOURCE_EXHAUSTED: the message is too large. Split it. Metadata: `size`, `maximum`, in bytes."""
 ERROR_REASON_STALE: ErrorReason.ValueType  # 29
 """UNAVAILABLE: the database wasn't heard for so long that what the server remembers counts no more. Try again."""
+ERROR_REASON_SERVICE_UNKNOWN: ErrorReason.ValueType  # 30
+"""NOT_FOUND: grpc.health was asked of a service that the server doesn't have."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
