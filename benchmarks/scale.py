@@ -3,6 +3,7 @@
 import random
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TypeAlias
 
 from load import BATCH, Flow, Serving, in_turns, median, p50
 from policy import make_rules, write_policy
@@ -14,9 +15,13 @@ from rolecall.v1 import authorization_pb2 as pb
 
 __all__ = ["of_members", "of_rules"]
 
+# An organization's number, and a member's of it.
+Place: TypeAlias = tuple[int, int]
+
 MEMBERS, ORGANIZATIONS, SMALL = 1_000_000, 10_000, 10
-# So many members take so much of what is asked.
+# So many members take so much of what is asked. First each is asked about once, slower, as nothing is in memory yet.
 HOT, HOT_SHARE = 10_000, 0.99
+WARMING_RATE = 1_000.0
 ASKED = 100_000
 SIZES = (40, 100_000)
 RATE, SECONDS = 4_000.0, 3.0
@@ -26,17 +31,15 @@ CAPACITY = 100_000
 
 def of_members(folder: Path) -> list[Figure]:
     """A million members in one organization, and a hundred in each of ten thousand, beside ten."""
-    sites = {
-        "few": found(folder / "few", SMALL),
-        "one": found(folder / "one", MEMBERS),
-        "many": found(folder / "many", MEMBERS // ORGANIZATIONS, ORGANIZATIONS),
-    }
-    flows = {"few": Flow(questions(SMALL), RATE), "one": _mixed(MEMBERS), "many": _spread(sites["many"])}
+    sizes = {"few": (1, SMALL), "one": (1, MEMBERS), "many": (ORGANIZATIONS, MEMBERS // ORGANIZATIONS)}
+    sites = {name: found(folder / name, members, count) for name, (count, members) in sizes.items()}
     with ExitStack() as stack:
         serving = {name: stack.enter_context(Serving("fast", site.folder, site.token)) for name, site in sites.items()}
-        for name, each in serving.items():
-            # What is hot is known then.
-            each.pace(ASKED / RATE, warm=flows[name])
+        flows = {}
+        for name, site in sites.items():
+            hot, mixed = _places(*sizes[name])
+            serving[name].pace(len(hot) / WARMING_RATE, warm=_flow(site, hot, WARMING_RATE))
+            flows[name] = _flow(site, mixed, RATE)
         before = {name: each.counts() for name, each in serving.items()}
         names = {each: name for name, each in serving.items()}
         times = in_turns(serving, lambda each: each.pace(SECONDS, checks=flows[names[each]])["checks"])
@@ -85,24 +88,23 @@ def _asked(rule: Rule) -> bytes:
     return pb.CheckRequest(subject="ann@acme.io", action=action, resource=resource).SerializeToString()
 
 
-def _mixed(members: int) -> Flow:
-    """Questions about members at random, nearly all about those that are asked about often."""
+def _places(organizations: int, members: int) -> tuple[list[Place], list[Place]]:
+    """Which members are asked about often, and a mix of these with any."""
     chance = random.Random(5)
-    whose = [chance.randrange(HOT) if chance.random() < HOT_SHARE else chance.randrange(members) for _ in range(ASKED)]
-    return Flow([message for place in whose for message in questions(1, place)], RATE)
-
-
-def _spread(site: Site) -> Flow:
-    """The same over organizations: each call presents the token of one, and asks about a member of it."""
-    chance = random.Random(7)
-    each = MEMBERS // ORGANIZATIONS
-    hot = [(chance.randrange(ORGANIZATIONS), chance.randrange(each)) for _ in range(HOT)]
+    number = organizations * members
+    hot = [divmod(place, members) for place in chance.sample(range(number), min(HOT, number))]
     asked = [
-        chance.choice(hot) if chance.random() < HOT_SHARE else (chance.randrange(ORGANIZATIONS), chance.randrange(each))
+        chance.choice(hot) if chance.random() < HOT_SHARE else divmod(chance.randrange(number), members)
         for _ in range(ASKED)
     ]
-    messages = [message for _, member in asked for message in questions(1, member)]
-    return Flow(messages, RATE, tokens=tuple(site.tokens[organization] for organization, _ in asked))
+    return hot, asked
+
+
+def _flow(site: Site, places: list[Place], rate: float) -> Flow:
+    """A question about each; where there are several organizations, with the token of its own."""
+    messages = [message for _, member in places for message in questions(1, member)]
+    tokens = tuple(site.tokens[organization] for organization, _ in places) if len(site.tokens) > 1 else ()
+    return Flow(messages, rate, tokens=tokens)
 
 
 def _fill(serving: Serving) -> None:

@@ -530,6 +530,25 @@ def test_a_stopped_server_leaves_no_thread(site: Site) -> None:
     wait_until(lambda: not any(thread.is_alive() for thread in its_own))
 
 
+def test_thousands_that_come_while_it_is_busy_are_all_answered(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """grpc would cancel some of more than a thousand that wait to be taken in."""
+    assert_well(site)
+    check, halts = Authorizer.check, iter([2.0])
+
+    def halting(self: Authorizer, *arguments: Any, **named: Any) -> Any:
+        time.sleep(next(halts, 0.0))
+        return check(self, *arguments, **named)
+
+    monkeypatch.setattr(Authorizer, "check", halting)
+    metadata = (("authorization", bearer(site)),)
+    calls = []
+    for _ in range(5):
+        stub = site.channel().unary_unary(CHECK, request_serializer=bytes, response_deserializer=READ)
+        calls += [stub.future(ALLOWED, timeout=30, metadata=metadata) for _ in range(800)]
+
+    assert {call.result().decision for call in calls} == {pb.DECISION_ALLOW}
+
+
 def test_more_calls_at_once_than_are_ready(site: Site) -> None:
     """None is lost, and none gets another one's answer."""
     stub = site.channel().unary_unary(CHECK, request_serializer=bytes, response_deserializer=READ)

@@ -181,6 +181,9 @@ def build_server(settings: Settings, *, shares_port: bool = False) -> Server:
             ("grpc.so_reuseport", int(shares_port)),
             ("grpc.max_receive_message_length", 2 * MAX_MESSAGE_BYTES),
             ("grpc.max_concurrent_streams", MAX_STREAMS),
+            # From 1,000 on that wait to be taken in, grpc would cancel some; clients take that for their own doing.
+            ("grpc.server.max_pending_requests", MAX_WAITING_CALLS),
+            ("grpc.server.max_pending_requests_hard_limit", MAX_WAITING_CALLS),
             # A call that never sends its message holds a thread until its connection ends.
             ("grpc.max_connection_age_ms", settings.connection_seconds * 1000),
             ("grpc.max_connection_age_grace_ms", CONNECTION_GRACE_MS),
