@@ -17,6 +17,8 @@ from matplotlib import pyplot as plt
 
 __all__ = ["Figure", "quiet", "report", "table"]
 
+# What is further beyond its bar than this is drawn like this.
+FAR = 5.0
 FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
 
 
@@ -35,6 +37,12 @@ class Figure:
     def reached(self) -> bool:
         """Whether it is on the right side of its bar."""
         return self.value >= self.bar if self.at_least else self.value <= self.bar
+
+    @property
+    def share(self) -> float:
+        """How far it is beyond its bar, above 1, or short of it, below; at most `FAR`."""
+        over, under = (self.value, self.bar) if self.at_least else (self.bar, self.value)
+        return min(over / under, FAR) if under > 0 else float(self.reached) * FAR
 
     @property
     def row(self) -> list[str]:
@@ -75,7 +83,7 @@ def report(name: str, title: str, figures: list[Figure]) -> None:
 
 def _draw(file: Path, title: str, figures: list[Figure]) -> None:
     """How far each figure is beyond its bar, or short of it."""
-    shares = [each.value / each.bar if each.at_least else each.bar / each.value for each in figures]
+    shares = [each.share for each in figures]
     figure, axes = plt.subplots(figsize=(11, 1.2 + 0.45 * len(figures)))
     colors = ["#2b7a4b" if each.reached else "#b5482f" for each in figures]
     places = range(len(figures), 0, -1)

@@ -27,6 +27,8 @@ SIZES = (40, 100_000)
 RATE, SECONDS = 4_000.0, 3.0
 # A memory's capacity, of what exists and of what doesn't.
 CAPACITY = 100_000
+# So many questions about members fit into one frame of HTTP/2.
+ONE_FRAME = 400
 
 
 def of_members(folder: Path) -> list[Figure]:
@@ -111,10 +113,10 @@ def _fill(serving: Serving) -> None:
     """Have it remember as many members and strangers as it may."""
     for kind in ("user", "nobody"):
         batches = []
-        for first in range(0, CAPACITY, 1000):
+        for first in range(0, CAPACITY, ONE_FRAME):
             items = [
                 pb.BatchCheckItem(subject=f"{kind}{place}@acme.io", action="view", resource="members")
-                for place in range(first, first + 1000)
+                for place in range(first, first + ONE_FRAME)
             ]
             batches.append(pb.BatchCheckRequest(checks=items).SerializeToString())
         serving.pace(len(batches) / 50, fill=Flow(batches, 50.0, connections=1, path=BATCH))

@@ -9,29 +9,28 @@ from sites import found, questions
 __all__ = ["growth"]
 
 CALLS = 1_000_000
-# So long is one round, and so many calls come before it is looked.
-SECONDS, WARM = 5.0, 100_000
+# So long is one round; the first one warms it up.
+SECONDS = 5.0
 CONNECTIONS, STREAMS = 32, 4
 
 
 def growth(folder: Path) -> list[Figure]:
-    """What grows from the first hundred thousand calls on."""
+    """What grows once everything is warm."""
     site = found(folder, 10_000)
     check = questions(1)[0]
     figures = []
     for lane in ("fast", "standard"):
         with Serving(lane, folder, site.token) as serving:
-            begin = serving.counts()
-            early = begin
-            while (late := serving.counts())["answered"] - begin["answered"] < CALLS:
-                if early is begin and late["answered"] > WARM:
-                    early = late
+            serving.load(check, SECONDS, CONNECTIONS, STREAMS)
+            early = serving.counts()
+            while (late := serving.counts())["answered"] - early["answered"] < CALLS:
                 serving.load(check, SECONDS, CONNECTIONS, STREAMS)
-        calls = late["answered"] - begin["answered"]
-        grown = (late["memory"] - early["memory"]) / 1e6
-        others = f"{late['files'] - early['files']:+.0f} files, {late['threads'] - early['threads']:+.0f} threads"
-        what = f"memory grown over {calls:,.0f} calls, {lane} lane"
-        figures.append(
-            Figure(what, grown, 5, at_least=False, unit="MB", note=f"of {late['memory'] / 1e6:.0f} MB; {others}")
-        )
+        over = f"{late['answered'] - early['answered']:,.0f} calls, {lane} lane"
+        more = {name: late[name] - early[name] for name in ("memory", "files", "threads")}
+        kept = more["files"] + more["threads"]
+        note = f"of {late['memory'] / 1e6:.0f} MB"
+        figures += [
+            Figure(f"memory grown over {over}", more["memory"] / 1e6, 5, at_least=False, unit="MB", note=note),
+            Figure(f"files and threads grown over {over}", kept, 0, at_least=False, unit=""),
+        ]
     return figures
