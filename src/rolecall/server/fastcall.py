@@ -141,18 +141,16 @@ class FastCall(Call, Tag):
         native.take_message(self._call, self)
 
     def _hand_over_whole(self) -> None:
-        self._watch()
+        # It is told when the client gives up.
+        native.watch(self._call, _End(self))
         self._hand_over(self.work)
 
-    def _watch(self) -> None:
-        """Have it told when the client gives up."""
-        if not self._is_parked:
-            native.watch(self._call, _End(self))
-
     def park(self) -> bool:
-        """Have it wait for `do`, `drop` or `prepare`; False where it isn't to be done any more. Raises nothing."""
+        """Have it wait for `do`, `drop` or `prepare`; False where it isn't to be done any more. Raises nothing.
+
+        That takes no longer than to be told of a client that gives up.
+        """
         try:
-            self._watch()
             self._is_parked = True
             return self._is_taken_in()
         except Exception as error:  # noqa: BLE001 - see the module's docstring

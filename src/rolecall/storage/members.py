@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, delete, exists, insert, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Row, and_, bindparam, delete, exists, insert, or_, select, tuple_, update
 
 from rolecall.domain import Member, MemberOrder
 from rolecall.storage.changes import record_change
@@ -31,6 +31,14 @@ _ORDERS = {
     MemberOrder.DISPLAY_NAME: (members.c.display_name, members.c.user_id),
     MemberOrder.NEWEST: (members.c.create_time, members.c.user_id),
 }
+
+# Made once: SQLAlchemy takes a third of the time of a look-up to put these together.
+_BY_ID = select(members.c.user_id, members.c.role).where(
+    members.c.organization == bindparam("named"), members.c.user_id.in_(bindparam("user_ids", expanding=True))
+)
+_BY_EMAIL = select(members.c.email_key, members.c.role, members.c.user_id).where(
+    members.c.organization == bindparam("named"), members.c.email_key.in_(bindparam("keys", expanding=True))
+)
 
 
 def add(tx: Transaction, member: Member, email_key: str) -> None:
@@ -121,22 +129,14 @@ def page(
 
 def roles_by_id(tx: Transaction, organization: str, user_ids: Collection[str]) -> dict[str, str]:
     """The role of each of `user_ids` who is a member."""
-    rows = tx.connection.execute(
-        select(members.c.user_id, members.c.role).where(
-            members.c.organization == organization, members.c.user_id.in_(user_ids)
-        )
-    )
+    rows = tx.connection.execute(_BY_ID, {"named": organization, "user_ids": list(user_ids)})
     return {row.user_id: row.role for row in rows}
 
 
 def roles_by_email(tx: Transaction, organization: str, email_keys: Collection[str]) -> dict[str, tuple[str, str]]:
     """The role and the user's id of each of the addresses that is a member's."""
-    rows = tx.connection.execute(
-        select(members.c.email_key, members.c.role, members.c.user_id).where(
-            members.c.organization == organization, members.c.email_key.in_(email_keys)
-        )
-    )
-    return {row.email_key: (row.role, row.user_id) for row in rows}
+    rows = tx.connection.execute(_BY_EMAIL, {"named": organization, "keys": list(email_keys)})
+    return {email_key: (role, user_id) for email_key, role, user_id in rows}
 
 
 def page_with_roles(

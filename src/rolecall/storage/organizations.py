@@ -33,6 +33,7 @@ _BUMP = (
     .values(revision=organizations.c.revision + 1)
     .returning(organizations.c.revision)
 )
+_REVISION = select(organizations.c.revision).where(organizations.c.id == bindparam("named"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +97,7 @@ def exists(tx: Transaction) -> bool:
 
 def revision_of(tx: Transaction, organization: str) -> int:
     """The organization's revision. Raises `OrganizationNotFound`."""
-    revision: int | None = tx.connection.scalar(
-        select(organizations.c.revision).where(organizations.c.id == organization)
-    )
+    revision: int | None = tx.connection.scalar(_REVISION, {"named": organization})
     if revision is None:
         raise OrganizationNotFound.named(organization)
     return revision
