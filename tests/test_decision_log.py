@@ -8,11 +8,12 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import MakeSite, Site, wait_until
 
-from rolecall import keys, operator
+from rolecall import decision_log, keys, operator
 from rolecall.audit import AuditLog
 from rolecall.client import Client
 from rolecall.config import Settings
@@ -314,6 +315,26 @@ def test_full_disk_stops_no_decision(noting: Noting, file: Path, capsys: pytest.
     assert answers == [True, False, True]
     assert "the decision log can't be written" in capsys.readouterr().out
     assert lines_of(file)[-1]["subject"] == "user:contributor@acme.io"
+
+
+def test_a_decision_that_cannot_be_put_down_costs_no_other(
+    noting: Noting, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A defect in one line doesn't end the thread that writes all."""
+    put_down = decision_log._line
+
+    def fail_at_one(*told: Any) -> str:
+        if told[-1] == "spoilt":
+            raise ValueError(told)
+        return put_down(*told)
+
+    monkeypatch.setattr(decision_log, "_line", fail_at_one)
+    site = noting("all")
+    question = pb.CheckRequest(subject="ann@acme.io", action="view", resource="members")
+    ask(site, CHECK, question, "spoilt")
+    ask(site, CHECK, question, "whole")
+
+    assert [line["request_id"] for line in lines_of(file)] == ["whole"]
 
 
 def test_server_with_a_full_disk_stops_in_order(noting: Noting) -> None:

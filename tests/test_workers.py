@@ -15,7 +15,7 @@ from conftest import CI, wait_until
 from test_cli import PROGRAM, Serve, Serving, Workspace, error_of, founded, serve, token, workspace
 
 from rolecall import Client
-from rolecall.errors import CallFailed, StorageUnavailable
+from rolecall.errors import CallFailed, RolecallError, StorageUnavailable
 
 __all__ = ["founded", "serve", "token", "workspace"]
 
@@ -237,3 +237,25 @@ def test_who_reads_the_log_may_leave(workspace: Workspace, token: str) -> None:
         process.terminate()
 
     assert process.wait(20) == 0
+
+
+def test_who_reads_the_log_may_fall_asleep(workspace: Workspace, token: str) -> None:
+    """As a terminal does at Ctrl-S: the pipe is full, and calls are answered all the same, until a signal ends it."""
+    variables = {**workspace.environment, "ROLECALL_LOG_LEVEL": "debug"}
+    reader, writer = os.pipe()
+    process = subprocess.Popen(
+        [PROGRAM, "serve"], cwd=workspace.folder, env=variables, stderr=writer, stdout=subprocess.DEVNULL
+    )
+    os.close(writer)
+    with os.fdopen(reader) as said:
+        found = next(told for line in said if (told := re.search(r"answers on (\S+)", line)))
+        try:
+            with Client(found[1], token, timeout=5) as client:
+                for _ in range(1000):
+                    # Each is a line of more than a hundred characters.
+                    with pytest.raises(RolecallError):
+                        client.check("", "view", "secrets")
+                assert client.check("ann@acme.io", "view", "secrets")
+        finally:
+            process.terminate()
+        assert process.wait(20) == 0

@@ -91,7 +91,11 @@ class DecisionLog:
         """Write what waits, in large pieces: line by line, each takes twice as long, and the interpreter with it."""
         assert self._file is not None  # noqa: S101 - for the type checker
         while count := min(len(self._waiting), AT_ONCE):
-            self._file.write("\n".join(_line(*self._waiting.popleft()) for _ in range(count)))
+            some = [self._waiting.popleft() for _ in range(count)]
+            try:
+                self._file.write("\n".join(_line(*each) for each in some))
+            except Exception:  # noqa: BLE001 - nobody looks after a thread's work, and what comes next is to be written
+                _log.exception("decisions weren't written down", lost=count)
 
     def close(self) -> None:
         """Write what waits, and close the file."""

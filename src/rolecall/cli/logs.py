@@ -2,6 +2,8 @@
 
 import logging
 import sys
+import threading
+from collections import deque
 from contextlib import suppress
 from typing import Any, TextIO
 
@@ -9,20 +11,56 @@ import structlog
 
 __all__ = ["configure_logs"]
 
+# So long a line is waited for, and so many wait behind one that isn't taken; of more, the oldest are lost.
+PATIENCE_SECONDS = 0.1
+MAX_LINES = 1000
+
 
 class _Harmless:
-    """A stream that nobody fails for: its reader may be gone, or its disk full, while there is work to do."""
+    """A stream that nobody fails or waits for: its reader may be gone or asleep, or its disk full.
+
+    While the reader keeps up, a line is written before the next step is taken.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
+        self._changed = threading.Condition()
+        self._waiting: deque[str] = deque(maxlen=MAX_LINES)
+        self._is_writing = False
+        self._is_stuck = False
+        self._thread: threading.Thread | None = None
 
     def write(self, text: str) -> None:
-        with suppress(OSError, ValueError):
-            self._stream.write(text)
+        """Have it written by a thread that may wait."""
+        with self._changed:
+            self._waiting.append(text)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="log", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
 
     def flush(self) -> None:
-        with suppress(OSError, ValueError):
-            self._stream.flush()
+        """Wait until all is written, but for a stream that is stuck."""
+        with self._changed:
+            if not self._is_stuck:
+                self._is_stuck = not self._changed.wait_for(self._is_done, PATIENCE_SECONDS)
+
+    def _is_done(self) -> bool:
+        return not self._waiting and not self._is_writing
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting)
+                text = "".join(self._waiting)
+                self._waiting.clear()
+                self._is_writing = True
+            with suppress(OSError, ValueError):
+                self._stream.write(text)
+                self._stream.flush()
+            with self._changed:
+                self._is_writing = self._is_stuck = False
+                self._changed.notify_all()
 
 
 def configure_logs(level: str = "info", form: str = "auto") -> None:
