@@ -22,6 +22,7 @@ from raw_calls import RawConnection
 
 from rolecall import Client, credentials
 from rolecall.authorizer import Authorizer
+from rolecall.directory import Directory
 from rolecall.domain import CredentialKind
 from rolecall.errors import ConfigError, StorageUnavailable
 from rolecall.server import (
@@ -30,8 +31,10 @@ from rolecall.server import (
     build_server,
     calls,
     fastcall,
+    fastlane,
     lane_probe,
     native,
+    together,
     unheard,
     waiting,
 )
@@ -547,6 +550,81 @@ def test_thousands_that_come_while_it_is_busy_are_all_answered(site: Site, monke
         calls += [stub.future(ALLOWED, timeout=30, metadata=metadata) for _ in range(800)]
 
     assert {call.result().decision for call in calls} == {pb.DECISION_ALLOW}
+
+
+def strangers(number: int, first: int = 0) -> list[bytes]:
+    """Questions about people whom nobody knows."""
+    return [
+        pb.CheckRequest(subject=f"nobody{first + place}@x.io", action="view", resource="members").SerializeToString()
+        for place in range(number)
+    ]
+
+
+def test_a_reading_that_hangs_is_given_up(fast_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those who wait for it are told so, and whoever comes next is read for by others; it comes back to nothing."""
+    site = fast_site
+    monkeypatch.setattr(together, "READ_SECONDS", 1.0)
+    remember, hangs, released = Directory.remember, iter([True]), threading.Event()
+
+    def hang_once(self: Directory, lacking: Any) -> None:
+        if next(hangs, False):
+            released.wait(30)
+        remember(self, lacking)
+
+    assert_well(site)
+    monkeypatch.setattr(Directory, "remember", hang_once)
+    stub = site.channel().unary_unary(CHECK, request_serializer=bytes, response_deserializer=READ)
+    metadata = (("authorization", bearer(site)),)
+    began = time.monotonic()
+    first = [stub.future(message, timeout=20, metadata=metadata) for message in strangers(1)]
+    time.sleep(0.2)
+    behind = [stub.future(message, timeout=20, metadata=metadata) for message in strangers(40, 1)]
+    try:
+        for call in first + behind:
+            with pytest.raises(grpc.RpcError) as failed:
+                call.result()
+            said = told(failed.value)
+            assert (said.code, said.reason) == (grpc.StatusCode.UNAVAILABLE, "STORAGE_UNAVAILABLE")
+        assert time.monotonic() - began < 5
+        for message in strangers(10):
+            assert stub(message, timeout=5, metadata=metadata).decision == pb.DECISION_DENY
+        assert_well(site)
+    finally:
+        released.set()
+    assert_well(site)
+    assert not site.server._fast.waiting._sizes  # type: ignore[union-attr]
+
+
+def test_a_reading_is_for_so_many_at_most(fast_site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many gather behind one that takes long, others don't wait until all of them are answered."""
+    site, remember = fast_site, Directory.remember
+    slow, read = iter([1.5]), []
+    answered_at_once: list[int] = []
+    prepare_due = fastlane.FastLane._answer_due
+
+    def slowly_once(self: Directory, lacking: Any) -> None:
+        read.append(len(lacking))
+        time.sleep(next(slow, 0.0))
+        remember(self, lacking)
+
+    def noted(self: fastlane.FastLane) -> None:
+        before = len(self._due) + len(self._given_back)
+        prepare_due(self)
+        answered_at_once.append(before - len(self._due) - len(self._given_back))
+
+    assert_well(site)
+    monkeypatch.setattr(Directory, "remember", slowly_once)
+    monkeypatch.setattr(fastlane.FastLane, "_answer_due", noted)
+    metadata = (("authorization", bearer(site)),)
+    asked = strangers(3000)
+    stubs = [site.channel().unary_unary(CHECK, request_serializer=bytes, response_deserializer=READ) for _ in range(4)]
+    calls = [stubs[number % 4].future(message, timeout=30, metadata=metadata) for number, message in enumerate(asked)]
+
+    assert {call.result().decision for call in calls} == {pb.DECISION_DENY}
+    assert sum(read) == len(asked)
+    assert max(read) <= together.MOST
+    assert max(answered_at_once) <= 2 * fastlane.TOGETHER
+    assert_well(site)
 
 
 def test_more_calls_at_once_than_are_ready(site: Site) -> None:

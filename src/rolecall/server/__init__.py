@@ -8,7 +8,6 @@ import grpc
 import structlog
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.message_factory import GetMessageClass
-from grpc_health.v1 import health
 
 from rolecall import keys
 from rolecall.acceptance import Acceptance
@@ -35,12 +34,12 @@ from rolecall.server.authorization import AuthorizationService
 from rolecall.server.background import Background
 from rolecall.server.calls import MAX_MESSAGE_BYTES, Calls, Method
 from rolecall.server.fastlane import FastLane
+from rolecall.server.health import SERVICE_NAME, Health
 from rolecall.server.invitation import InvitationService
 from rolecall.server.lanes import add_handlers
 from rolecall.server.member import MemberService
 from rolecall.server.organization import OrganizationService
 from rolecall.server.policy import PolicyService
-from rolecall.server.probes import add_watch, health_check, health_of
 from rolecall.server.reflection import add_reflection
 from rolecall.server.session import SessionService
 from rolecall.server.threads import Threads
@@ -104,7 +103,7 @@ class Server:
     _watch: Background
     _grpc: grpc.Server
     _fast: FastLane | None
-    _health: health.HealthServicer
+    _health: Health
 
     def start(self) -> None:
         """Answer calls from now on."""
@@ -119,7 +118,7 @@ class Server:
 
     def stop(self, grace: float = STOP_SECONDS) -> None:
         """Take no new calls, give those under way `grace` seconds, and let go of everything."""
-        self._health.enter_graceful_shutdown()
+        self._health.stop()
         if self._fast:
             # From here on the polling thread may end.
             self._fast.stop()
@@ -184,15 +183,15 @@ def build_server(settings: Settings, *, shares_port: bool = False) -> Server:
             # From 1,000 on that wait to be taken in, grpc would cancel some; clients take that for their own doing.
             ("grpc.server.max_pending_requests", MAX_WAITING_CALLS),
             ("grpc.server.max_pending_requests_hard_limit", MAX_WAITING_CALLS),
-            # A call that never sends its message holds a thread until its connection ends.
+            # What is grpc's own, as watched health, waits for a message until its connection ends.
             ("grpc.max_connection_age_ms", settings.connection_seconds * 1000),
             ("grpc.max_connection_age_grace_ms", CONNECTION_GRACE_MS),
         ],
     )
     names = [service.full_name for file in core.services for service in file.services_by_name.values()]
-    checker = health_of([*names, health.SERVICE_NAME])
+    health = Health([*names, SERVICE_NAME])
     methods = [method for file, servicer in core.services.items() for method in _methods(file, servicer)]
-    methods.append(health_check(checker))
+    methods += health.methods
     fast: FastLane | None = None
     if _is_fast(settings):
         unary = [method for method in methods if not method.streaming]
@@ -200,10 +199,10 @@ def build_server(settings: Settings, *, shares_port: bool = False) -> Server:
     unheard = Unheard()
     add_handlers(server, [method for method in methods if method.streaming or not fast], core.calls, threads, unheard)
     watch = Background(unheard.cancel_overdue)
-    add_watch(server, checker, threads)
+    health.add_watch(server, threads)
     if settings.reflection:
-        add_reflection(server, [*names, health.SERVICE_NAME], threads)
-    return Server(_bind(server, settings), live, storage, transport.where, core, threads, watch, server, fast, checker)
+        add_reflection(server, [*names, SERVICE_NAME], threads)
+    return Server(_bind(server, settings), live, storage, transport.where, core, threads, watch, server, fast, health)
 
 
 def _build_core(

@@ -188,14 +188,14 @@ class FastCall(Call, Tag):
     def do(self, work: Callable[[], None]) -> None:
         """Do it, unless the client has given up. Raises nothing."""
         try:
+            # Before its message comes, as it may wait for a thread once more then.
+            self.lane.waiting.let_go(self)
             if given_up := self._given_up():
                 self._send(given_up)
             else:
                 work()
         except Exception as error:  # noqa: BLE001 - nobody looks after a thread's work
             self._fail(error)
-        finally:
-            self.lane.waiting.let_go(self)
 
     def _introduce(self) -> None:
         """Learn who calls, and ask for the message then."""
@@ -237,9 +237,10 @@ class FastCall(Call, Tag):
         return bool(self._details.deadline < time.time())
 
     def _fail(self, error: Exception) -> None:
-        self.lane.waiting.let_go(self)
         self.cancel()
         tell("a call failed", self._method, error, self.request_id)
+        with suppress(Exception):
+            self.lane.waiting.let_go(self)
 
 
 class _End(Tag):

@@ -74,9 +74,11 @@ class FastLane:
         # The calls that are to be answered together, and whether one came already since nothing was to be done.
         self._due: list[FastCall] = []
         self._is_busy = False
-        # How much the polling thread did, and whether it is at it; what threads have read for, and give back to it.
+        # How much the polling thread did, and whether it is at it.
         self._done = 0
         self._is_working = False
+        # What threads have read for, and give back to it, and whether it will come to that.
+        self._takes_back = False
         self._given_back: list[FastCall] = []
         self._guard = threading.Lock()
         self._together = Together(self)
@@ -104,36 +106,36 @@ class FastLane:
         """
         if self._poller is None:
             self.meet_poller()
-        self._is_working = True
+        self._is_working = self._takes_back = True
         self._is_busy = False
         answer: tuple[object, tuple[()]] = NOTHING
         while event is not None:
             self._done += 1
             if not isinstance(event.tag, Tag):
                 # It may be the last one.
-                self._fall_asleep()
-                self._answer_due()
+                while self._due or not self._fall_asleep():
+                    self._answer_due()
                 self.be_ready()
                 answer = self.queue.pass_on(event)
                 break
             event.tag.happen(event)
             event = None
             event = self._next()
+        self._is_working = False
         return answer
 
     def give_back(self, calls: list[FastCall]) -> bool:
         """Have the polling thread answer calls of which nothing is lacking any more; False where it is asleep."""
         with self._guard:
-            if self._is_working:
+            if self._takes_back:
                 self._given_back += calls
-            return self._is_working
+            return self._takes_back
 
-    def _fall_asleep(self) -> None:
-        """Be given nothing back any more; what was is due."""
+    def _fall_asleep(self) -> bool:
+        """Be given nothing back any more; False where something was."""
         with self._guard:
-            self._is_working = False
-            self._due += self._given_back
-            self._given_back = []
+            self._takes_back = bool(self._given_back)
+            return not self._takes_back
 
     def is_due(self, call: FastCall) -> None:
         """Have a call answered: at once where it comes alone, else with those that are there besides."""
@@ -168,29 +170,22 @@ class FastLane:
                     looks = 0
             elif looks == 1:
                 self.be_ready()
-            elif looks > IDLE_LOOKS:
-                self._fall_asleep()
-                if not self._due:
-                    return None
-                self._is_working = True
+            elif looks > IDLE_LOOKS and self._fall_asleep():
+                return None
         return event
 
     def _answer_due(self) -> None:
+        """Answer the calls that came, and some that were given back: whoever comes next waits for no more."""
+        due, self._due = self._due, []
         if self._given_back:
             with self._guard:
-                self._due += self._given_back
-                self._given_back = []
-        if not self._due:
-            return
-        due, self._due = self._due, []
-        self._answer(due)
-        self._done += 1
-        self.be_ready()
-
-    def _answer(self, calls: list[FastCall]) -> None:
-        prepared = [call for call in calls if call.prepare()]
+                due += self._given_back[:TOGETHER]
+                del self._given_back[:TOGETHER]
+        prepared = [call for call in due if call.prepare()]
         if lacking := [call for call in prepared if not call.finish()]:
             self._together.add(lacking)
+        self._done += 1
+        self.be_ready()
 
     def _look_after(self) -> None:
         """Cut off what waits for its message too long; end the process where the polling thread is dead or stuck.
@@ -200,6 +195,7 @@ class FastLane:
         done, idle_looks = 0, 0
         while not self._stopped.wait(WATCH_SECONDS):
             self._request_missing()
+            self._together.end_overdue()
             self.unheard.cancel_overdue()
             # Looks are counted instead of seconds: a process that was halted for a while did none.
             idle_looks = idle_looks + 1 if self._is_working and self._done == done else 0

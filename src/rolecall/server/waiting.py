@@ -1,4 +1,4 @@
-"""The calls of the fast lane that wait for a thread, or have one, and how many may."""
+"""The calls of the fast lane that wait for a thread, and how many may."""
 
 from collections.abc import Hashable
 
@@ -27,5 +27,5 @@ class Waiting:
         return True
 
     def let_go(self, call: Hashable) -> None:
-        """It has its answer."""
+        """It waits no longer."""
         self._sizes.pop(call, None)
