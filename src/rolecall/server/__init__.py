@@ -69,8 +69,9 @@ STOP_SECONDS = 5.0
 
 _log = structlog.get_logger("rolecall.server")
 
-# Connections that calls don't use: for the policy's gate, the feed, the background, mail, and exports.
-MORE_CONNECTIONS = 8
+# Connections that callers' threads don't use: for the policy's gate, the feed, the background, mail, exports, and what
+# is read together.
+MORE_CONNECTIONS = 12
 # So many members and tokens are remembered, and as many that there aren't.
 MAX_REMEMBERED = 100_000
 
