@@ -1,8 +1,8 @@
 """The threads that answer calls: those of the callers, and a few apart for each thing that strangers may ask.
 
-On the public lane, a call that sends its headers and no message holds a thread until it is cut off; one of grpc's own, as
-reflection, until its connection ends. Nobody can hold the callers' threads like this, as their message isn't waited for
-before they are known.
+On the public lane, a call that sends its headers and no message holds a thread until it is cut off; one of grpc's own,
+as reflection, until its connection ends. Nobody can hold the callers' threads like this, as their message isn't waited
+for before they are known.
 """
 
 from collections.abc import Callable
