@@ -40,7 +40,7 @@ check-protos: .venv/dev ## Fail where the generated code is not what protos/ say
 bench: .venv/bench ## Measure Checks beside the references, into docs/benchmarks; needs h2load; about three minutes
 	$(BIN)/python benchmarks/checks.py
 
-bench-full: .venv/bench ## Measure Checks at scale too, beside floods, over workers; about twenty minutes
+bench-full: .venv/bench ## Measure Checks at scale too, beside floods, over workers; about eleven minutes
 	$(BIN)/python benchmarks/full.py
 
 bench-parts: .venv/dev ## Measure decisions, changes and lists; about two minutes

@@ -1,5 +1,6 @@
 """`rolecall serve --workers`: several processes on one port, as whoever runs them sees it."""
 
+import fcntl
 import os
 import re
 import signal
@@ -239,19 +240,26 @@ def test_who_reads_the_log_may_leave(workspace: Workspace, token: str) -> None:
     assert process.wait(20) == 0
 
 
-def test_who_reads_the_log_may_fall_asleep(workspace: Workspace, token: str) -> None:
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_who_reads_the_log_may_fall_asleep(workspace: Workspace, token: str, workers: str) -> None:
     """As a terminal does at Ctrl-S: the pipe is full, and calls are answered all the same, until a signal ends it."""
     variables = {**workspace.environment, "ROLECALL_LOG_LEVEL": "debug"}
     reader, writer = os.pipe()
     process = subprocess.Popen(
-        [PROGRAM, "serve"], cwd=workspace.folder, env=variables, stderr=writer, stdout=subprocess.DEVNULL
+        [PROGRAM, "serve", "--workers", workers],
+        cwd=workspace.folder,
+        env=variables,
+        stderr=writer,
+        stdout=subprocess.DEVNULL,
     )
     os.close(writer)
     with os.fdopen(reader) as said:
         found = next(told for line in said if (told := re.search(r"answers on (\S+)", line)))
+        # From here on nothing is read.
+        fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
         try:
             with Client(found[1], token, timeout=5) as client:
-                for _ in range(1000):
+                for _ in range(200):
                     # Each is a line of more than a hundred characters.
                     with pytest.raises(RolecallError):
                         client.check("", "view", "secrets")

@@ -1,6 +1,7 @@
 """Where the log goes: standard error, so that answers and secrets are alone on standard output."""
 
 import logging
+import os
 import sys
 import threading
 from collections import deque
@@ -9,7 +10,7 @@ from typing import Any, TextIO
 
 import structlog
 
-__all__ = ["configure_logs"]
+__all__ = ["configure_logs", "say"]
 
 # So long a line is waited for, and so many wait behind one that isn't taken; of more, the oldest are lost.
 PATIENCE_SECONDS = 0.1
@@ -56,15 +57,37 @@ class _Harmless:
                 self._waiting.clear()
                 self._is_writing = True
             with suppress(OSError, ValueError):
-                self._stream.write(text)
-                self._stream.flush()
+                self._put(text)
             with self._changed:
                 self._is_writing = self._is_stuck = False
                 self._changed.notify_all()
 
+    def _put(self, text: str) -> None:
+        try:
+            descriptor = self._stream.fileno()
+        except (OSError, ValueError):
+            self._stream.write(text)
+            self._stream.flush()
+            return
+        # Past the stream, whose lock the end of the process would wait for.
+        rest = text.encode(errors="backslashreplace")
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+
+
+_standard_error = _Harmless(sys.stderr)
+
+
+def say(text: str) -> None:
+    """Tell the person at the terminal, whether they listen or not."""
+    _standard_error.write(f"{text}\n")
+    _standard_error.flush()
+
 
 def configure_logs(level: str = "info", form: str = "auto") -> None:
     """Log from `level` on, as `text`, `json`, or `auto`: text on a terminal."""
+    global _standard_error  # noqa: PLW0603 - a process has one
+    _standard_error = _Harmless(sys.stderr)
     text = form == "text" or (form == "auto" and sys.stderr.isatty())
     renderer: Any = (
         structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if text else structlog.processors.JSONRenderer()
@@ -78,6 +101,6 @@ def configure_logs(level: str = "info", form: str = "auto") -> None:
             renderer,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.WriteLoggerFactory(_Harmless(sys.stderr)),  # type: ignore[arg-type]
+        logger_factory=structlog.WriteLoggerFactory(_standard_error),  # type: ignore[arg-type]
         cache_logger_on_first_use=True,
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from rolecall import __version__
-from rolecall.cli import output
+from rolecall.cli import logs, output
 from rolecall.config import Settings
 
 if TYPE_CHECKING:
@@ -80,18 +80,14 @@ def go_on(server: "Server", signals: "SimpleQueue[Any]") -> None:
 def end(server: "Server") -> None:
     """Stop, and end the process."""
     server.stop()
-    with suppress(OSError):
-        sys.stderr.flush()
     # A thread that a hanging database holds would keep the process for ever.
     os._exit(0)
 
 
 def tell(settings: Settings, text: str) -> None:
     """Say what the server does; as a line of its log where programs read that."""
-    say = structlog.get_logger("rolecall").info if settings.log_format == "json" else output.say
-    # Whoever read it may be gone.
-    with suppress(OSError):
-        say(text)
+    say = structlog.get_logger("rolecall").info if settings.log_format == "json" else logs.say
+    say(text)
 
 
 def tell_start(settings: Settings, address: str, policy_version: str, mail: str, workers: int = 1) -> None:
