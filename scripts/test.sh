@@ -13,7 +13,7 @@ rm -f .coverage .coverage.*
 pytest --cov --cov-report= --ignore=tests/stateful --ignore=tests/races "$@"
 # In `rolecall serve`, the fast lane has grpc work in another way than it does by itself.
 GRPC_EXPERIMENTS=$(python -c 'from rolecall.cli.output import GRPC_EXPERIMENTS; print(GRPC_EXPERIMENTS)') \
-  pytest -q -k 'not standard' tests/server/test_lanes.py tests/server/test_grpcio_traps.py
+  pytest -q -k 'not standard' tests/server/test_lanes.py tests/server/test_grpcio_traps.py tests/server/test_health.py
 # What decides and what lets in has less room for the untested than the rest.
 careful='*/rolecall/policy/*,*/rolecall/authorizer.py,*/rolecall/credentials.py,*/rolecall/callers.py,*/rolecall/storage/credentials.py'
 coverage report --skip-covered --include="$careful" --fail-under=95

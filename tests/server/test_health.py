@@ -127,6 +127,8 @@ def test_who_watches_what_is_not_there_learns_that(site: Site) -> None:
 
 def test_list_has_each_service(site: Site) -> None:
     """And the server itself, by the empty name."""
+    if not hasattr(pb, "HealthListRequest"):
+        pytest.skip("the lowest grpcio has no List")
     raw, _ = site.call(f"{HEALTH}/List", b"")
     kind: Any = pb
     statuses = kind.HealthListResponse.FromString(raw).statuses

@@ -28,6 +28,7 @@ TELL_SECONDS = 1.0
 
 _SERVING, _NOT_SERVING = pb.HealthCheckResponse.SERVING, pb.HealthCheckResponse.NOT_SERVING
 _UNKNOWN = pb.HealthCheckResponse.SERVICE_UNKNOWN
+_METHODS = pb.DESCRIPTOR.services_by_name["Health"].methods_by_name
 
 
 class Health:
@@ -45,6 +46,8 @@ class Health:
         return [
             Method(f"/{SERVICE_NAME}/{name}", _kinds(name)[0], run, managing=False, open=True, at_once=True)
             for name, run in (("Check", self._check), ("List", self._list))
+            # Older versions of the protocol have no List.
+            if name in _METHODS
         ]
 
     def status(self, service: str) -> int:
@@ -98,7 +101,7 @@ class Health:
 
 def _kinds(method: str) -> tuple[type[Message], type[Message]]:
     """What a method takes, and answers."""
-    described: Any = pb.DESCRIPTOR.services_by_name["Health"].methods_by_name[method]
+    described: Any = _METHODS[method]
     return GetMessageClass(described.input_type), GetMessageClass(described.output_type)
 
 
