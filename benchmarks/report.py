@@ -94,7 +94,7 @@ def _draw(file: Path, title: str, figures: list[Figure]) -> None:
         axes.text(share, place, f" {each.row[1]} (bar {each.row[3]})", va="center", fontsize=9)
     axes.set_xlim(0, max(*shares, 1.5) * 1.35)
     axes.set_xlabel("measured against the bar; right of the line is better than it")
-    axes.set_title(title, fontsize=11)
+    figure.suptitle(title, fontsize=11)
     figure.tight_layout()
     figure.savefig(file, dpi=110)
 
