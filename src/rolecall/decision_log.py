@@ -47,11 +47,11 @@ class DecisionLog:
         self._lost = 0
         self._quiet_until = 0.0
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="decisions", daemon=True)
+        self._thread: threading.Thread | None = None
         if self.mode == "off":
             return
         try:
-            self._file = _Files(
+            self._file = file = _Files(
                 settings.decision_log_file,
                 maxBytes=settings.decision_log_megabytes * 1_000_000,
                 backupCount=settings.decision_log_files - 1,
@@ -65,6 +65,7 @@ class DecisionLog:
         except OSError as error:
             where = settings.decision_log_file
             raise ConfigError(f"The decision log {where} can't be written: {error.strerror}.") from error
+        self._thread = threading.Thread(target=self._work, args=(file,), name="decisions", daemon=True)
         self._thread.start()
 
     def note(self, organization: str, question: Question, result: CheckResult, request_id: str) -> None:
@@ -82,24 +83,23 @@ class DecisionLog:
             self._quiet_until = time.monotonic() + QUIET_SECONDS
             _log.error("the disk is too slow for the decision log", lost=self._lost)
 
-    def _work(self) -> None:
+    def _work(self, file: "_Files") -> None:
         while not self._closing.wait(EVERY_SECONDS):
-            self._write()
-        self._write()
+            self._write(file)
+        self._write(file)
 
-    def _write(self) -> None:
+    def _write(self, file: "_Files") -> None:
         """Write what waits, in large pieces: line by line, each takes twice as long, and the interpreter with it."""
-        assert self._file is not None  # noqa: S101 - for the type checker
         while count := min(len(self._waiting), AT_ONCE):
             some = [self._waiting.popleft() for _ in range(count)]
             try:
-                self._file.write("\n".join(_line(*each) for each in some))
+                file.write("\n".join(_line(*each) for each in some))
             except Exception:  # noqa: BLE001 - nobody looks after a thread's work, and what comes next is to be written
                 _log.exception("decisions weren't written down", lost=count)
 
     def close(self) -> None:
         """Write what waits, and close the file."""
-        if self._file:
+        if self._file and self._thread:
             self._closing.set()
             self._thread.join(CLOSE_SECONDS)
             try:

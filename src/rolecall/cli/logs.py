@@ -6,7 +6,7 @@ import sys
 import threading
 from collections import deque
 from contextlib import suppress
-from typing import Any, TextIO
+from typing import Any
 
 import structlog
 
@@ -17,14 +17,13 @@ PATIENCE_SECONDS = 0.1
 MAX_LINES = 1000
 
 
-class _Harmless:
-    """A stream that nobody fails or waits for: its reader may be gone or asleep, or its disk full.
+class _StandardError:
+    """Standard error that nobody fails or waits for: its reader may be gone or asleep, or its disk full.
 
     While the reader keeps up, a line is written before the next step is taken.
     """
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    def __init__(self) -> None:
         self._changed = threading.Condition()
         self._waiting: deque[str] = deque(maxlen=MAX_LINES)
         self._is_writing = False
@@ -41,7 +40,7 @@ class _Harmless:
             self._changed.notify_all()
 
     def flush(self) -> None:
-        """Wait until all is written, but for a stream that is stuck."""
+        """Wait until all is written, unless that is stuck."""
         with self._changed:
             if not self._is_stuck:
                 self._is_stuck = not self._changed.wait_for(self._is_done, PATIENCE_SECONDS)
@@ -62,12 +61,13 @@ class _Harmless:
                 self._is_writing = self._is_stuck = False
                 self._changed.notify_all()
 
-    def _put(self, text: str) -> None:
+    @staticmethod
+    def _put(text: str) -> None:
         try:
-            descriptor = self._stream.fileno()
+            descriptor = sys.stderr.fileno()
         except (OSError, ValueError):
-            self._stream.write(text)
-            self._stream.flush()
+            sys.stderr.write(text)
+            sys.stderr.flush()
             return
         # Past the stream, whose lock the end of the process would wait for.
         rest = text.encode(errors="backslashreplace")
@@ -75,7 +75,7 @@ class _Harmless:
             rest = rest[os.write(descriptor, rest) :]
 
 
-_standard_error = _Harmless(sys.stderr)
+_standard_error = _StandardError()
 
 
 def say(text: str) -> None:
@@ -86,8 +86,6 @@ def say(text: str) -> None:
 
 def configure_logs(level: str = "info", form: str = "auto") -> None:
     """Log from `level` on, as `text`, `json`, or `auto`: text on a terminal."""
-    global _standard_error  # noqa: PLW0603 - a process has one
-    _standard_error = _Harmless(sys.stderr)
     text = form == "text" or (form == "auto" and sys.stderr.isatty())
     renderer: Any = (
         structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if text else structlog.processors.JSONRenderer()

@@ -56,15 +56,15 @@ class Together:
 
     def end_overdue(self) -> None:
         """End the calls of a reading that takes too long, and those behind it. Raises nothing."""
-        if self._reader is None or time.monotonic() - self._read_at < READ_SECONDS:
-            return
         error = StorageUnavailable("The database takes too long to answer: try again in a moment.")
-        for call in self._give_up():
+        for call in self._give_up(READ_SECONDS):
             call.do(partial(call.refuse, error))
 
-    def _give_up(self) -> list[FastCall]:
-        """Let the reader go, and nobody wait for it."""
+    def _give_up(self, after: float = 0.0) -> list[FastCall]:
+        """Let a reader go that has read for so many seconds, and nobody wait for it any more."""
         with self._lock:
+            if self._reader is None or time.monotonic() - self._read_at < after:
+                return []
             dropped = self._reading + self._waiting
             self._reading, self._waiting, self._reader = [], [], None
         return dropped
