@@ -17,9 +17,10 @@ test: .venv/dev ## Run the whole suite; PostgreSQL too where its server is insta
 test-lowest: .venv/dev ## Run the tests of how calls come in on the lowest grpcio that is promised
 	@exec env PATH="$(CURDIR)/$(BIN):$$PATH" sh scripts/test-lowest.sh
 
-lint: .venv/dev ## Check style, types, imports and protos
+lint: .venv/dev ## Check style, docstrings, types, imports and protos
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/python scripts/check_docstrings.py
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/buf lint protos
@@ -50,11 +51,11 @@ bench-parts: .venv/dev ## Measure decisions, changes and lists; about two minute
 
 lock: ## Resolve the dependencies anew; needs `uv`
 	uv pip compile -q --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --upgrade \
-	  pyproject.toml --group build -o requirements.lock
+	  pyproject.toml --extra server --group build -o requirements.lock
 	uv pip compile -q --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --upgrade \
-	  pyproject.toml --group dev -c requirements.lock -o requirements-dev.lock
+	  pyproject.toml --extra server --group dev -c requirements.lock -o requirements-dev.lock
 	uv pip compile -q --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --upgrade \
-	  pyproject.toml --group bench -c requirements-dev.lock -o requirements-bench.lock
+	  pyproject.toml --extra server --group bench -c requirements-dev.lock -o requirements-bench.lock
 
 clean: ## Remove the environment, the state of `make run`, and what tools left behind
 	rm -rf .venv .run build .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage* dist

@@ -1,4 +1,4 @@
-"""All that is measured over gRPC: `make bench-full`. Needs h2load; PostgreSQL's part where its server is installed."""
+"""All benchmarks over gRPC: `make bench-full`. Needs h2load; measures PostgreSQL if its server is installed."""
 
 import shutil
 import sys
@@ -12,14 +12,14 @@ import scale
 import several
 import steady
 from report import Figure, quiet, report, table
-from sites import found
+from sites import create_site
 
 PARTS: dict[str, Callable[[Path], list[Figure]]] = {
-    "checks": lambda folder: checks.measure(found(folder, checks.MEMBERS)),
+    "checks": lambda folder: checks.measure(create_site(folder, checks.MEMBERS)),
     "workers": several.workers,
     "members": scale.of_members,
     "rules": scale.of_rules,
-    "strangers": beside.strangers,
+    "unknown-subjects": beside.unknown_subjects,
     "burning": beside.a_burning_call,
     "log": beside.a_decision_log,
     "revocation": several.revocation,
@@ -28,7 +28,7 @@ PARTS: dict[str, Callable[[Path], list[Figure]]] = {
 
 
 def main() -> None:
-    """Measure all parts and write them down, or just those that are named; exit with 1 where a bar isn't reached."""
+    """Measure all parts and save the figures, or only the parts named; exit with 1 if a bar is missed."""
     quiet()
     if not shutil.which("h2load"):
         sys.exit("h2load is missing: install Debian's package nghttp2-client.")
@@ -39,7 +39,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             figures += PARTS[name](Path(folder))
     if chosen == list(PARTS):
-        report("full", f"{checks.TITLE}, and what is around them", figures)
+        report("full", f"{checks.TITLE}, and other figures", figures)
     print(table(figures))
     sys.exit(any(not each.reached for each in figures))
 

@@ -1,4 +1,4 @@
-"""Servers under load: each on one core, the load on another, the counts from the servers."""
+"""Servers under load: each server on one core, the load on another; the servers count the answered calls."""
 
 import base64
 import json
@@ -17,7 +17,7 @@ from typing import Self, TypeVar
 
 from pacing import framed
 
-from rolecall.cli.output import GRPC_EXPERIMENTS
+from rolecall.server.transport.tuning import GRPC_EXPERIMENTS
 
 __all__ = ["Flow", "Measured", "Serving", "in_turns", "median", "p50", "p99", "percentile", "rate"]
 
@@ -30,28 +30,28 @@ K = TypeVar("K")
 
 
 def rate(found: "Measured") -> float:
-    """Calls a second."""
+    """Return the answered calls per second."""
     return found.rate
 
 
 def p50(found: "Measured") -> float:
-    """The median of the times."""
+    """Return the median latency in microseconds."""
     return found.p50
 
 
 def p99(found: "Measured") -> float:
-    """What 99 of 100 calls take at most."""
+    """Return the 99th percentile of the latency in microseconds."""
     return found.p99
 
 
 def percentile(values: list[float], share: float) -> float:
-    """The value that this share of all lies below."""
+    """Return the value below which this share of the values lies."""
     return sorted(values)[min(len(values) - 1, int(len(values) * share))]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a server answered under load: calls a second, its own CPU seconds a call, and each call's microseconds."""
+    """Result of one load: calls per second, the server's CPU seconds per call, and the latencies in microseconds."""
 
     rate: float
     cpu: float
@@ -59,18 +59,18 @@ class Measured:
 
     @property
     def p50(self) -> float:
-        """The median, in microseconds."""
+        """The median latency, in microseconds."""
         return statistics.median(self.latencies)
 
     @property
     def p99(self) -> float:
-        """What 99 of 100 calls take at most, in microseconds."""
+        """The 99th percentile of the latency, in microseconds."""
         return percentile(self.latencies, 0.99)
 
 
 @dataclass(frozen=True)
 class Flow:
-    """Calls to be spaced evenly: `rate` a second in all, of the messages in turn."""
+    """Flow of evenly spaced calls: `rate` per second in all connections together, with the messages in turn."""
 
     messages: list[bytes]
     rate: float
@@ -80,16 +80,16 @@ class Flow:
 
 
 class Serving:
-    """A server of a kind, as `serving.py` has them, on a core of its own."""
+    """Server process of one of the kinds of `serving.py`, on a core of its own."""
 
     def __init__(self, kind: str, folder: Path, token: str = "", core: int | None = 0, **settings: object) -> None:
-        """Start it, on this core or on whichever; with settings that differ from the folder's."""
+        """Start the server on `core` (None: on any core), with `settings` that override those of the folder."""
         self._token = token
         cores = os.sched_getaffinity(0)
         self._load_core = None if core is None else max(cores - {core}, default=core)
         began = time.monotonic()
-        # As `rolecall serve` does; the public lane has grpc's defaults.
-        hurry = {"GRPC_EXPERIMENTS": GRPC_EXPERIMENTS} if "fast" in kind else {}
+        # As `rolecall serve` does; the standard transport has grpc's defaults.
+        experiments = {"GRPC_EXPERIMENTS": GRPC_EXPERIMENTS} if "polling" in kind else {}
         self._process = subprocess.Popen(
             [
                 *_pinned(core),
@@ -102,7 +102,7 @@ class Serving:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env={**os.environ, **hurry},
+            env={**os.environ, **experiments},
         )
         assert self._process.stdin
         assert self._process.stdout
@@ -113,25 +113,25 @@ class Serving:
         self.start_seconds = time.monotonic() - began
 
     def __enter__(self) -> Self:
-        """Hold it for a block."""
+        """Return the running server."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End it."""
+        """End the server."""
         self._stdin.close()
         self._process.wait(10)
 
     def counts(self) -> dict[str, float]:
-        """What it answered and used so far."""
+        """Return the server's counters since its start: answered calls, reads, CPU seconds, memory, threads, files."""
         self._stdin.write("\n")
         self._stdin.flush()
         found: dict[str, float] = json.loads(self._stdout.readline())
         return found
 
     def load(self, message: bytes, seconds: float, connections: int, streams: int, *, path: str = CHECK) -> Measured:
-        """Put load on it, as fast as it goes."""
+        """Send the message as fast as the server answers, by h2load."""
         with tempfile.TemporaryDirectory() as name:
             body, log = Path(name, "body"), Path(name, "log")
             body.write_bytes(framed(message))
@@ -144,10 +144,10 @@ class Serving:
         return Measured(rate, cpu, latencies)
 
     def pace(self, seconds: float, **flows: Flow) -> dict[str, Measured]:
-        """Put load on it that is spaced evenly in time. Answers what was measured of each flow; the rate is of all."""
+        """Send evenly spaced calls. Returns the result of each flow; `rate` and `cpu` are of all flows together."""
         with tempfile.TemporaryDirectory() as name:
             file = Path(name, "flows")
-            told = [
+            fields = [
                 asdict(flow)
                 | {
                     "name": called,
@@ -156,16 +156,16 @@ class Serving:
                 }
                 for called, flow in flows.items()
             ]
-            file.write_text(json.dumps(told))
+            file.write_text(json.dumps(fields))
             program = Path(__file__).with_name("pacing.py")
             command = [*_pinned(self._load_core), sys.executable, str(program), self.address, str(file), str(seconds)]
-            rate, cpu, said = self._counted(command)
-        return {called: Measured(rate, cpu, latencies) for called, latencies in json.loads(said).items()}
+            rate, cpu, output = self._counted(command)
+        return {called: Measured(rate, cpu, latencies) for called, latencies in json.loads(output).items()}
 
     def ghz(self, seconds: float) -> Measured:
-        """The same by ghz, with one call in flight."""
-        told = json.dumps({"authorization": f"Bearer {self._token}"})
-        asked = json.dumps({"subject": "user0@acme.io", "action": "view", "resource": "members"})
+        """Send Checks by ghz, with one call in flight."""
+        metadata = json.dumps({"authorization": f"Bearer {self._token}"})
+        request = json.dumps({"subject": "user0@acme.io", "action": "view", "resource": "members"})
         command = [
             *_pinned(self._load_core),
             "ghz",
@@ -177,14 +177,14 @@ class Serving:
             "-O",
             "json",
             "-m",
-            told,
+            metadata,
         ]
-        command += ["-d", asked, "--import-paths", str(PROTOS), "--proto", "rolecall/v1/authorization.proto"]
-        rate, cpu, said = self._counted([*command, "--call", CHECK.replace("/", "."), self.address])
-        return Measured(rate, cpu, [each["latency"] / 1000 for each in json.loads(said)["details"]])
+        command += ["-d", request, "--import-paths", str(PROTOS), "--proto", "rolecall/v1/authorization.proto"]
+        rate, cpu, output = self._counted([*command, "--call", CHECK.replace("/", "."), self.address])
+        return Measured(rate, cpu, [each["latency"] / 1000 for each in json.loads(output)["details"]])
 
     def _counted(self, command: list[str]) -> tuple[float, float, str]:
-        """What the server answered a second while the command ran, its CPU seconds for each, and what it printed."""
+        """Run a load command. Returns the server's calls per second and CPU seconds per call, and the output."""
         before, began = self.counts(), time.monotonic()
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
         after, took = self.counts(), time.monotonic() - began
@@ -195,7 +195,7 @@ class Serving:
 
 
 def in_turns(serving: dict[str, Serving], once: Callable[[Serving], K]) -> dict[str, list[K]]:
-    """What was found in so many rounds of all servers, one after the other."""
+    """Measure ROUNDS rounds of all servers in turns; returns the results by server."""
     found: dict[str, list[K]] = {kind: [] for kind in serving}
     for _ in range(ROUNDS):
         for kind, each in serving.items():
@@ -204,11 +204,11 @@ def in_turns(serving: dict[str, Serving], once: Callable[[Serving], K]) -> dict[
 
 
 def median(found: list[K], of: Callable[[K], float]) -> float:
-    """The median of a figure of each."""
+    """Return the median of one figure of the results."""
     return statistics.median(of(each) for each in found)
 
 
 def _pinned(core: int | None) -> list[str]:
-    """To run what follows on one core, where there are several."""
+    """Return the command prefix that pins a process to one core, if the machine has several."""
     several = core is not None and len(os.sched_getaffinity(0)) > 1 and shutil.which("taskset")
     return ["taskset", "-c", str(core)] if several else []

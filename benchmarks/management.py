@@ -1,4 +1,4 @@
-"""What callers, changes and the audit log cost, beside their bars: `.venv/bin/python benchmarks/management.py`."""
+"""Benchmarks of callers, changes and the audit log, with their bars: `.venv/bin/python benchmarks/management.py`."""
 
 import logging
 import os
@@ -16,14 +16,16 @@ from pathlib import Path
 import grpc
 import structlog
 
-from rolecall import keys, operator, organizations, policy
+from rolecall import policy
 from rolecall.audit import AuditLog, Event, verify
 from rolecall.config import Settings
-from rolecall.credentials import mint
-from rolecall.directory import Directory
+from rolecall.credentials import server_key
+from rolecall.credentials.token_format import mint
 from rolecall.domain import CredentialKind
-from rolecall.feed import Feed
-from rolecall.remembered import Remembered
+from rolecall.identity.authentication import Authenticator
+from rolecall.identity.cache import RevisionCache
+from rolecall.identity.change_feed import ChangeFeed
+from rolecall.services import operator_tokens, organizations
 from rolecall.storage import Storage, Transaction
 from rolecall.v1 import token_pb2, token_pb2_grpc
 
@@ -42,7 +44,7 @@ MAX_SLOWED_BY_REFUSALS = 1.5
 
 
 def main() -> None:
-    """Print the figures; exit with 1 where a bar isn't reached."""
+    """Print the figures; exit with 1 if a bar is missed."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     with tempfile.TemporaryDirectory() as folder:
         results = measure(Path(folder))
@@ -54,16 +56,16 @@ def main() -> None:
 
 
 def measure(folder: Path) -> list[tuple[str, str, str, bool]]:
-    """All figures, over one SQLite database with a server beside."""
+    """Measure all figures, on one SQLite database with a running server."""
     settings = Settings(
         database=f"sqlite:///{folder}/rolecall.db",
         key_file=folder / "key",
         policy=POLICIES,
     )
-    log = AuditLog(keys.create(settings.key_file))
+    log = AuditLog(server_key.create(settings.key_file))
     storage = Storage(settings.database)
     storage.create()
-    founded = organizations.found(storage, log, policy.load(POLICIES, 0.0), "acme", "ann@acme.io", demo=True)
+    founded = organizations.create(storage, log, policy.load(POLICIES, 0.0), "acme", "ann@acme.io", demo=True)
     caller_ns = cached_caller(storage, founded.token.text)
     with serving(settings) as address:
         rate = changes_a_second(address, founded.token.text)
@@ -74,7 +76,7 @@ def measure(folder: Path) -> list[tuple[str, str, str, bool]]:
     slowed = statistics.median(beside) / statistics.median(alone)
     return [
         (
-            "a caller that is remembered, p50",
+            "authentication of a cached caller, p50",
             f"{caller_ns:.0f} ns",
             f"<= {MAX_CALLER_NS} ns",
             caller_ns <= MAX_CALLER_NS,
@@ -102,7 +104,7 @@ def measure(folder: Path) -> list[tuple[str, str, str, bool]]:
 
 @contextmanager
 def serving(settings: Settings) -> Iterator[str]:
-    """A server in a process of its own, as users have it; its address."""
+    """Run a server in its own process, as users do; yields its address."""
     command = [str(Path(sys.executable).with_name("rolecall")), "serve", "--listen", "127.0.0.1:0"]
     environment = {
         "ROLECALL_DATABASE": settings.database,
@@ -121,30 +123,30 @@ def serving(settings: Settings) -> Iterator[str]:
 
 
 def cached_caller(storage: Storage, text: str) -> float:
-    """Nanoseconds that it takes to find a remembered caller; the median of single calls."""
-    feed = Feed(storage, Remembered(CALLERS), max_staleness=10.0)
-    directory = Directory(storage, feed)
+    """Return the median nanoseconds of authenticating a cached caller."""
+    feed = ChangeFeed(storage, RevisionCache(), max_staleness=10.0)
+    authenticator = Authenticator(storage, feed)
     feed.start()
     times = []
     for _ in range(ROUNDS):
-        assert directory.caller(text)
+        assert authenticator.authenticate(text)
         for _ in range(20_000):
             # A text of its own, as each call brings one: Python keeps the hash of one that it has seen.
             presented = text[:40] + text[40:]
             began = time.perf_counter_ns()
-            directory.caller(presented)
+            authenticator.authenticate(presented)
             times.append(time.perf_counter_ns() - began)
     feed.stop()
     return statistics.median(times)
 
 
 def viewer_token(storage: Storage, log: AuditLog) -> str:
-    """A token of somebody who may not create any."""
-    return operator.issue(storage, log, "acme", "viewer@acme.io").text
+    """Issue a token of a member who may not create tokens."""
+    return operator_tokens.issue(storage, log, "acme", "viewer@acme.io").text
 
 
 def mutations(address: str, owner: str, viewer: str) -> tuple[list[float], list[float]]:
-    """Seconds of single creations of a token, alone and beside refusals, in turns."""
+    """Measure the seconds of single token creations, alone and beside refused calls, in turns."""
     alone: list[float] = []
     beside: list[float] = []
     with grpc.insecure_channel(address) as channel:
@@ -162,7 +164,7 @@ def mutations(address: str, owner: str, viewer: str) -> tuple[list[float], list[
 
 
 def changes_a_second(address: str, owner: str) -> float:
-    """Tokens created a second by four clients at once."""
+    """Return the tokens created per second by four concurrent clients."""
     with grpc.insecure_channel(address) as channel, ThreadPoolExecutor(4) as clients:
         stub = token_pb2_grpc.TokenServiceStub(channel)
         create(stub, owner, 50)
@@ -172,12 +174,12 @@ def changes_a_second(address: str, owner: str) -> float:
 
 
 def create(stub: token_pb2_grpc.TokenServiceStub, token: str, count: int) -> list[float]:
-    """Create tokens one after the other; the seconds that each took."""
+    """Create tokens one after the other; returns the seconds of each."""
     times = []
     for number in range(count):
         began = time.perf_counter()
         stub.CreatePersonalToken(
-            token_pb2.CreatePersonalTokenRequest(name=f"token {number}"),
+            token_pb2.CreatePersonalTokenRequest(display_name=f"token {number}"),
             metadata=(("authorization", f"Bearer {token}"),),
         )
         times.append(time.perf_counter() - began)
@@ -185,7 +187,7 @@ def create(stub: token_pb2_grpc.TokenServiceStub, token: str, count: int) -> lis
 
 
 def be_refused(address: str, token: str) -> None:
-    """Ask for what is refused, evenly, until somebody ends this process."""
+    """Send calls that are refused, evenly spaced, until the process is ended."""
     pause = 60 / REFUSALS_A_MINUTE
     with grpc.insecure_channel(address) as channel:
         stub = token_pb2_grpc.TokenServiceStub(channel)
@@ -201,12 +203,14 @@ def be_refused(address: str, token: str) -> None:
 
 
 def verified_a_second(storage: Storage, log: AuditLog) -> float:
-    """Fill a log, and check it; the median of the rounds."""
+    """Fill an audit log and verify it; returns the entries per second, the median of the rounds."""
 
     def fill(tx: Transaction) -> None:
         for number in range(ENTRIES // 50):
             minted = mint(CredentialKind.PERSONAL)
-            details = {"after": {"kind": "personal", "name": f"token {number}", "expire_time": "2027-01-01T00:00:00Z"}}
+            details = {
+                "after": {"kind": "personal", "display_name": f"token {number}", "expire_time": "2027-01-01T00:00:00Z"}
+            }
             log.record(
                 tx, Event("acme", "user:1234567890123456789012", "CreatePersonalToken", f"token:{minted.id}", details)
             )
@@ -218,12 +222,12 @@ def verified_a_second(storage: Storage, log: AuditLog) -> float:
         began = time.perf_counter()
         verdict = storage.read(lambda tx: verify(tx, log, "acme"))
         times.append((time.perf_counter() - began) / verdict.entries)
-        assert verdict.whole
+        assert verdict.intact
     return 1 / statistics.median(times)
 
 
 def fsyncs_a_second(folder: Path) -> float:
-    """How often this disk makes a small write lasting; what bounds every durable database on it."""
+    """Return how often per second the disk can fsync a small write, which bounds every durable database on it."""
     descriptor = os.open(folder / "fsync", os.O_WRONLY | os.O_CREAT)
     times = []
     for _ in range(200):

@@ -1,4 +1,4 @@
-"""What lists of members and batches of invitations cost: `.venv/bin/python benchmarks/members.py`."""
+"""Benchmarks of lists of members and batches of invitations: `.venv/bin/python benchmarks/members.py`."""
 
 import statistics
 import sys
@@ -10,10 +10,12 @@ import grpc
 from management import POLICIES, serving
 from sqlalchemy import insert
 
-from rolecall import credentials, keys, organizations, policy
+from rolecall import policy
 from rolecall.audit import AuditLog
 from rolecall.config import Settings
+from rolecall.credentials import server_key, token_format
 from rolecall.domain import now
+from rolecall.services import organizations
 from rolecall.storage import Storage, Transaction
 from rolecall.storage.tables import members
 from rolecall.v1 import invitation_pb2, member_pb2
@@ -22,7 +24,7 @@ from rolecall.v1.member_pb2_grpc import MemberServiceStub
 
 MEMBERS = 100_000
 PAGE = 50
-# Of the first and of the last pages, so many.
+# Pages that are measured per round, at the start and at the end of the list together.
 PAGES = 40
 BATCHES = 15
 ROUNDS = 5
@@ -39,7 +41,7 @@ _ORDERS = {
 
 
 def main() -> None:
-    """Print the figures; exit with 1 where a bar isn't reached."""
+    """Print the figures; exit with 1 if a bar is missed."""
     missed = False
     with tempfile.TemporaryDirectory() as folder:
         settings, token = fill(Path(folder))
@@ -60,7 +62,7 @@ def main() -> None:
 
 
 def fill(folder: Path) -> tuple[Settings, str]:
-    """An organization with so many members, and its owner's token."""
+    """Create an organization with MEMBERS members; returns the settings and its owner's token."""
     settings = Settings(
         database=f"sqlite:///{folder}/rolecall.db",
         key_file=folder / "key",
@@ -70,15 +72,15 @@ def fill(folder: Path) -> tuple[Settings, str]:
     storage = Storage(settings.database)
     storage.create()
     loaded = policy.load(POLICIES, 0.0)
-    log = AuditLog(keys.create(settings.key_file))
-    founded = organizations.found(storage, log, loaded, "acme", "ann@acme.io")
+    log = AuditLog(server_key.create(settings.key_file))
+    founded = organizations.create(storage, log, loaded, "acme", "ann@acme.io")
     at = now()
 
     def add(tx: Transaction) -> None:
         rows = [
             {
                 "organization": "acme",
-                "user_id": credentials.new_id(),
+                "user_id": token_format.new_id(),
                 "email_key": f"person{number:06}@acme.io",
                 "email": f"person{number:06}@acme.io",
                 "display_name": f"Person {number * 7919 % MEMBERS:06}",
@@ -98,7 +100,7 @@ def fill(folder: Path) -> tuple[Settings, str]:
 def pages(
     stub: MemberServiceStub, bearer: tuple[tuple[str, str]], order: "member_pb2.MemberOrder.ValueType"
 ) -> tuple[float, float]:
-    """Seconds that a page takes at the beginning of the list and at its end, in turns; medians."""
+    """Measure pages at the start and at the end of the list in turns; returns their median seconds."""
     # The third from the end leads to the last two pages of a thousand.
     before = [page.next_page_token for page in walk(stub, bearer, order)][-3]
     first_times, last_times = [], []
@@ -113,7 +115,7 @@ def walk(
     bearer: tuple[tuple[str, str]],
     order: "member_pb2.MemberOrder.ValueType",
 ) -> "list[member_pb2.ListMembersResponse]":
-    """All pages of a thousand members."""
+    """Return the whole list in pages of 1,000 members."""
     found: list[member_pb2.ListMembersResponse] = []
     token = ""
     while True:
@@ -127,7 +129,7 @@ def walk(
 def timed(
     stub: MemberServiceStub, bearer: tuple[tuple[str, str]], order: "member_pb2.MemberOrder.ValueType", token: str
 ) -> list[float]:
-    """Seconds that each of some pages took, those behind this token."""
+    """Measure the seconds of each of the pages that follow this token."""
     times = []
     for _ in range(PAGES // 2):
         began = time.perf_counter()
@@ -143,7 +145,7 @@ def timed(
 
 
 def invitations(stub: InvitationServiceStub, bearer: tuple[tuple[str, str]]) -> float:
-    """Seconds that a batch of 200 takes; the median."""
+    """Return the median seconds of a batch of 200 invitations."""
     times = []
     for batch in range(BATCHES):
         people = [invitation_pb2.Invitee(email=f"new{batch}-{n}@acme.io", role="VIEWER") for n in range(200)]

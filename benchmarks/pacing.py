@@ -1,8 +1,8 @@
-"""Calls spaced evenly in time, over many connections: `pacing.py ADDRESS FILE SECONDS`.
+"""Load generator with calls evenly spaced in time, over many connections: `pacing.py ADDRESS FILE SECONDS`.
 
-h2load sends what one of its clients owes every 10 ms in one burst, and ghz uses up a core at 4,400 calls a second: so
-neither tells how long a call takes at a steady rate. A call's time begins when it is due,
-not when it could be sent. FILE holds the flows as JSON; the answers' times, in microseconds, are printed as JSON.
+h2load sends the calls that one of its clients owes every 10 ms in one burst, and ghz uses up a core at 4,400 calls a
+second: so neither measures latency at a steady rate. A call's latency begins when the call is due, not when it could be
+sent. FILE has the flows as JSON; the latencies, in microseconds, are printed as JSON.
 """
 
 import base64
@@ -25,23 +25,23 @@ _END_STREAM, _END_HEADERS, _ACK = 1, 4, 1
 _INITIAL_WINDOW_SIZE = 4
 _LARGEST_WINDOW = 2**31 - 1
 _DEFAULT_WINDOW = 65_535
-# What HPACK's own table has, and where the entries begin that a connection has added; the newest comes first.
+# Entries of HPACK's static table, and the first index of the dynamic table, whose newest entry comes first.
 _POST, _HTTP, _PATH, _AUTHORITY = b"\x83", b"\x86", 4, 1
 _FIRST_ADDED = 62
-# The answers that are still to come after the last call was sent.
+# How long the last calls are waited for after the last one was sent.
 _PATIENCE_SECONDS = 5.0
 
 
 def framed(message: bytes) -> bytes:
-    """A message as gRPC sends it."""
+    """Frame a message as gRPC sends it."""
     return b"\0" + struct.pack(">I", len(message)) + message
 
 
 @dataclass
 class Flow:
-    """Calls of one method: `rate` a second in all, of the messages in turn, over so many connections.
+    """Calls of one method: `rate` per second in all, with the messages in turn, over `connections` connections.
 
-    With the rate 0, each connection has one call in flight all the time. The tokens are presented in turn too.
+    With the rate 0, each connection always has one call in flight. The tokens are presented in turn too.
     """
 
     name: str
@@ -53,7 +53,7 @@ class Flow:
     latencies: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        """Have the headers ready that differ from call to call."""
+        """Encode the headers that differ from call to call."""
         several = len(self.tokens) > 1
         self.bearers = cycle(
             [_literal(0, "authorization", f"Bearer {token}") if several else b"" for token in self.tokens]
@@ -61,7 +61,7 @@ class Flow:
 
 
 class _Connection:
-    """One connection, and when the calls under way were due."""
+    """HTTP/2 connection with the due times of its calls in flight."""
 
     def __init__(self, address: str, flow: Flow) -> None:
         host, _, port = address.rpartition(":")
@@ -83,15 +83,15 @@ class _Connection:
             _added(0, "content-type", "application/grpc"),
             _added(0, "te", "trailers"),
         ]
-        # One that is always the same is named by its place too.
+        # A single token is indexed too.
         if len(flow.tokens) == 1:
             named.append(_added(0, "authorization", f"Bearer {flow.tokens[0]}"))
         self._headers = _POST + _HTTP + b"".join(named)
-        # From the second call on they are named by their places.
+        # From the second call on, headers are sent by their index.
         self._again = _POST + _HTTP + bytes(0x80 | _FIRST_ADDED + place for place in range(len(named)))
 
     def send(self, message: bytes, due: float) -> None:
-        """Begin a call."""
+        """Send a call."""
         stream, self._next = self._next, self._next + 2
         self.due[stream] = due
         headers = _frame(_HEADERS, _END_HEADERS, stream, self._headers + next(self.flow.bearers))
@@ -99,7 +99,7 @@ class _Connection:
         self.socket.sendall(headers + _frame(_DATA, _END_STREAM, stream, message))
 
     def receive(self) -> None:
-        """Take in what has come; note how long the calls took that are over."""
+        """Read from the socket, and record the latencies of the calls that have ended."""
         data = self._rest + self.socket.recv(1 << 16)
         if len(data) == len(self._rest):
             raise SystemExit("The server closed a connection.")
@@ -122,7 +122,7 @@ class _Connection:
 
 
 def main() -> None:
-    """Make the calls, print how long they took."""
+    """Make the calls, and print their latencies."""
     address, file, seconds = sys.argv[1], Path(sys.argv[2]), float(sys.argv[3])
     flows = [_flow(each) for each in json.loads(file.read_text())]
     gc.disable()
@@ -130,8 +130,8 @@ def main() -> None:
     print(json.dumps({flow.name: [round(each, 1) for each in flow.latencies] for flow in flows}))
 
 
-def _flow(told: dict[str, Any]) -> Flow:
-    return Flow(**told | {"messages": [framed(base64.b64decode(each)) for each in told["messages"]]})
+def _flow(fields: dict[str, Any]) -> Flow:
+    return Flow(**fields | {"messages": [framed(base64.b64decode(each)) for each in fields["messages"]]})
 
 
 def _run(address: str, flows: list[Flow], seconds: float) -> None:
@@ -144,7 +144,7 @@ def _run(address: str, flows: list[Flow], seconds: float) -> None:
     began = time.perf_counter()
     paced = [flow for flow in flows if flow.rate]
     turns = [(cycle(connections[flow.name]), cycle(flow.messages), 1 / flow.rate) for flow in paced]
-    # Flows of the same rate don't fire in the same moment.
+    # Flows of the same rate are offset, so that they don't send at the same time.
     due = [began + place / len(turns) * every for place, (_, _, every) in enumerate(turns)]
     steady = [(connections[flow.name], cycle(flow.messages)) for flow in flows if not flow.rate]
     end = began + seconds
@@ -157,7 +157,7 @@ def _run(address: str, flows: list[Flow], seconds: float) -> None:
             for each in several:
                 if not each.due:
                     each.send(next(what), at)
-        # The core is ours: nothing is slept through.
+        # The process has a core of its own, and never sleeps.
         for number, _ in poller.poll(0):
             by_number[number].receive()
     until = time.perf_counter() + _PATIENCE_SECONDS
@@ -173,12 +173,12 @@ def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 
 def _literal(place: int, name: str, value: str) -> bytes:
-    """A header that the table isn't to keep."""
+    """Encode a header that isn't added to the dynamic table."""
     return bytes([place]) + (b"" if place else _text(name)) + _text(value)
 
 
 def _added(place: int, name: str, value: str) -> bytes:
-    """A header that the connection's table is to keep; `place` is where HPACK's own has its name, 0 for nowhere."""
+    """Encode a header that is added to the dynamic table; `place` is its name's index in the static table, or 0."""
     return _literal(0x40 | place, name, value) if place else b"\x40" + _text(name) + _text(value)
 
 

@@ -1,4 +1,4 @@
-"""How fast policies decide and load, each figure beside its bar: `.venv/bin/python benchmarks/policy.py`."""
+"""Benchmarks of decisions and of the load of policies, with their bars: `.venv/bin/python benchmarks/policy.py`."""
 
 import gc
 import json
@@ -18,7 +18,7 @@ import casbin
 
 from rolecall.domain import Effect, Reason
 from rolecall.policy import Policy, load
-from rolecall.policy.source import Rule
+from rolecall.policy.parsed import Rule
 
 POLICIES = Path(__file__).parents[1] / "policies"
 SIZES = (40, 1_000, 100_000)
@@ -32,7 +32,7 @@ MIN_TIMES_FASTER = 200
 MAX_LOAD_SECONDS = 10
 MAX_LOAD_MB = 300
 
-# Of the requests; the rest is denied because nothing allows it.
+# Shares of the requests by their outcome.
 SHARES = {"allowed by path": 0.30, "allowed by prefix": 0.20, "denied by a rule": 0.10, "denied by default": 0.40}
 
 ACTIONS = ("view", "create", "update", "delete", "run", "share")
@@ -50,12 +50,12 @@ Request = tuple[str, str, str]
 
 
 def make_rules(size: int) -> list[Rule]:
-    """`size` random rules, evenly over paths of depth 1 to 5: a fifth prefixes, an eighth denying."""
+    """Make `size` random rules, evenly over paths of depth 1 to 5: a fifth prefixes, an eighth denying."""
     chance = random.Random(size)
     names = [f"n{i}" for i in range(max(10, size // 500))]
     rules = {OWNS[:3]: OWNS}
     while len(rules) < size:
-        # A system has tens of types of resources, a few rules on each, and all the others are on what is beneath.
+        # As in a real system: tens of resource types, a few rules on each, and all other rules beneath them.
         group, depth = divmod(len(rules), 5)
         if len(rules) >= 2 * len(TYPES):
             depth = depth or chance.randint(1, 4)
@@ -81,13 +81,13 @@ def write_policy(folder: Path, size: int) -> Path:
 
 
 def make_policy(size: int) -> Policy:
-    """A policy of `size` random rules as a server has it: loaded from its folder."""
+    """Make a policy of `size` random rules, loaded from a folder as a server does."""
     with tempfile.TemporaryDirectory() as name:
         return load(write_policy(Path(name), size), 0.0)
 
 
 def kind_of(policy: Policy, request: Request) -> str:
-    """Which of the SHARES a request belongs to."""
+    """Return which of the SHARES a request belongs to."""
     decision = policy.decide(*request)
     if decision.reason is Reason.FORBIDDEN:
         return "denied by a rule"
@@ -98,7 +98,7 @@ def kind_of(policy: Policy, request: Request) -> str:
 
 
 def make_requests(policy: Policy) -> list[Request]:
-    """10,000 requests in a random order: each of the SHARES in full, each spread evenly over the depths 1 to 5."""
+    """Make 10,000 requests in random order: each of the SHARES in full, each spread evenly over the depths 1 to 5."""
     chance = random.Random(1)
     holders = {role: [holder for holder in ROLES if policy.chain(holder, role)] for role in ROLES}
     rules: dict[tuple[str, int], list[Rule]] = defaultdict(list)
@@ -122,7 +122,7 @@ def make_requests(policy: Policy) -> list[Request]:
 
 
 def _ask(chance: random.Random, rule: Rule, holders: list[str], depth: int, *, miss: bool) -> Request:
-    """A request that `rule` matches, at `depth` where it can; or one that misses it by role, action or resource."""
+    """Make a request that `rule` matches, at `depth` if it can; or one that misses it by role, action or resource."""
     name = rule.resource.removesuffix("/*")
     if name.endswith("*"):
         name = name[:-1] + f"i{chance.randrange(100_000)}"
@@ -147,7 +147,7 @@ def _ask(chance: random.Random, rule: Rule, holders: list[str], depth: int, *, m
 
 
 def time_calls(call: Callable[[str, str, str], object], requests: list[Request]) -> list[int]:
-    """Nanoseconds of each call, the clock's own cost included."""
+    """Measure the nanoseconds of each call, the clock's own cost included."""
     clock = time.perf_counter_ns
     times = []
     for first, second, third in requests:
@@ -158,7 +158,7 @@ def time_calls(call: Callable[[str, str, str], object], requests: list[Request])
 
 
 def time_loop(call: Callable[[str, str, str], object], requests: list[Request]) -> float:
-    """Nanoseconds a call of one loop over all requests."""
+    """Measure the nanoseconds per call of one loop over all requests."""
     before = time.perf_counter_ns()
     for first, second, third in requests:
         call(first, second, third)
@@ -166,7 +166,7 @@ def time_loop(call: Callable[[str, str, str], object], requests: list[Request]) 
 
 
 def nothing(_first: str, _second: str, _third: str) -> None:
-    """What the clock and the loop cost by themselves."""
+    """Do nothing: the cost of the clock and the loop by themselves."""
 
 
 def line(what: str, figure: str, bar: str = "", *, holds: bool | None = None) -> None:
@@ -176,7 +176,7 @@ def line(what: str, figure: str, bar: str = "", *, holds: bool | None = None) ->
 
 
 def measure_load(folder: str) -> None:
-    """Load `folder` in this fresh process, and print what it took as JSON."""
+    """Load `folder` in this fresh process, and print seconds and memory as JSON."""
     before = time.perf_counter()
     policy = load(folder)
     seconds = time.perf_counter() - before
@@ -215,7 +215,7 @@ def report_load() -> None:
 
 
 def report_decide() -> None:
-    """Decide the same mix of requests at each size, in interleaved rounds."""
+    """Measure the same mix of requests at each size, in interleaved rounds."""
     policies = {size: make_policy(size) for size in SIZES}
     requests = {size: make_requests(policy) for size, policy in policies.items()}
     print(f"\nDeciding {REQUESTS:,} random requests, {ROUNDS} interleaved rounds\n")
@@ -255,15 +255,15 @@ def report_decide() -> None:
     ):
         line(what, f"{ratio:.2f} times", bar, holds=ratio <= MAX_RATIO)
     line("    mean of the loops at the same sizes", f"{means[last] / means[first]:.2f} times")
-    # What the processor's caches do to it: few requests stay in them, 10,000 over 100,000 rules don't.
-    few = {size: requests[size][:100] * 100 for size in SIZES}
-    hot = {size: statistics.median(time_calls(calls[size], few[size])) for size in SIZES}
+    # The effect of the processor's caches: few requests stay in them, 10,000 over 100,000 rules don't.
+    repeated = {size: requests[size][:100] * 100 for size in SIZES}
+    hot = {size: statistics.median(time_calls(calls[size], repeated[size])) for size in SIZES}
     line(f"    p50 of 100 of the requests over and over, at {last:,} rules", f"{hot[last]:.0f} ns")
     line(f"    the same, to that at {first} rules", f"{hot[last] / hot[first]:.2f} times")
 
 
 def report_casbin() -> None:
-    """Ask Casbin and the index the same over the shipped matrix."""
+    """Measure the same requests in Casbin and in the index, over the shipped matrix."""
     policy = load(POLICIES, 0.0)
     reference = casbin.Enforcer(str(POLICIES / "model.conf"), str(POLICIES / "policy.csv"))
     named = sorted({(rule.resource, rule.action) for rule in policy.rules})

@@ -1,4 +1,4 @@
-"""What was measured, as JSON, as a table, and as a picture, in docs/benchmarks."""
+"""Reports of measured figures in docs/benchmarks: JSON, a table, and a picture."""
 
 import json
 import logging
@@ -17,14 +17,14 @@ from matplotlib import pyplot as plt
 
 __all__ = ["Figure", "quiet", "report", "table"]
 
-# What is further beyond its bar than this is drawn like this.
+# Maximum length of a bar in the picture: larger shares are drawn like this one.
 FAR = 5.0
 FOLDER = Path(__file__).parents[1] / "docs" / "benchmarks"
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured figure beside its bar: to reach where `at_least`, else to stay below."""
+    """One measured figure with its bar: a minimum if `at_least`, else a maximum."""
 
     what: str
     value: float
@@ -35,18 +35,18 @@ class Figure:
 
     @property
     def reached(self) -> bool:
-        """Whether it is on the right side of its bar."""
+        """Whether the figure is on the right side of its bar."""
         return self.value >= self.bar if self.at_least else self.value <= self.bar
 
     @property
     def share(self) -> float:
-        """How far it is beyond its bar, above 1, or short of it, below; at most `FAR`."""
+        """The ratio to the bar: above 1 if it is reached, below 1 if it is missed, at most `FAR`."""
         over, under = (self.value, self.bar) if self.at_least else (self.bar, self.value)
         return min(over / under, FAR) if under > 0 else float(self.reached) * FAR
 
     @property
     def row(self) -> list[str]:
-        """The cells of a table."""
+        """The cells of the table's row."""
         sign = "≥" if self.at_least else "≤"
         return [self.what, f"{_text(self.value)} {self.unit}", self.note, f"{sign} {_text(self.bar)} {self.unit}"]
 
@@ -57,7 +57,7 @@ def quiet() -> None:
 
 
 def table(figures: list[Figure]) -> str:
-    """The figures as text."""
+    """Format the figures as text."""
     widths = [max(len(each.row[column]) for each in figures) for column in range(4)]
     rows = [
         "  ".join(cell.ljust(width) for cell, width in zip(each.row, widths, strict=True))
@@ -68,7 +68,7 @@ def table(figures: list[Figure]) -> str:
 
 
 def report(name: str, title: str, figures: list[Figure]) -> None:
-    """Write the files called `name`."""
+    """Write the report `name`: JSON, Markdown and picture."""
     FOLDER.mkdir(parents=True, exist_ok=True)
     machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, grpcio {grpc.__version__}"
     at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
@@ -82,7 +82,7 @@ def report(name: str, title: str, figures: list[Figure]) -> None:
 
 
 def _draw(file: Path, title: str, figures: list[Figure]) -> None:
-    """How far each figure is beyond its bar, or short of it."""
+    """Draw the ratio of each figure to its bar."""
     shares = [each.share for each in figures]
     figure, axes = plt.subplots(figsize=(11, 1.2 + 0.45 * len(figures)))
     colors = ["#2b7a4b" if each.reached else "#b5482f" for each in figures]

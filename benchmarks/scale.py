@@ -1,4 +1,4 @@
-"""Whether a Check costs the same with a million members, and with a hundred thousand rules."""
+"""Benchmarks of scale: Checks with a million members, and with a hundred thousand rules."""
 
 import random
 from contextlib import ExitStack
@@ -6,37 +6,40 @@ from pathlib import Path
 from typing import TypeAlias
 
 from load import BATCH, Flow, Serving, in_turns, median, p50
-from policy import make_rules, write_policy
 from report import Figure
-from sites import Site, found, questions
+from sites import Site, check_requests, create_site
 
-from rolecall.policy.source import Rule
+from policy import make_rules, write_policy
+from rolecall.policy.parsed import Rule
 from rolecall.v1 import authorization_pb2 as pb
 
 __all__ = ["of_members", "of_rules"]
 
-# An organization's number, and a member's of it.
+# Number of an organization, and number of a member in it.
 Place: TypeAlias = tuple[int, int]
 
 MEMBERS, ORGANIZATIONS, SMALL = 1_000_000, 10_000, 10
-# So many members take so much of what is asked. First each is asked about once, slower, as nothing is in memory yet.
+# HOT members are the subjects of the share HOT_SHARE of the Checks. First each is checked once, at a lower rate,
+# to fill the cache.
 HOT, HOT_SHARE = 10_000, 0.99
 WARMING_RATE = 1_000.0
 ASKED = 100_000
 SIZES = (40, 100_000)
 RATE, SECONDS = 4_000.0, 3.0
-# A memory's capacity, of what exists and of what doesn't.
+# Capacity of the cache, for members and for unknown subjects.
 CAPACITY = 100_000
-# So many questions about members fit into one frame of HTTP/2.
+# Checks of a batch that fits into one HTTP/2 frame.
 ONE_FRAME = 400
 
 
 def of_members(folder: Path) -> list[Figure]:
-    """A million members in one organization, and a hundred in each of ten thousand, beside ten."""
+    """Measure a million members in one organization, and 100 in each of 10,000 organizations, beside ten members."""
     sizes = {"few": (1, SMALL), "one": (1, MEMBERS), "many": (ORGANIZATIONS, MEMBERS // ORGANIZATIONS)}
-    sites = {name: found(folder / name, members, count) for name, (count, members) in sizes.items()}
+    sites = {name: create_site(folder / name, members, count) for name, (count, members) in sizes.items()}
     with ExitStack() as stack:
-        serving = {name: stack.enter_context(Serving("fast", site.folder, site.token)) for name, site in sites.items()}
+        serving = {
+            name: stack.enter_context(Serving("polling", site.folder, site.token)) for name, site in sites.items()
+        }
         flows = {}
         for name, site in sites.items():
             hot, mixed = _places(*sizes[name])
@@ -51,20 +54,22 @@ def of_members(folder: Path) -> list[Figure]:
         ready = serving["one"].start_seconds
     figures = []
     for name, what in (("one", "1,000,000 members"), ("many", "10,000 organizations of 100 members")):
-        asked = after[name]["answered"] - before[name]["answered"]
-        hits = 1 - (after[name]["reads"] - before[name]["reads"]) / asked
+        answered = after[name]["answered"] - before[name]["answered"]
+        hits = 1 - (after[name]["reads"] - before[name]["reads"]) / answered
         ratio = median(times[name], p50) / median(times["few"], p50)
-        note = f"{median(times[name], p50):,.0f} to {median(times['few'], p50):,.0f} µs, {hits:.1%} from memory"
+        note = f"{median(times[name], p50):,.0f} to {median(times['few'], p50):,.0f} µs, {hits:.1%} cache hits"
         figures.append(Figure(f"p50 with {what}, to {SMALL}", ratio, 1.2, at_least=False, note=note))
     return [
         *figures,
-        Figure("memory with 100,000 members and as many strangers remembered", memory, 300, at_least=False, unit="MB"),
+        Figure(
+            "memory with 100,000 members and as many unknown subjects cached", memory, 300, at_least=False, unit="MB"
+        ),
         Figure("ready with 1,000,000 members after", ready, 3, at_least=False, unit="s"),
     ]
 
 
 def of_rules(folder: Path) -> list[Figure]:
-    """A hundred thousand rules beside forty; the owner asks about herself."""
+    """Measure a hundred thousand rules beside forty, by Checks of the owner about herself."""
     chance = random.Random(3)
     flows, times = {}, {}
     with ExitStack() as stack:
@@ -73,10 +78,10 @@ def of_rules(folder: Path) -> list[Figure]:
             name = f"{size:,} rules"
             (folder / str(size)).mkdir(parents=True)
             policies = write_policy(folder / str(size), size)
-            site = found(folder / f"site-{size}", SMALL, policies=policies)
+            site = create_site(folder / f"site-{size}", SMALL, policies=policies)
             rules = make_rules(size)
             flows[name] = Flow([_asked(chance.choice(rules)) for _ in range(1000)], RATE)
-            serving[name] = stack.enter_context(Serving("fast", site.folder, site.token))
+            serving[name] = stack.enter_context(Serving("polling", site.folder, site.token))
         names = {each: name for name, each in serving.items()}
         times = in_turns(serving, lambda each: each.pace(SECONDS, checks=flows[names[each]])["checks"])
     few, many = (median(measured, p50) for measured in times.values())
@@ -91,26 +96,26 @@ def _asked(rule: Rule) -> bytes:
 
 
 def _places(organizations: int, members: int) -> tuple[list[Place], list[Place]]:
-    """Which members are asked about often, and a mix of these with any."""
+    """Choose the members that are checked often, and a mix of these with random ones."""
     chance = random.Random(5)
     number = organizations * members
     hot = [divmod(place, members) for place in chance.sample(range(number), min(HOT, number))]
-    asked = [
+    mixed = [
         chance.choice(hot) if chance.random() < HOT_SHARE else divmod(chance.randrange(number), members)
         for _ in range(ASKED)
     ]
-    return hot, asked
+    return hot, mixed
 
 
 def _flow(site: Site, places: list[Place], rate: float) -> Flow:
-    """A question about each; where there are several organizations, with the token of its own."""
-    messages = [message for _, member in places for message in questions(1, member)]
+    """Make a flow of one Check per place, with the token of its organization if there are several."""
+    messages = [message for _, member in places for message in check_requests(1, member)]
     tokens = tuple(site.tokens[organization] for organization, _ in places) if len(site.tokens) > 1 else ()
     return Flow(messages, rate, tokens=tokens)
 
 
 def _fill(serving: Serving) -> None:
-    """Have it remember as many members and strangers as it may."""
+    """Fill the cache with members and unknown subjects up to its capacity."""
     for kind in ("user", "nobody"):
         batches = []
         for first in range(0, CAPACITY, ONE_FRAME):

@@ -1,7 +1,7 @@
-"""A server to be measured: `serving.py KIND FOLDER SETTINGS`, where KIND is fast, standard, empty-public or empty-fast.
+"""Server for benchmarks: `serving.py KIND FOLDER SETTINGS`, for one of the kinds in `main`.
 
-It prints where it listens. Then, for each line on standard input, it prints as JSON what it answered and used so far:
-what counts as success is told by the server, as clients see HTTP's 200 for a refusal too.
+Prints its address; then, for each line on standard input, its counters as JSON. Successful calls are counted by the
+server, because HTTP clients see the status 200 for a refusal too.
 """
 
 import itertools
@@ -13,29 +13,33 @@ import threading
 import time
 from concurrent import futures
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import grpc
 from google.protobuf import empty_pb2
 from google.rpc import status_pb2
 
-from rolecall.cli import logs, running
+from rolecall.cli import logs, process
 from rolecall.config import Settings
-from rolecall.server.authorization import AuthorizationService
-from rolecall.server.calls import Call, Metadata, Method
-from rolecall.server.fastlane import FastLane
-from rolecall.server.session import SessionService
-from rolecall.server.threads import Threads
+from rolecall.domain import CheckResult, ItemError
+from rolecall.server import responses
+from rolecall.server.handler import Call, Metadata, Method
+from rolecall.server.servicers.session import SessionService
+from rolecall.server.transport.call_limits import CallLimits
+from rolecall.server.transport.executors import Executors
+from rolecall.server.transport.polling_server import PollingServer
+from rolecall.services.authorization import BatchAnswer
 from rolecall.v1 import authorization_pb2 as pb
 from rolecall.v1 import session_pb2
 
 METHOD = "/rolecall.v1.AuthorizationService/Check"
-# An answer to a Check, always the same.
+# The constant answer of the empty handlers.
 ANSWER = pb.CheckResponse(
     decision=pb.DECISION_ALLOW, reason=pb.REASON_GRANTED, policy_version="0" * 16
 ).SerializeToString()
 
-# What was answered, and how often the database was read for it.
+# Answered calls, and reads of the database for them.
 _answered = itertools.count()
 _reads = itertools.count()
 
@@ -46,16 +50,20 @@ def main() -> None:
     match kind:
         case "empty-public":
             address = _empty_public()
-        case "empty-fast":
-            address = _empty_fast()
-        case lane:
-            address = _rolecall(json.loads((folder / "settings.json").read_text()) | {"lane": lane} | settings)
+        case "empty-aio":
+            address = _empty_aio()
+        case "empty-polling":
+            address = _empty_polling()
+        case transport:
+            address = _rolecall(
+                json.loads((folder / "settings.json").read_text()) | {"transport": transport} | settings
+            )
     print(address, flush=True)
     for _ in sys.stdin:
         used = resource.getrusage(resource.RUSAGE_SELF)
         memory = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
         answered = _answered.__reduce__()[1][0]
-        said = {
+        counters = {
             "answered": answered,
             "reads": _reads.__reduce__()[1][0],
             "cpu": used.ru_utime + used.ru_stime,
@@ -63,30 +71,28 @@ def main() -> None:
             "threads": threading.active_count(),
             "files": len(os.listdir("/proc/self/fd")),  # noqa: PTH208 - names only
         }
-        print(json.dumps(said), flush=True)
+        print(json.dumps(counters), flush=True)
     os._exit(0)
 
 
-def _rolecall(told: dict[str, Any]) -> str:
-    check, batch_check = AuthorizationService.Check, AuthorizationService.BatchCheck
+def _rolecall(settings: dict[str, Any]) -> str:
+    check_response, batch_response = responses.check_response, responses.batch_response
 
-    def counted_check(self: AuthorizationService, request: Any, call: Any) -> bytes:
-        response = check(self, request, call)
+    def counted_check(result: CheckResult) -> bytes:
         next(_answered)
-        return response
+        return check_response(result)
 
-    def counted_batch(self: AuthorizationService, request: Any, call: Any) -> bytes:
-        response = batch_check(self, request, call)
+    def counted_batch(answer: BatchAnswer, malformed: dict[int, ItemError]) -> bytes:
         next(_answered)
-        return response
+        return batch_response(answer, malformed)
 
-    AuthorizationService.Check = counted_check  # type: ignore[method-assign]
-    AuthorizationService.BatchCheck = counted_batch  # type: ignore[method-assign]
+    responses.check_response = counted_check
+    responses.batch_response = counted_batch
     logs.configure_logs("warning", "text")
-    shares_port = told.pop("shares_port", False)
-    if burning := told.pop("burning", 0.0):
+    shares_port = settings.pop("shares_port", False)
+    if burning := settings.pop("burning", 0.0):
         SessionService.WhoAmI = lambda *_: _burn(burning)  # type: ignore[method-assign]
-    server, _ = running.begin(Settings(**told), shares_port=shares_port)
+    server, _ = process.start_server(Settings(**settings), shares_port=shares_port)
     read = server.storage.read
 
     def counted_read(work: Any) -> Any:
@@ -99,7 +105,7 @@ def _rolecall(told: dict[str, Any]) -> str:
 
 
 def _burn(seconds: float) -> session_pb2.WhoAmIResponse:
-    """Do nothing with the processor for so long, and hold the interpreter meanwhile as Python does."""
+    """Compute for `seconds` of CPU time, holding the interpreter lock as pure Python code does."""
     until = time.thread_time() + seconds
     while time.thread_time() < until:
         sum(range(100))
@@ -120,41 +126,72 @@ def _empty_public() -> str:
 
 
 class _Empty:
-    """Answers the same to everybody."""
+    """Handler that gives every call the same answer, without credential or message."""
 
-    def read(self, _metadata: Metadata) -> tuple[str, str]:
+    def read_metadata(self, _metadata: Metadata) -> tuple[str, str]:
         return "empty", ""
 
-    def admit(self, _method: Method, _call: Call) -> None:
+    def authenticate_cached(self, _method: Method, _call: Call) -> None:
         return None
 
-    def remember(self, lacking: list[Any]) -> None:
-        """Nothing is ever lacking."""
+    def authenticate(self, _method: Method, _call: Call) -> None:
+        return None
+
+    def finish(self, _method: Method, _call: Call, _miss: Any, _loaded: Any) -> status_pb2.Status:
+        return status_pb2.Status()
 
     def fail(self, _method: Method, _call: Call, _error: Exception) -> status_pb2.Status:
         return status_pb2.Status()
+
+    def answer_cached(self, method: Method, call: Call) -> bytes:
+        return self.answer(method, call)
 
     def answer(self, _method: Method, _call: Call) -> bytes:
         next(_answered)
         return ANSWER
 
 
-def _empty_fast() -> str:
+def _empty_aio() -> str:
+    """Serve the empty handler by grpc.aio, in a thread with uvloop as its event loop."""
+    import uvloop  # noqa: PLC0415 - installed for the benchmarks only
 
-    threads = Threads(8)
-    server = grpc.server(threads.callers)
-    calls = _Empty()
-    method = Method(METHOD, empty_pb2.Empty, calls.answer, managing=False, at_once=True)
-    lane = FastLane(server, [method], calls, threads)
+    addresses: SimpleQueue[str] = SimpleQueue()
+
+    async def answer(_request: bytes, _context: Any) -> bytes:
+        next(_answered)
+        return ANSWER
+
+    async def serve() -> None:
+        server = grpc.aio.server()
+        service, _, name = METHOD.lstrip("/").partition("/")
+        handlers: dict[str, Any] = {name: grpc.unary_unary_rpc_method_handler(answer)}
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        addresses.put(f"127.0.0.1:{port}")
+        await server.wait_for_termination()
+
+    threading.Thread(target=uvloop.run, args=(serve(),), daemon=True).start()
+    return addresses.get()
+
+
+def _empty_polling() -> str:
+
+    executors = Executors(8)
+    server = grpc.server(executors.callers)
+    empty = _Empty()
+    unused: Any = empty.answer
+    method = Method(METHOD, empty_pb2.Empty, unused, managing=False, run_cached=unused)
+    polling = PollingServer(server, [method], empty, executors, CallLimits())
     address = _started(server)
-    lane.start()
+    polling.start()
     return address
 
 
 def _started(server: Any) -> str:
     port = server.add_insecure_port("127.0.0.1:0")
     server.start()
-    # Let go of by nobody while the process lives.
+    # Referenced until the process ends.
     _kept.append(server)
     return f"127.0.0.1:{port}"
 

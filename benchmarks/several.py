@@ -1,4 +1,4 @@
-"""Several processes of one database: what they cost, and how soon one sees what another has changed."""
+"""Benchmarks of several processes on one database: their cost, and the delay until one sees a change of another."""
 
 import socket
 import statistics
@@ -10,12 +10,12 @@ from pathlib import Path
 
 from load import Serving, percentile
 from report import Figure
-from sites import found, questions
+from sites import check_requests, create_site
 
 from rolecall import Client
 
 sys.path.append(str(Path(__file__).parents[1] / "tests"))
-from postgres import PostgresServer, find_postgres
+from support.postgres import PostgresServer, find_postgres
 
 __all__ = ["revocation", "workers"]
 
@@ -27,14 +27,14 @@ PAUSE_SECONDS = 0.0005
 
 
 def workers(folder: Path) -> list[Figure]:
-    """Two workers on one port beside one, on whichever cores."""
-    site = found(folder, MEMBERS)
-    check = questions(1)[0]
+    """Measure two workers on one port beside one worker, on any cores."""
+    site = create_site(folder, MEMBERS)
+    check = check_requests(1)[0]
     with ExitStack() as stack:
-        alone = stack.enter_context(Serving("fast", folder, site.token, None))
+        alone = stack.enter_context(Serving("polling", folder, site.token, None))
         listen = f"127.0.0.1:{_free_port()}"
         pair = [
-            stack.enter_context(Serving("fast", folder, site.token, None, listen=listen, shares_port=True))
+            stack.enter_context(Serving("polling", folder, site.token, None, listen=listen, shares_port=True))
             for _ in range(2)
         ]
         one, two = [], []
@@ -52,14 +52,14 @@ def workers(folder: Path) -> list[Figure]:
 
 
 def revocation(folder: Path) -> list[Figure]:
-    """A role that is lowered through one process, and a Check through another; on both databases."""
+    """Measure the delay from a role that is lowered in one process to Checks in another, on both databases."""
     figures = []
     for name, database in _databases(folder):
         with database as url:
-            site = found(folder / name, MEMBERS, database=url)
+            site = create_site(folder / name, MEMBERS, database=url)
             with (
-                Serving("fast", site.folder, site.token, None) as here,
-                Serving("fast", site.folder, site.token, None) as there,
+                Serving("polling", site.folder, site.token, None) as here,
+                Serving("polling", site.folder, site.token, None) as there,
                 Client(here.address, site.token) as changing,
                 Client(there.address, site.token) as asking,
             ):
@@ -74,7 +74,7 @@ def revocation(folder: Path) -> list[Figure]:
 
 
 def _lags(changing: Client, asking: Client) -> list[float]:
-    """How long it takes until a change is seen, over and over."""
+    """Measure the seconds until each of REVOCATIONS changes is seen."""
     user = next(iter(changing.members.list(text="user1@acme.io"))).user_id
     lags = []
     for number in range(REVOCATIONS):
@@ -88,7 +88,7 @@ def _lags(changing: Client, asking: Client) -> list[float]:
 
 
 def _stale(changing: Client, asking: Client) -> int:
-    """How often a Check that carries the change's revision doesn't know of the change."""
+    """Count Checks that carry a change's revision, but are answered from before the change."""
     user = next(iter(changing.members.list(text="user2@acme.io"))).user_id
     stale = 0
     for number in range(WITH_REVISION):

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Starts a server for trying things out. All state is in .run/, so that the second start finds what the first one made.
+# Starts a server to try Rolecall out. All state is in .run/, so that a second start continues with it.
 set -eu
 umask 077
 state=$PWD/.run
@@ -11,19 +11,19 @@ export ROLECALL_POLICY="${ROLECALL_POLICY:-$PWD/policies}"
 export ROLECALL_LISTEN="${ROLECALL_LISTEN:-127.0.0.1:50051}"
 unset ROLECALL_TOKEN ROLECALL_ORGANIZATION ROLECALL_ADDRESS
 
-# The token is moved into place only when it is whole; a start that was cut short between the two issues a new one.
+# The token is moved into place only when it is complete; after a start that was interrupted before, a new one is issued.
 if [ -s "$state/token" ] && [ -n "$(find "$state/token" -mtime +80)" ]; then
   rm "$state/token" # it is about to expire, after 90 days
 fi
 if [ ! -s "$state/token" ]; then
   rolecall init --organization acme --owner ann@acme.io --demo >"$state/token.new" 2>"$state/init.log" ||
-    rolecall tokens issue --organization acme --email ann@acme.io >"$state/token.new" 2>>"$state/init.log" ||
+    rolecall operator tokens issue --organization acme --email ann@acme.io >"$state/token.new" 2>>"$state/init.log" ||
     { cat "$state/init.log" >&2; echo 'To start afresh: make clean' >&2; exit 2; }
   mv "$state/token.new" "$state/token"
 fi
 
 # State that an older version made.
-rolecall db upgrade 2>"$state/upgrade.log" || { cat "$state/upgrade.log" >&2; exit 2; }
+rolecall operator db upgrade 2>"$state/upgrade.log" || { cat "$state/upgrade.log" >&2; exit 2; }
 
 cat <<TEXT
 

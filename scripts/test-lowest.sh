@@ -10,4 +10,4 @@ if [ ! -d "$folder" ]; then
 fi
 export PYTHONPATH="$folder"
 python -c "import grpc, sys; sys.exit(grpc.__version__ != '$lowest')"
-exec pytest -q tests/server/test_lanes.py tests/server/test_grpcio_traps.py tests/server/test_health.py "$@"
+exec pytest -q tests/server/test_transports.py tests/server/test_grpcio_traps.py tests/server/test_health.py "$@"

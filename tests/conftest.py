@@ -3,32 +3,35 @@
 import atexit
 import os
 import shutil
-import sqlite3
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent import futures
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import grpc
+import psycopg
 import pytest
 import structlog
 from hypothesis import settings as hypothesis_settings
-from postgres import PostgresServer, find_postgres
 
-from rolecall import credentials, keys, live_policy, operator, organizations
 from rolecall import policy as policies
 from rolecall.audit import AuditLog
 from rolecall.config import Settings
-from rolecall.domain import Member, now
-from rolecall.server import Server, build_server
-from rolecall.storage import Storage, Transaction
-from rolecall.storage import members as member_rows
+from rolecall.credentials import server_key
+from rolecall.domain import Member
+from rolecall.limits import Limits
+from rolecall.policy import reload
+from rolecall.server import build_server
+from rolecall.services import operator_tokens, organizations
+from rolecall.storage import Storage
+from support.environment import CI, POSTGRES_URL, ROOT
+from support.lossy_proxy import LossyProxy, OpenProxy
+from support.postgres import PostgresServer, dump_database, find_postgres
+from support.sites import QUICK_LIMITS, MakeSite, Site
 
-ROOT = Path(__file__).parent.parent
-CI = os.environ.get("CI") == "true"
 # Without this, each traceback is drawn with all its frames' variables, which takes a second.
 structlog.configure(
     processors=[
@@ -38,7 +41,6 @@ structlog.configure(
         structlog.dev.ConsoleRenderer(colors=False),
     ]
 )
-POSTGRES_URL = "TEST_POSTGRES_URL"
 
 hypothesis_settings.register_profile("default", deadline=None, print_blob=True, max_examples=100 if CI else 40)
 hypothesis_settings.load_profile("default")
@@ -62,20 +64,22 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure() -> None:
-    """Stop what was started."""
+    """Stop the PostgreSQL server, if this process started it."""
     while _started:
         _started.pop().stop()
 
 
 @cache
 def _shipped_policy() -> policies.Build:
-    """The shipped policy, built aside once: what it takes to build one is tested with the policies."""
-    return policies.build_aside(ROOT / "policies", 0.05)
+    """Build the shipped policy, once: tests/policy tests the build itself."""
+    return policies.build_in_subprocess(ROOT / "policies", 0.05)
 
 
-def _is_shipped(folder: Path) -> bool:
-    """Whether a folder holds the shipped policy."""
-    shipped = ROOT / "policies"
+def _is_shipped(source: Path | policies.PolicyFiles) -> bool:
+    """Whether a folder, or the texts of its files, are the shipped policy."""
+    if isinstance(source, policies.PolicyFiles):
+        return source == _shipped_policy().files
+    folder, shipped = source, ROOT / "policies"
     files = (policies.MODEL_FILE, policies.POLICY_FILE, policies.TEST_FILE)
     return all(
         (folder / name).is_file() and (folder / name).read_bytes() == (shipped / name).read_bytes() for name in files
@@ -84,15 +88,14 @@ def _is_shipped(folder: Path) -> bool:
 
 @pytest.fixture(autouse=True)
 def _quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Start servers on the shipped policy without building it anew, and compare others with Casbin only briefly."""
+    """Start servers on the shipped policy without building it again."""
 
-    def build_aside(folder: Path, oracle_seconds: float) -> policies.Build:
-        if _is_shipped(folder):
+    def build_in_subprocess(source: Path | policies.PolicyFiles, casbin_seconds: float) -> policies.Build:
+        if _is_shipped(source):
             return _shipped_policy()
-        return policies.build_aside(folder, oracle_seconds)
+        return policies.build_in_subprocess(source, casbin_seconds)
 
-    monkeypatch.setattr(live_policy, "build_aside", build_aside)
-    monkeypatch.setattr(live_policy, "START_ORACLE_SECONDS", 0.05)
+    monkeypatch.setattr(reload, "build_in_subprocess", build_in_subprocess)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -107,10 +110,10 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str
         yield url
 
 
-@pytest.fixture(params=["fast", "standard"])
-def each_lane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """How calls come in, for the servers of a test."""
-    monkeypatch.setenv("ROLECALL_LANE", request.param)
+@pytest.fixture(params=["polling", "standard"])
+def each_transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The transport of the servers of a test."""
+    monkeypatch.setenv("ROLECALL_TRANSPORT", request.param)
     return str(request.param)
 
 
@@ -133,7 +136,7 @@ def storage(database_url: str) -> Iterator[Storage]:
 def log(tmp_path: Path) -> AuditLog:
     """An audit log, signed with the key in `rolecall.key`."""
     key_file = tmp_path / "rolecall.key"
-    return AuditLog(keys.read(key_file) if key_file.exists() else keys.create(key_file))
+    return AuditLog(server_key.read(key_file) if key_file.exists() else server_key.create(key_file))
 
 
 @pytest.fixture
@@ -144,110 +147,103 @@ def policy_folder(tmp_path: Path) -> Path:
     return folder
 
 
-@dataclass
-class Site:
-    """A running server with the organization `acme`: a member for each role, and a token for each member."""
-
-    server: Server
-    storage: Storage
-    settings: Settings
-    policy_folder: Path
-    members: dict[str, Member]
-    tokens: dict[str, str]
-    channels: ExitStack = field(default_factory=ExitStack)
-
-    @property
-    def address(self) -> str:
-        """Where it listens."""
-        return self.server.address
-
-    @property
-    def log(self) -> AuditLog:
-        """The audit log, for who changes something past the server."""
-        return AuditLog(keys.read(self.settings.key_file))
-
-    def forget(self) -> None:
-        """Have the server forget what it knows, after rows were changed as no change of ours does."""
-        self.server._core.feed.remembered.clear()
-
-    def channel(self) -> grpc.Channel:
-        """A connection of its own."""
-        return self.channels.enter_context(grpc.insecure_channel(self.address, [("grpc.use_local_subchannel_pool", 1)]))
-
-    def call(
-        self, method: str, request: bytes, *authorization: str | bytes, timeout: float = 10
-    ) -> tuple[bytes, grpc.Call]:
-        """The raw answer to raw bytes, presenting each of `authorization`. Raises `grpc.RpcError`."""
-        multicallable = self.channel().unary_unary(method, request_serializer=bytes, response_deserializer=bytes)
-        metadata = tuple(("authorization", value) for value in authorization)
-        response, call = multicallable.with_call(request, timeout=timeout, metadata=metadata)
-        return response, call
-
-
-def add_member(storage: Storage, organization: str, email: str, role: str) -> Member:
-    """Put a member straight into the database."""
-    at = now()
-    member = Member(organization, credentials.new_id(), email, email.partition("@")[0], role, at, at)
-
-    def work(tx: Transaction) -> Member:
-        member_rows.add(tx, member, email.lower())
-        return member
-
-    return storage.mutate(organization, work)
-
-
-MakeSite = Callable[..., Site]
-
-
 @dataclass(frozen=True)
-class Beginning:
-    """What a server starts with: the organization's members and a token of each, by role."""
+class InitialState:
+    """The state that a server starts with: the organization's members and a token of each, by role."""
 
     members: dict[str, Member]
     tokens: dict[str, str]
 
 
-def _begin(storage: Storage, key_file: Path, folder: Path) -> Beginning:
-    """Found the organization of a site in a new database."""
+def _make_initial_state(storage: Storage, key_file: Path, folder: Path) -> InitialState:
+    """Create the organization of a site in a new database."""
     policy = policies.build(folder, 0.0).policy
     assert policy is not None
     storage.create()
     if not key_file.exists():
-        keys.create(key_file)
-    log = AuditLog(keys.read(key_file))
-    founded = organizations.found(storage, log, policy, "acme", "ann@acme.io", demo=True)
+        server_key.create(key_file)
+    log = AuditLog(server_key.read(key_file))
+    founded = organizations.create(storage, log, policy, "acme", "ann@acme.io", demo=True)
     members = {member.role: member for member in (founded.owner, *founded.others)}
-    minted = {role: operator.issue(storage, log, "acme", member.email).text for role, member in members.items()}
-    return Beginning(members, minted)
+    minted = {role: operator_tokens.issue(storage, log, "acme", member.email).text for role, member in members.items()}
+    return InitialState(members, minted)
+
+
+@dataclass(frozen=True)
+class InitialDatabase:
+    """Database with its key, created once for each worker; every site gets a copy of it."""
+
+    key_file: Path
+    initial_state: InitialState
+    # The file of an SQLite database, or the statements that make a PostgreSQL database what it was.
+    file: Path | None = None
+    statements: str = ""
+
+
+def _initial_folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="rolecall-beginning-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 @cache
-def _sqlite_beginning() -> tuple[Path, Beginning]:
-    """A folder with a database and its key, made once for each worker; every site gets a copy of its own."""
-    folder = Path(tempfile.mkdtemp(prefix="rolecall-beginning-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    storage = Storage(f"sqlite:///{folder}/rolecall.db")
-    beginning = _begin(storage, folder / "rolecall.key", ROOT / "policies")
+def _initial_sqlite() -> InitialDatabase:
+    key_file, file = _initial_folder() / "rolecall.key", _initial_folder() / "rolecall.db"
+    storage = Storage(f"sqlite:///{file}")
+    initial_state = _make_initial_state(storage, key_file, ROOT / "policies")
     storage.close()
-    return folder, beginning
+    return InitialDatabase(key_file, initial_state, file=file)
+
+
+@cache
+def _initial_postgres() -> InitialDatabase:
+    key_file = _initial_folder() / "rolecall.key"
+    with PostgresServer.new_database(os.environ[POSTGRES_URL]) as url:
+        storage = Storage(url)
+        initial_state = _make_initial_state(storage, key_file, ROOT / "policies")
+        storage.close()
+        return InitialDatabase(key_file, initial_state, statements=dump_database(url))
+
+
+def _copy_initial_state(database_url: str, key_file: Path) -> InitialState | None:
+    """Copy the initial database into an empty one; None where that isn't empty."""
+    if database_url.startswith("sqlite"):
+        file = Path(database_url.removeprefix("sqlite:///"))
+        if file.exists():
+            return None
+        initial = _initial_sqlite()
+        assert initial.file is not None
+        shutil.copy(initial.file, file)
+    else:
+        if not database_url.startswith(os.environ[POSTGRES_URL].rpartition("/")[0]):
+            return None
+        initial = _initial_postgres()
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            if connection.execute("SELECT to_regclass('public.alembic_version')").fetchone() != (None,):
+                return None
+            connection.execute(initial.statements)
+    shutil.copy(initial.key_file, key_file)
+    return initial.initial_state
 
 
 @pytest.fixture
-def make_site(policy_folder: Path, tmp_path: Path) -> Iterator[MakeSite]:
-    """Starts servers; stops them at the end."""
+def limits() -> Limits:
+    """The limits of the servers of a test, unless it passes others."""
+    return QUICK_LIMITS
+
+
+@pytest.fixture
+def make_site(policy_folder: Path, tmp_path: Path, limits: Limits) -> Iterator[MakeSite]:
+    """Return a function that starts a server; all are stopped at the end."""
     stack = ExitStack()
 
-    def make(database_url: str, *, folder: Path = policy_folder, **settings: object) -> Site:
+    def make(database_url: str, *, folder: Path = policy_folder, limits: Limits = limits, **settings: object) -> Site:
         key_file = tmp_path / "rolecall.key"
-        file = Path(database_url.removeprefix("sqlite:///"))
-        if database_url.startswith("sqlite") and not file.exists() and not key_file.exists() and _is_shipped(folder):
-            made, beginning = _sqlite_beginning()
-            shutil.copy(made / "rolecall.db", file)
-            shutil.copy(made / "rolecall.key", key_file)
-            storage = Storage(database_url)
-        else:
-            storage = Storage(database_url)
-            beginning = _begin(storage, key_file, folder)
+        is_new = not key_file.exists() and _is_shipped(folder)
+        initial_state = _copy_initial_state(database_url, key_file) if is_new else None
+        storage = Storage(database_url)
+        if initial_state is None:
+            initial_state = _make_initial_state(storage, key_file, folder)
         stack.callback(storage.close)
         values = {
             "database": database_url,
@@ -258,13 +254,14 @@ def make_site(policy_folder: Path, tmp_path: Path) -> Iterator[MakeSite]:
             **settings,
         }
         configured = Settings(**values)  # type: ignore[arg-type]
-        server = build_server(configured)
-        # What tests change past the server is known there at once; how soon it is otherwise has tests of its own.
-        storage.on_change(server._core.feed._note_own)
-        site = Site(server, storage, configured, folder, dict(beginning.members), dict(beginning.tokens))
+        server = build_server(configured, limits=limits)
+        # Changes that tests make in the database are known to the server at once; the usual delay has its own tests.
+        storage.on_change(server._core.feed.apply_own)
+        site = Site(
+            server, storage, configured, limits, folder, dict(initial_state.members), dict(initial_state.tokens)
+        )
         server.start()
-        stack.callback(server.stop, 0)
-        stack.callback(site.channels.close)
+        stack.callback(site.stop)
         return site
 
     with stack:
@@ -283,22 +280,17 @@ def sqlite_site(make_site: MakeSite, sqlite_url: str) -> Site:
     return make_site(sqlite_url)
 
 
-def keep_asking(ask: Callable[[], object], seconds: float = 5) -> None:
-    """Ask again and again, for so long: what a server remembers for a moment is to make it raise before that."""
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        ask()
-        time.sleep(0.02)
+@pytest.fixture
+def open_proxy() -> Iterator[OpenProxy]:
+    """Put a lossy proxy in front of a server; returns it, and the address to call instead of the server's."""
+    with ExitStack() as stack:
 
+        def open_one(site: Site) -> tuple[LossyProxy, str]:
+            proxy = LossyProxy(site.channel())
+            server = grpc.server(stack.enter_context(futures.ThreadPoolExecutor(4)), handlers=[proxy])
+            port = server.add_insecure_port("127.0.0.1:0")
+            server.start()
+            stack.callback(lambda: server.stop(0).wait())
+            return proxy, f"127.0.0.1:{port}"
 
-def wait_until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
-    """Wait until the condition holds, for so long at most."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.05)
-
-
-def sqlite_file(url: str) -> sqlite3.Connection:
-    """A connection past the server, to an SQLite database."""
-    return sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
+        yield open_one

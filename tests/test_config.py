@@ -1,4 +1,4 @@
-"""Settings: which source wins, and what is said about those that can't be right."""
+"""Settings: the precedence of their sources, and the errors for invalid ones."""
 
 from pathlib import Path
 
@@ -20,13 +20,13 @@ def toml(folder: Path, text: str) -> Path:
 
 
 def problem(config_file: Path | None = None, **flags: object) -> str:
-    """What `load` says against these settings, or `check_listening` where `load` is content."""
+    """The error of `load` with these settings, or of `check_listening` where `load` accepts them."""
     with pytest.raises(ConfigError) as caught:
         config.check_listening(config.load(config_file, **flags))
     return caught.value.message
 
 
-def test_without_anything_the_defaults_hold() -> None:
+def test_defaults_apply_without_other_sources() -> None:
     """A server without settings listens on this machine only, with its files in the current folder."""
     settings = config.load()
 
@@ -52,7 +52,7 @@ def test_flag_beats_variable_beats_file_beats_default(tmp_path: Path, monkeypatc
     assert settings.connection_seconds == Settings().connection_seconds
 
 
-def test_flag_that_was_not_given_hides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_flag_that_was_not_given_overrides_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """None means that the flag is absent."""
     monkeypatch.setenv("ROLECALL_THREADS", "4")
 
@@ -71,7 +71,7 @@ def test_false_flag_beats_true_variable(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_variable_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ROLECALL_CONFIG is as good as --config."""
+    """ROLECALL_CONFIG names the file as --config does."""
     monkeypatch.setenv("ROLECALL_CONFIG", str(toml(tmp_path, "threads = 3\n")))
 
     settings = config.load()
@@ -89,7 +89,7 @@ def test_config_flag_beats_its_variable(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("variable", ["ADDRESS", "TOKEN", "ORGANIZATION", "CA_FILE"])
-def test_variables_of_the_client_are_no_mistypings(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_of_the_client_are_accepted(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server starts in a shell that is set up for the client."""
     monkeypatch.setenv(f"ROLECALL_{variable}", "anything")
 
@@ -104,13 +104,13 @@ def test_unknown_key_of_the_file_is_named_with_the_known_ones(tmp_path: Path) ->
 
     message = problem(file)
 
-    assert f"{file}: `listn` is no setting." in message
+    assert f"{file}: `listn` is not a setting." in message
     assert "listen" in message.partition("Known:")[2]
 
 
 @pytest.mark.parametrize("variable", ["ROLECALL_LISTN", "ROLECALL_listen", "ROLECALL_Listen", "ROLECALL_"])
 def test_unknown_variable_is_named_with_the_known_ones(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mistyped variable, be it only in case, is not passed over."""
+    """A mistyped variable, even one wrong only in case, is an error."""
     monkeypatch.setenv(variable, "127.0.0.1:1")
 
     message = problem()
@@ -152,7 +152,7 @@ def test_wrong_value_names_setting_and_what_is_allowed(
 
 @pytest.mark.parametrize("row", ["listen = 50051", "threads = 2.5", "policy = [1]", "tls_cert = true"])
 def test_wrong_type_in_the_file_is_named(row: str, tmp_path: Path) -> None:
-    """TOML has types, and they are held against the settings'."""
+    """A TOML value of another type than the setting's is an error."""
     setting = row.partition(" ")[0]
 
     message = problem(toml(tmp_path, row))
@@ -160,8 +160,8 @@ def test_wrong_type_in_the_file_is_named(row: str, tmp_path: Path) -> None:
     assert f"The setting `{setting}`" in message
 
 
-def test_every_problem_is_told_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One start shows all there is to correct, a line each."""
+def test_every_problem_is_reported_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All problems are reported at one start, a line each."""
     monkeypatch.setenv("ROLECALL_LISTN", "x")
     file = toml(tmp_path, "colour = 1\nthreads = 1\n")
 
@@ -190,12 +190,12 @@ def test_file_that_is_no_toml_is_named(content: bytes, tmp_path: Path) -> None:
 
     message = problem(file)
 
-    assert message.startswith(f"The settings file {file} is no TOML: ")
+    assert message.startswith(f"The settings file {file} is not valid TOML: ")
 
 
 @pytest.mark.parametrize("given", ["tls_cert", "tls_key"])
 def test_one_tls_file_without_the_other_is_refused(given: str, tmp_path: Path) -> None:
-    """Half of TLS is not taken for none."""
+    """A certificate without a key, or a key without a certificate, is an error."""
     message = problem(**{given: tmp_path / "file.pem"})
 
     assert "`tls_cert` and `tls_key` (--tls-cert, --tls-key)" in message
@@ -203,7 +203,7 @@ def test_one_tls_file_without_the_other_is_refused(given: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:50051", "[::]:50051", "192.0.2.7:50051", "rolecall.acme.io:50051"])
 def test_beyond_loopback_without_tls_is_refused(listen: str) -> None:
-    """Tokens in plain text on a network take more than an address: the message names every way out."""
+    """Listening on a network without TLS is refused: the message names every alternative."""
     message = problem(listen=listen)
 
     assert message.startswith(f"{listen} can be reached from other machines")
@@ -211,7 +211,7 @@ def test_beyond_loopback_without_tls_is_refused(listen: str) -> None:
         assert way_out in message
 
 
-def test_beyond_loopback_with_tls_is_fine(tmp_path: Path) -> None:
+def test_beyond_loopback_with_tls_is_accepted(tmp_path: Path) -> None:
     """With both TLS files a server may listen anywhere."""
     settings = config.load(listen="0.0.0.0:50051", tls_cert=tmp_path / "cert.pem", tls_key=tmp_path / "key.pem")
     config.check_listening(settings)
@@ -219,7 +219,7 @@ def test_beyond_loopback_with_tls_is_fine(tmp_path: Path) -> None:
     assert settings.tls
 
 
-def test_beyond_loopback_is_fine_where_the_risk_is_accepted() -> None:
+def test_beyond_loopback_is_accepted_with_the_risk_flag() -> None:
     """The flag that names the risk is enough."""
     settings = config.load(listen="0.0.0.0:50051", plaintext_exposes_tokens=True)
     config.check_listening(settings)
@@ -229,7 +229,7 @@ def test_beyond_loopback_is_fine_where_the_risk_is_accepted() -> None:
 
 @pytest.mark.parametrize("listen", ["127.0.0.1:0", "127.1.2.3:50051", "localhost:50051", "[::1]:50051"])
 def test_loopback_needs_no_tls(listen: str) -> None:
-    """What only this machine reaches is fine in plain text."""
+    """A loopback address may be served in plain text."""
     settings = config.load(listen=listen)
     config.check_listening(settings)
 
@@ -253,8 +253,8 @@ def test_address_splits_into_host_and_port(address: str, expected: tuple[str, in
     "address",
     ["", "host", ":50051", "host:", "host:-1", "host:65536", "host:5005l", "host:\u0665", "::1:50051", "[::1]", "::1"],
 )
-def test_address_that_is_none_is_refused(address: str) -> None:
-    """What is not host:port is quoted in the error, with an example."""
+def test_malformed_address_is_refused(address: str) -> None:
+    """An address that is not host:port is quoted in the error, with an example."""
     with pytest.raises(ValueError, match="as in") as caught:
         config.split_address(address)
 
@@ -263,12 +263,12 @@ def test_address_that_is_none_is_refused(address: str) -> None:
 
 @pytest.mark.parametrize("host", ["localhost.acme.io", "128.0.0.1", "::", "0.0.0.0", "", "127.0.0.1.acme.io"])
 def test_hosts_that_others_can_reach_are_no_loopback(host: str) -> None:
-    """A name that only looks local is not local."""
+    """A name that only looks local is not a loopback address."""
     assert not config.is_loopback(host)
 
 
 def test_errors_never_show_the_database_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However much else is wrong, the URL stays out of the message."""
+    """The URL stays out of the message, whatever else is wrong."""
     url = f"postgresql://ann:{PASSWORD}@db/rolecall"
     monkeypatch.setenv("ROLECALL_DATABASE_URL", url)
     monkeypatch.setenv("ROLECALL_THREADS", "many")
@@ -300,8 +300,8 @@ def test_settings_of_the_wrong_type_are_not_shown(tmp_path: Path) -> None:
         f"ann:{PASSWORD}@127.0.0.1",
     ],
 )
-def test_database_that_cannot_be_used_is_told_without_its_password(url: str) -> None:
-    """Neither a database that doesn't answer nor a URL that is none gives the password away."""
+def test_database_that_cannot_be_used_is_reported_without_its_password(url: str) -> None:
+    """Errors about an unreachable database or an invalid URL don't contain the password."""
     with pytest.raises(ConfigError) as caught:
         Storage(url).check()
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import CI, ROOT
 
-from rolecall import credentials
+from rolecall.credentials import token_format
+from support.environment import CI, ROOT
 
 PROGRAMS = Path(sys.executable).parent
 
@@ -41,7 +41,7 @@ class Running:
 
     @property
     def output(self) -> str:
-        """What it has printed for its user, once it answers."""
+        """The output for its user, once it answers."""
         until = time.monotonic() + 60
         while "answers on" not in self._log.read_text():
             assert self.process.poll() is None, self._log.read_text()
@@ -54,7 +54,7 @@ class Running:
         return [line.strip() for line in self.output.splitlines() if line.startswith(f"  {start}")]
 
     def paste(self, line: str) -> subprocess.CompletedProcess[str]:
-        """Run a line in another terminal, in another folder, that knows nothing of the settings of the first."""
+        """Run a line in another terminal, in another folder, without the settings of the first."""
         environment = {name: value for name, value in self._environment.items() if not name.startswith("ROLECALL_")}
         return subprocess.run(
             ["sh", "-c", line], cwd="/", env=environment, capture_output=True, text=True, timeout=30, check=False
@@ -68,7 +68,7 @@ class Running:
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """What the script needs of a clone, in a folder whose name has a space."""
+    """The files of a clone that the script needs, in a folder whose name has a space."""
     clone = tmp_path / "a clone"
     (clone / "scripts").mkdir(parents=True)
     shutil.copy(ROOT / "scripts" / "run.sh", clone / "scripts")
@@ -78,7 +78,7 @@ def clone(tmp_path: Path) -> Path:
 
 
 def go_bin() -> str:
-    """Where Go installs programs; empty without Go."""
+    """The folder where Go installs programs; empty without Go."""
     if shutil.which("go") is None:
         return ""
     found = subprocess.run(["go", "env", "GOPATH"], capture_output=True, text=True, check=True)
@@ -113,14 +113,14 @@ def start(clone: Path, environment: dict[str, str]) -> Iterator[Callable[[], Run
 
 
 def mode(path: Path) -> int:
-    """Who may do what with it."""
+    """The permission bits of the file."""
     return stat.S_IMODE(path.stat().st_mode)
 
 
 def test_printed_lines_run_and_stay_the_same(
     clone: Path, environment: dict[str, str], start: Callable[[], Running]
 ) -> None:
-    """Pasted as they are, the lines answer as announced; a second start prints the same ones, with the same token."""
+    """The printed commands work as they are; a second start prints the same ones, with the same token."""
     first = start()
     printed = first.output
     token = (clone / ".run" / "token").read_text().strip()
@@ -128,7 +128,7 @@ def test_printed_lines_run_and_stay_the_same(
     rolecall_lines = first.lines("ROLECALL_ADDRESS=")
 
     assert first.lines("rcp_") == [token]
-    assert credentials.parse(token) is not None
+    assert token_format.parse(token) is not None
     assert len(grpcurl_lines) == 2
     assert len(rolecall_lines) == 1
 
@@ -156,8 +156,8 @@ def test_printed_lines_run_and_stay_the_same(
     assert second.stop() == 0
 
 
-def test_state_is_for_its_user_only(clone: Path, start: Callable[[], Running]) -> None:
-    """Whatever the umask, nobody else reads the token, the key or the database."""
+def test_state_is_readable_by_its_user_only(clone: Path, start: Callable[[], Running]) -> None:
+    """Token, key and database are readable by their user only, whatever the umask."""
     running = start()
     announced = re.search(r"is in (.+):$", running.output, re.MULTILINE)
     modes = {path.name: mode(path) for path in (clone / ".run").iterdir()}
@@ -169,10 +169,8 @@ def test_state_is_for_its_user_only(clone: Path, start: Callable[[], Running]) -
     assert set(modes.values()) == {0o600}
 
 
-def test_start_that_was_cut_short_is_made_good(
-    clone: Path, environment: dict[str, str], start: Callable[[], Running]
-) -> None:
-    """Where the first start made the organization and lost its token, the next one gets a new token and goes on."""
+def test_interrupted_start_is_completed(clone: Path, environment: dict[str, str], start: Callable[[], Running]) -> None:
+    """Where the first start created the organization and lost its token, the next one issues a new token."""
     state = clone / ".run"
     state.mkdir(0o700)
     settings = {"ROLECALL_DATABASE": f"sqlite:///{state}/rolecall.db", "ROLECALL_KEY_FILE": f"{state}/rolecall.key"}
@@ -192,7 +190,7 @@ def test_start_that_was_cut_short_is_made_good(
     assert pasted.stdout.startswith("DENY: ")
 
 
-def test_edit_of_the_policy_is_answered_by(clone: Path, start: Callable[[], Running]) -> None:
+def test_edited_policy_is_in_force(clone: Path, start: Callable[[], Running]) -> None:
     """The policy that the script says to edit is the one that answers, without a restart."""
     running = start()
     line = running.lines("ROLECALL_ADDRESS=")[0]
@@ -220,8 +218,8 @@ def test_start_that_fails_says_why(clone: Path, start: Callable[[], Running]) ->
     running = start()
     code = running.process.wait(timeout=60)
 
-    said = (clone / "log.txt").read_text()
+    log = (clone / "log.txt").read_text()
     assert code == 2
-    assert re.search(r"policy\.csv:\d+:27: error: The effect `alow` is unknown", said)
-    assert "Traceback" not in said
+    assert re.search(r"policy\.csv:\d+:27: error: The effect `alow` is unknown", log)
+    assert "Traceback" not in log
     assert not (clone / ".run" / "token").exists()

@@ -1,6 +1,6 @@
-"""Every deliberate failure: its category (a gRPC status by name), its reason, and what varies as metadata.
+"""Errors: every deliberate failure, with its status (a gRPC code by name), its reason, and metadata for what varies.
 
-A message is one sentence that says what is wrong, followed by what to do next. It never holds a secret.
+A message is one sentence that says what is wrong, followed by what to do next. It never contains a secret.
 """
 
 from collections.abc import Sequence
@@ -42,19 +42,22 @@ __all__ = [
     "UnknownRoleName",
     "WriteConflict",
     "by_reason",
-    "combined",
-    "kinds",
+    "combine",
+    "error_classes",
 ]
 
 
 class RolecallError(Exception):
-    """A failure that a client is told about. `field` names what is at fault in its request, where something is.
+    """Base of all errors that reach a client. `field` is the field of the request that is at fault, if any.
 
-    `subject`, of a FAILED_PRECONDITION: what isn't as it must be, as `organization:acme`. It never holds a secret.
+    `subject`, of a FAILED_PRECONDITION, is the thing that isn't in the needed state, as `organization:acme`. It never
+    contains a secret.
     """
 
     status: ClassVar[str] = "INTERNAL"
     reason: ClassVar[str] = "INTERNAL"
+    # Seconds after which the same call may succeed; 0 where repeating it does not help.
+    retry_seconds: float = 0.0
 
     def __init__(self, message: str, *, field: str = "", subject: str = "", **metadata: str) -> None:
         super().__init__(message)
@@ -62,12 +65,12 @@ class RolecallError(Exception):
         self.field = field
         self.subject = subject
         self.metadata = metadata
-        # Where several things are at fault, all of them; this error then speaks of the gravest.
+        # All errors of a batch that has several; this error is then the most important of them.
         self.all: tuple[RolecallError, ...] = ()
 
 
 class UnauthenticatedCredential(RolecallError):
-    """One text for every cause, so that it tells a stranger nothing."""
+    """Caller without exactly one live credential: one text for every cause, so that it reveals nothing."""
 
     status, reason = "UNAUTHENTICATED", "UNAUTHENTICATED_CREDENTIAL"
 
@@ -83,222 +86,229 @@ class UnauthenticatedCredential(RolecallError):
 
 
 class PermissionMissing(RolecallError):
-    """The caller itself may not do this."""
+    """Permission that the caller lacks."""
 
     status, reason = "PERMISSION_DENIED", "PERMISSION_MISSING"
 
 
 class RoleBeyondCaller(RolecallError):
-    """A role, or what a token may do, goes beyond what the caller may do itself."""
+    """Role or token permission beyond what the caller may do itself: docs/concepts.md, rules 1 and 3."""
 
     status, reason = "PERMISSION_DENIED", "ROLE_BEYOND_CALLER"
 
 
 class PersonOnly(RolecallError):
-    """An organization's token may not do this, whatever its role."""
+    """Call that only a person may make, by an organization token; its role doesn't matter."""
 
     status, reason = "PERMISSION_DENIED", "PERSON_ONLY"
 
 
 class OrganizationNotFound(RolecallError):
-    """No such organization, or somebody else's: the two look the same."""
+    """Organization that is missing or not the caller's: the two look the same."""
 
     status, reason = "NOT_FOUND", "ORGANIZATION_NOT_FOUND"
 
     @classmethod
     def named(cls, organization: str) -> Self:
-        """The one answer to a request that names `organization`."""
+        """Make the error for a request that names `organization`."""
         return cls(
-            f"There is no organization `{organization}` here: check its name; where none is named, the credential's own"
-            " is meant.",
+            f"There is no organization `{organization}` here: check the name, or leave it empty for the credential's"
+            " own.",
             organization=organization,
         )
 
 
 class MemberNotFound(RolecallError):
-    """The organization has no such member."""
+    """Member that the organization doesn't have."""
 
     status, reason = "NOT_FOUND", "MEMBER_NOT_FOUND"
 
 
 class TokenNotFound(RolecallError):
-    """The organization has no such token."""
+    """Token that the organization doesn't have."""
 
     status, reason = "NOT_FOUND", "TOKEN_NOT_FOUND"
 
 
 class InvitationNotFound(RolecallError):
-    """The organization has no such invitation, or a secret is none that works."""
+    """Invitation that the organization doesn't have, or the secret of an invitation that doesn't work."""
 
     status, reason = "NOT_FOUND", "INVITATION_NOT_FOUND"
 
 
 class ServiceUnknown(RolecallError):
-    """The server has no such service, whose health is asked for."""
+    """Service in a health check that the server doesn't have."""
 
     status, reason = "NOT_FOUND", "SERVICE_UNKNOWN"
 
 
 class OrganizationExists(RolecallError):
-    """There is an organization of this name."""
+    """Name of a new organization that is in use."""
 
     status, reason = "ALREADY_EXISTS", "ORGANIZATION_EXISTS"
 
 
 class DuplicateInvitation(RolecallError):
-    """The address is invited already."""
+    """Address that is already invited."""
 
     status, reason = "ALREADY_EXISTS", "DUPLICATE_INVITATION"
 
 
 class AlreadyMember(RolecallError):
-    """The address is a member's."""
+    """Address that is already a member's."""
 
     status, reason = "ALREADY_EXISTS", "ALREADY_MEMBER"
 
 
 class InvalidField(RolecallError):
-    """A value that can't be right, whatever the state of things."""
+    """Field whose value is not valid in any state of the organization."""
 
     status, reason = "INVALID_ARGUMENT", "INVALID_FIELD"
 
 
 class UnknownRoleName(RolecallError):
-    """The policy has no such role."""
+    """Role that the policy doesn't define."""
 
     status, reason = "INVALID_ARGUMENT", "UNKNOWN_ROLE_NAME"
 
 
 class RequestIdReused(RolecallError):
-    """A request_id stands for another request already."""
+    """A request_id that was already used for another request."""
 
     status, reason = "INVALID_ARGUMENT", "REQUEST_ID_REUSED"
 
 
 class BatchSize(RolecallError):
-    """A batch that is empty or too long."""
+    """Batch that is empty or too long."""
 
     status, reason = "INVALID_ARGUMENT", "BATCH_SIZE"
 
 
 class PageToken(RolecallError):
-    """A page token that this list did not give out."""
+    """Page token that this list did not return."""
 
     status, reason = "INVALID_ARGUMENT", "PAGE_TOKEN"
 
 
 class PolicyInvalid(RolecallError):
-    """A policy has errors, or doesn't fit the members there are."""
+    """Policy that has errors, or doesn't fit the members and tokens."""
 
     status, reason = "FAILED_PRECONDITION", "POLICY_INVALID"
 
 
 class LastOwner(RolecallError):
-    """The organization would be left without an owner."""
+    """Change that would leave the organization without an owner: docs/concepts.md, rule 2."""
 
     status, reason = "FAILED_PRECONDITION", "LAST_OWNER"
 
 
 class InvitationExpired(RolecallError):
-    """The invitation's time is over."""
+    """Invitation that has expired."""
 
     status, reason = "FAILED_PRECONDITION", "INVITATION_EXPIRED"
 
 
 class InvitationAccepted(RolecallError):
-    """Somebody joined by the invitation already."""
+    """Invitation that was already accepted."""
 
     status, reason = "FAILED_PRECONDITION", "INVITATION_ACCEPTED"
 
 
 class InviterLostRight(RolecallError):
-    """Whoever invited may no longer invite to this role."""
+    """Invitation whose inviter may no longer invite to its role."""
 
     status, reason = "FAILED_PRECONDITION", "INVITER_LOST_RIGHT"
 
 
 class RevisionNotReached(RolecallError):
-    """The answer would not know of the revision asked for."""
+    """Requested revision that the organization has not reached."""
 
     status, reason = "UNAVAILABLE", "REVISION_NOT_REACHED"
+    retry_seconds = 1.0
 
 
 class StorageUnavailable(RolecallError):
-    """The database doesn't answer."""
+    """Database that can't be reached or is too busy."""
 
     status, reason = "UNAVAILABLE", "STORAGE_UNAVAILABLE"
+    retry_seconds = 1.0
 
 
 class Stale(StorageUnavailable):
-    """The database doesn't answer, and what is remembered is too old to decide by."""
+    """Database that can't be reached, while the cache is too old for a decision."""
 
     reason = "STALE"
 
 
 class WriteConflict(RolecallError):
-    """Other writers got in between, every time it was tried."""
+    """Conflict with other writers in every attempt."""
 
     status, reason = "ABORTED", "WRITE_CONFLICT"
 
 
 class EtagMismatch(RolecallError):
-    """What was to be changed has changed since it was read."""
+    """Resource that has changed since the request's etag was read."""
 
     status, reason = "ABORTED", "ETAG_MISMATCH"
 
 
 class MessageSize(RolecallError):
-    """A message that is too large."""
+    """Message that is too large. The only RESOURCE_EXHAUSTED that no retry helps: the same message stays too large."""
 
     status, reason = "RESOURCE_EXHAUSTED", "MESSAGE_SIZE"
 
 
 class RateLimited(RolecallError):
-    """Too many calls of this kind at once."""
+    """Too many calls of one kind at once."""
 
     status, reason = "RESOURCE_EXHAUSTED", "RATE_LIMITED"
+    retry_seconds = 1.0
 
 
 class Internal(RolecallError):
-    """A defect. The log has its details, the client only the request id."""
+    """Defect of the server. The log has its details, the client only the call's id."""
 
     status, reason = "INTERNAL", "INTERNAL"
 
 
 class AuditLogBroken(Internal):
-    """An audit log has no valid end: nothing is changed until its operator has put that right."""
+    """Audit log without a valid head: the organization accepts no changes until an operator has repaired it."""
 
 
 class ConfigError(RolecallError):
-    """The program can't start like this: a setting, a file, a schema. Only the command line shows it."""
+    """Setting, file or schema with which the program can't start. Only the command line shows it."""
 
     status, reason = "FAILED_PRECONDITION", "CONFIG"
 
 
 class CallFailed(RolecallError):
-    """No answer of the service: it can't be reached, took too long, or broke off. Only the client library raises it."""
+    """Call without an answer: the server can't be reached, timed out, or broke off. Raised by the client only."""
 
     status, reason = "UNAVAILABLE", "CALL_FAILED"
 
 
-def combined(errors: Sequence[RolecallError]) -> RolecallError:
-    """One error for all of them: of the category that is nearest to the request itself, with the rest in `all`."""
+def combine(errors: Sequence[RolecallError]) -> RolecallError:
+    """Combine the errors of a batch into one: the most important, with all of them in `all`.
+
+    INVALID_ARGUMENT comes first, then PERMISSION_DENIED: the errors that the request itself causes.
+    """
     order = ("INVALID_ARGUMENT", "PERMISSION_DENIED")
     # `min` keeps the first of several.
-    gravest = min(errors, key=lambda error: order.index(error.status) if error.status in order else len(order))
+    primary = min(errors, key=lambda error: order.index(error.status) if error.status in order else len(order))
     more = f" ({len(errors) - 1} more: see the details.)" if len(errors) > 1 else ""
-    message = f"{gravest.field}: {gravest.message}{more}"
-    found = type(gravest)(message, field=gravest.field, subject=gravest.subject, **gravest.metadata)
+    message = f"{primary.field}: {primary.message}{more}"
+    found = type(primary)(message, field=primary.field, subject=primary.subject, **primary.metadata)
+    found.retry_seconds = primary.retry_seconds
     found.all = tuple(errors)
     return found
 
 
 def by_reason(reason: str) -> type[RolecallError] | None:
-    """The class of the errors with this reason; None for one that this version doesn't know."""
-    return next((error for error in kinds() if error.reason == reason), None)
+    """Return the class of the errors with this reason; None for a reason that this version doesn't know."""
+    return next((error for error in error_classes() if error.reason == reason), None)
 
 
-def kinds() -> list[type[RolecallError]]:
-    """Every class of errors; those that are kinds of others behind them."""
+def error_classes() -> list[type[RolecallError]]:
+    """Return every class of errors, subclasses after their bases."""
     direct = RolecallError.__subclasses__()
     return [*direct, *(special for error in direct for special in error.__subclasses__())]

@@ -5,33 +5,36 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from audit_logs import WHOLE, call, dump, entries, head, log_of, revision, sql, token_id, verify
-from conftest import Site, wait_until
 from google.protobuf.duration_pb2 import Duration
 
-from rolecall import Client, organizations
-from rolecall.audit import Denials, Event, denials
-from rolecall.client import plain
+from rolecall import Client
+from rolecall.audit import Denials, Event
+from rolecall.client import to_dict
 from rolecall.errors import PermissionMissing, RolecallError, UnauthenticatedCredential
+from rolecall.limits import Limits
 from rolecall.server import build_server
+from rolecall.services import organizations
 from rolecall.storage import Storage
 from rolecall.v1 import audit_pb2, organization_pb2, token_pb2
+from support.audit_logs import INTACT, call, dump, entries, head, log_of, revision, sql, token_id, verify
+from support.sites import MakeSite, Site
+from support.waiting import wait_until
 
 DENIED = audit_pb2.AuditFilter(outcome=audit_pb2.AUDIT_OUTCOME_DENIED)
 
 
 def denied(site: Site) -> list[audit_pb2.AuditEntry]:
-    """The entries that tell of refusals."""
+    """The entries of refusals."""
     return entries(site, DENIED)
 
 
 def counts(site: Site) -> list[int]:
-    """How many refusals each entry stands for."""
-    return [int(plain(entry)["details"]["count"]) for entry in denied(site)]
+    """Return the number of refusals in each entry."""
+    return [int(to_dict(entry)["details"]["count"]) for entry in denied(site)]
 
 
 def refuse(site: Site, times: int, role: str = "VIEWER", address: str = "") -> None:
-    """Have a member be refused a token so often."""
+    """Have a member request a token this many times, which is refused."""
     with Client(address or site.address, site.tokens[role], timeout=20) as client:
         for _ in range(times):
             with pytest.raises(PermissionMissing):
@@ -44,9 +47,9 @@ def refusal(action: str = "DeleteToken", reason: str = "PERMISSION_MISSING", act
 
 
 def test_a_refused_call_is_recorded(site: Site) -> None:
-    """Once, soon after: who, with what, tried what in which call, why not, and how often; no revision is used up."""
+    """One entry records a denied call: actor, credential, action, call, reason, count; the revision doesn't change."""
     at, length = revision(site), head(site).sequence
-    request = organization_pb2.UpdateOrganizationRequest(display_name="x")
+    request = organization_pb2.UpdateOrganizationRequest(organization=organization_pb2.Organization(display_name="x"))
     with pytest.raises(PermissionMissing):
         call(site, "UpdateOrganization", request, site.tokens["VIEWER"], "call=2")
     wait_until(lambda: head(site).sequence > length)
@@ -59,14 +62,14 @@ def test_a_refused_call_is_recorded(site: Site) -> None:
     assert entry.object == ""
     assert entry.outcome == audit_pb2.AUDIT_OUTCOME_DENIED
     assert entry.reason == "PERMISSION_MISSING"
-    assert plain(entry)["details"] == {"action": "manage", "resource": "account", "count": 1}
-    assert entry.request_id == "call=2"
+    assert to_dict(entry)["details"] == {"action": "manage", "resource": "account", "count": 1}
+    assert entry.call_id == "call=2"
     assert revision(site) == at
-    assert verify(site) == WHOLE
+    assert verify(site) == INTACT
 
 
 def test_a_hundred_refusals_are_two_entries_at_most(site: Site) -> None:
-    """The first is recorded at once, the others of the minute when the server stops; none is lost."""
+    """The first denial is recorded at once, others of the same minute when the server stops; none is lost."""
     refuse(site, 3)
     wait_until(lambda: len(denied(site)) == 1)
     first = counts(site)
@@ -74,26 +77,26 @@ def test_a_hundred_refusals_are_two_entries_at_most(site: Site) -> None:
     before = counts(site)
     site.server.stop(0)
 
-    rows = sql(site, "SELECT details, request_id FROM audit_entries WHERE reason != '' ORDER BY sequence")
+    rows = sql(site, "SELECT details, call_id FROM audit_entries WHERE reason != '' ORDER BY sequence")
     assert before == first
     assert len(rows) == 2
     assert f'"count":{100 - first[0]}' in rows[1].details
-    assert rows[0].request_id != rows[1].request_id
+    assert rows[0].call_id != rows[1].call_id
 
 
-def test_a_quiet_time_over_the_next_are_recorded(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After the minute, here half a second, what came meanwhile is one entry, and then all is quiet."""
-    monkeypatch.setattr(denials, "QUIET_SECONDS", 0.5)
+def test_refusals_after_the_quiet_minute_are_recorded(make_site: MakeSite, database_url: str) -> None:
+    """After the minute, here half a second, the denials within it are recorded as one entry."""
+    site = make_site(database_url, limits=Limits(denial_seconds=0.5))
     refuse(site, 1)
     wait_until(lambda: counts(site) == [1])
     refuse(site, 4)
     wait_until(lambda: sum(counts(site)) == 5)
 
     assert len(counts(site)) <= 3
-    assert verify(site) == WHOLE
+    assert verify(site) == INTACT
 
 
-def test_kinds_of_refusals_are_told_apart(site: Site) -> None:
+def test_kinds_of_refusals_have_entries_of_their_own(site: Site) -> None:
     """Another actor, action or reason is another entry."""
     noted = [
         refusal(),
@@ -115,7 +118,7 @@ def test_kinds_of_refusals_are_told_apart(site: Site) -> None:
 
 
 def test_two_processes_record_one_entry(site: Site) -> None:
-    """What another process recorded within the minute isn't recorded again, but counted for later."""
+    """A refusal that another process recorded within the minute isn't recorded again, but counted for later."""
     storage = Storage(site.settings.database)
     one, other = Denials(site.storage, log_of(site)), Denials(storage, log_of(site))
     for _ in range(1000):
@@ -131,15 +134,14 @@ def test_two_processes_record_one_entry(site: Site) -> None:
 
     assert together == [1000]
     assert counts(site) == [1000, 1000]
-    assert verify(site) == WHOLE
+    assert verify(site) == INTACT
 
 
-def test_processes_take_turns(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processes that are both refused all the time: entries are the quiet time apart, and nothing is lost."""
+def test_each_process_records_its_refusals_in_turn(site: Site) -> None:
+    """Two processes with denials all the time: entries are at least the quiet time apart, and no denial is lost."""
     quiet = 0.6
-    monkeypatch.setattr(denials, "QUIET_SECONDS", quiet)
-    storage = Storage(site.settings.database)
-    logs = [Denials(site.storage, log_of(site)), Denials(storage, log_of(site))]
+    storage, limits = Storage(site.settings.database), Limits(denial_seconds=quiet)
+    logs = [Denials(each, log_of(site), limits) for each in (site.storage, storage)]
     noted = 0
 
     def note_and_flush() -> bool:
@@ -167,9 +169,9 @@ def test_two_servers_record_one_entry(site: Site) -> None:
     refuse(site, 5)
     wait_until(lambda: len(counts(site)) == 1)
     refuse(site, 5, address=other.address)
-    marker = organization_pb2.UpdateOrganizationRequest(display_name="x")
+    marker = organization_pb2.UpdateOrganizationRequest(organization=organization_pb2.Organization(display_name="x"))
     with Client(other.address, site.tokens["ADMIN"], timeout=20) as client, pytest.raises(PermissionMissing):
-        client.organization.update(marker.display_name)
+        client.organization.update(marker.organization.display_name)
     wait_until(lambda: any(entry.action == "UpdateOrganization" for entry in denied(site)))
     seen = [entry.action for entry in denied(site)]
     other.stop(0)
@@ -181,7 +183,7 @@ def test_two_servers_record_one_entry(site: Site) -> None:
 
 
 def test_refusals_from_many_threads_are_all_counted(site: Site) -> None:
-    """Noted and flushed at once from many threads: the counts add up."""
+    """Denials noted and flushed by many threads at once are all counted."""
     log = Denials(site.storage, log_of(site))
     barrier = threading.Barrier(5)
 
@@ -204,17 +206,14 @@ def test_refusals_from_many_threads_are_all_counted(site: Site) -> None:
     assert len(counts(site)) <= 2
 
 
-def test_more_kinds_than_can_be_told_apart_are_told_together(
-    sqlite_site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """So many kinds of one organization at once have an entry each; all others share one, and none is lost."""
-    monkeypatch.setattr(denials, "MAX_KINDS", 3)
-    log = Denials(sqlite_site.storage, log_of(sqlite_site))
+def test_kinds_above_the_maximum_share_an_entry(sqlite_site: Site) -> None:
+    """Up to the maximum of kinds for one organization, each has an entry; all others share one entry."""
+    log = Denials(sqlite_site.storage, log_of(sqlite_site), Limits(denial_kinds=3))
     for number in range(8):
         log.note(refusal(actor=f"user:{number}"))
     log.flush()
 
-    assert [(entry.actor, plain(entry)["details"]["count"]) for entry in denied(sqlite_site)] == [
+    assert [(entry.actor, to_dict(entry)["details"]["count"]) for entry in denied(sqlite_site)] == [
         ("user:0", 1),
         ("user:1", 1),
         ("user:2", 1),
@@ -222,7 +221,7 @@ def test_more_kinds_than_can_be_told_apart_are_told_together(
     ]
 
 
-def test_what_cannot_be_recorded_is_kept(site: Site) -> None:
+def test_refusals_that_cannot_be_recorded_are_kept(site: Site) -> None:
     """A database that doesn't take an entry: the count stays, and is recorded when it does."""
     log = Denials(site.storage, log_of(site))
     log.note(refusal())
@@ -258,7 +257,7 @@ def test_refused_checks_are_not_recorded(site: Site) -> None:
 
 
 def test_refused_reads_are_recorded(site: Site) -> None:
-    """Whoever may not look at the log, and tries, is in it."""
+    """A refused attempt to read the log is recorded in it."""
     with Client(site.address, site.tokens["VIEWER"], timeout=20) as client:
         for attempt in (
             lambda: list(client.audit.list()),
@@ -279,12 +278,12 @@ def test_refused_reads_are_recorded(site: Site) -> None:
 
 
 def test_other_failures_are_not_recorded(site: Site) -> None:
-    """Strangers, bad input and what isn't there are no refusals of an actor."""
+    """Unauthenticated calls, bad input and missing things are not refusals of an actor."""
     before = dump(site)
     attempts = [
         ("DeleteToken", token_pb2.DeleteTokenRequest(id="a" * 22), site.tokens["OWNER"]),
         ("CreatePersonalToken", token_pb2.CreatePersonalTokenRequest(), site.tokens["OWNER"]),
-        ("CreatePersonalToken", token_pb2.CreatePersonalTokenRequest(name="x"), "rcp_nobody"),
+        ("CreatePersonalToken", token_pb2.CreatePersonalTokenRequest(display_name="x"), "rcp_nobody"),
     ]
     for rpc, request, token in attempts:
         with pytest.raises(RolecallError):
@@ -295,9 +294,12 @@ def test_other_failures_are_not_recorded(site: Site) -> None:
 
 
 def test_an_old_secret_is_recorded(site: Site) -> None:
-    """A secret from before its rotation is refused, and recorded as a token's; the new one works on."""
+    """An old secret after its rotation is refused and recorded with its token; the new one still works."""
     created = call(
-        site, "CreatePersonalToken", token_pb2.CreatePersonalTokenRequest(name="laptop"), site.tokens["CONTRIBUTOR"]
+        site,
+        "CreatePersonalToken",
+        token_pb2.CreatePersonalTokenRequest(display_name="laptop"),
+        site.tokens["CONTRIBUTOR"],
     )
     request = token_pb2.RotateTokenRequest(id=created.token.id, overlap=Duration())
     rotated = call(site, "RotateToken", request, site.tokens["CONTRIBUTOR"])
@@ -320,9 +322,12 @@ def test_an_old_secret_is_recorded(site: Site) -> None:
 
 
 def test_a_secret_within_its_overlap_is_not_recorded(site: Site) -> None:
-    """As long as the old secret may be used, its use is nothing to tell of; a wrong one neither."""
+    """Use of an old secret within its overlap is not recorded, nor is a wrong secret."""
     created = call(
-        site, "CreatePersonalToken", token_pb2.CreatePersonalTokenRequest(name="laptop"), site.tokens["CONTRIBUTOR"]
+        site,
+        "CreatePersonalToken",
+        token_pb2.CreatePersonalTokenRequest(display_name="laptop"),
+        site.tokens["CONTRIBUTOR"],
     )
     request = token_pb2.RotateTokenRequest(id=created.token.id, overlap=Duration(seconds=600))
     call(site, "RotateToken", request, site.tokens["CONTRIBUTOR"])
@@ -333,10 +338,10 @@ def test_a_secret_within_its_overlap_is_not_recorded(site: Site) -> None:
     assert sql(site, "SELECT 1 FROM audit_entries WHERE action = 'PresentRotatedSecret'") == []
 
 
-def test_one_broken_log_keeps_no_other_from_its_entries(sqlite_site: Site) -> None:
-    """A forged end of one organization's log stops neither the records of others nor the server from stopping."""
+def test_broken_log_of_one_organization_affects_no_other(sqlite_site: Site) -> None:
+    """After the head of one organization's log is forged, others' denials are still recorded, and the server stops."""
     storage, log = sqlite_site.server.storage, log_of(sqlite_site)
-    organizations.found(storage, log, sqlite_site.server.live.in_force.policy, "globex", "gil@globex.io")
+    organizations.create(storage, log, sqlite_site.server.live.in_force.policy, "globex", "gil@globex.io")
     kept = Denials(storage, log)
     kept.note(refusal())
     kept.note(replace(refusal(), organization="globex"))
@@ -346,7 +351,7 @@ def test_one_broken_log_keeps_no_other_from_its_entries(sqlite_site: Site) -> No
 
     recorded = sql(sqlite_site, "SELECT organization FROM audit_entries WHERE reason = 'PERMISSION_MISSING'")
     assert [row[0] for row in recorded] == ["globex"]
-    sqlite_site.server._core.denials.note(refusal())
+    sqlite_site.core.denials.note(refusal())
     sqlite_site.server.stop(0)
 
 
@@ -364,8 +369,8 @@ def test_flushing_from_two_threads_counts_each_refusal_once(sqlite_site: Site) -
     assert counts(sqlite_site) == [1] * 50
 
 
-def test_a_refusal_says_what_it_was_about(sqlite_site: Site) -> None:
-    """Whose token somebody tried to delete stands in the entry."""
+def test_refusal_names_the_object(sqlite_site: Site) -> None:
+    """The entry of a refused DeleteToken names the token that it was about."""
     owned = token_id(sqlite_site.tokens["OWNER"])
     with pytest.raises(PermissionMissing):
         call(sqlite_site, "DeleteToken", token_pb2.DeleteTokenRequest(id=owned), sqlite_site.tokens["ADMIN"])
@@ -375,7 +380,7 @@ def test_a_refusal_says_what_it_was_about(sqlite_site: Site) -> None:
 
 
 def test_a_rotated_secret_in_a_question_is_recorded(site: Site) -> None:
-    """A service relays a secret from before a rotation: it is no live token, and the log has who is concerned."""
+    """An old secret in a Check is no live token; the entry names the token and its holder."""
     with Client(site.address, site.tokens["OWNER"], timeout=20) as client:
         made = client.tokens.create_personal("relayed")
         client.tokens.rotate(made.token.id)

@@ -1,4 +1,4 @@
-"""Lists and exports hold every entry that passes the filter, once, in order, for whoever may have it at that moment."""
+"""Lists and exports hold each entry that passes the filter, once, in order, for callers with the right at the time."""
 
 import csv
 import io
@@ -8,27 +8,28 @@ from typing import Any
 
 import grpc
 import pytest
-from audit_logs import call, entries, grow, head, log_of, sql, token_id
-from conftest import Site
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rolecall import Client, organizations
+from rolecall import Client
 from rolecall.audit import Event
-from rolecall.client import audit_filter, plain
+from rolecall.client import audit_filter, to_dict
 from rolecall.domain import rfc3339
 from rolecall.errors import InvalidField, OrganizationNotFound, PageToken, PermissionMissing, UnauthenticatedCredential
+from rolecall.services import organizations
 from rolecall.v1 import audit_pb2, token_pb2
 from rolecall.v1.audit_pb2_grpc import AuditServiceStub
+from support.audit_logs import call, entries, head, log_of, record_events, sql, token_id
+from support.sites import Site
 
 CSV, JSON_LINES = audit_pb2.AUDIT_FORMAT_CSV, audit_pb2.AUDIT_FORMAT_JSON_LINES
-OUTCOMES = {audit_pb2.AUDIT_OUTCOME_DONE: "done", audit_pb2.AUDIT_OUTCOME_DENIED: "denied"}
+OUTCOMES = {audit_pb2.AUDIT_OUTCOME_SUCCEEDED: "succeeded", audit_pb2.AUDIT_OUTCOME_DENIED: "denied"}
 
 Line = dict[str, Any]
 
 
 def line_of(entry: audit_pb2.AuditEntry) -> Line:
-    """An entry as a line of an export says it."""
+    """Return the values of an export's line for an entry."""
     return {
         "sequence": entry.sequence,
         "time": rfc3339(entry.time.ToMicroseconds()),
@@ -38,8 +39,8 @@ def line_of(entry: audit_pb2.AuditEntry) -> Line:
         "object": entry.object,
         "outcome": OUTCOMES[entry.outcome],
         "reason": entry.reason,
-        "details": plain(entry).get("details") or {},
-        "request_id": entry.request_id,
+        "details": to_dict(entry).get("details") or {},
+        "call_id": entry.call_id,
         "previous_hash": entry.previous_hash,
         "hash": entry.hash,
     }
@@ -56,7 +57,7 @@ def read(data: bytes, form: str) -> list[Line]:
 
 
 def export(site: Site, form: str, wanted: audit_pb2.AuditFilter | None = None) -> list[bytes]:
-    """The pieces of an export."""
+    """Return the chunks of an export."""
     with Client(site.address, site.tokens["ADMIN"]) as client:
         return list(client.audit.export(form, wanted))
 
@@ -72,7 +73,7 @@ def pieces(
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
 def test_an_export_is_the_list(site: Site, form: str) -> None:
     """Thousands of entries in many pieces: joined, they are the list from the oldest to the newest."""
-    grow(site, 2600)
+    record_events(site, 2600)
     parts = export(site, form)
     found = read(b"".join(parts), form)
 
@@ -83,8 +84,8 @@ def test_an_export_is_the_list(site: Site, form: str) -> None:
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
 @pytest.mark.parametrize(("action", "count"), [("Nothing", 0), ("CreateOrganization", 1)])
-def test_short_exports(site: Site, form: str, action: str, count: int) -> None:
-    """Nothing to export is a file without entries: CSV's header alone, or nothing; one entry is one line."""
+def test_exports_of_few_or_no_entries(site: Site, form: str, action: str, count: int) -> None:
+    """An export without entries is CSV's header alone, or an empty JSON lines file; one entry is one line."""
     data = b"".join(export(site, form, audit_filter(action=action)))
 
     assert len(data.splitlines()) == count + (form == "csv")
@@ -92,19 +93,19 @@ def test_short_exports(site: Site, form: str, action: str, count: int) -> None:
 
 
 @pytest.mark.parametrize("length", [499, 500, 501, 1000])
-def test_exports_at_the_edge_of_a_piece(sqlite_site: Site, length: int) -> None:
-    """A log that just fills its pieces."""
-    grow(sqlite_site, length - 6)
+def test_exports_at_the_border_of_a_chunk(sqlite_site: Site, length: int) -> None:
+    """A log whose entries exactly fill the pieces is exported completely."""
+    record_events(sqlite_site, length - 6)
 
     found = read(b"".join(export(sqlite_site, "jsonl")), "jsonl")
     assert [line["sequence"] for line in found] == list(range(1, length + 1))
 
 
 @pytest.mark.parametrize("form", [CSV, JSON_LINES])
-def test_a_broken_stream_is_taken_up_again(site: Site, form: audit_pb2.AuditFormat.ValueType) -> None:
-    """After each piece a new stream from `last_sequence` on: together the same bytes as one stream gives."""
-    grow(site, 1700)
-    wanted = audit_filter(outcome="done")
+def test_broken_export_can_be_continued(site: Site, form: audit_pb2.AuditFormat.ValueType) -> None:
+    """A new stream from `last_sequence` after each piece gives, together, the same bytes as one stream."""
+    record_events(site, 1700)
+    wanted = audit_filter(outcome="succeeded")
     request = audit_pb2.ExportAuditEntriesRequest(format=form, filter=wanted)
     token = site.tokens["ADMIN"]
     with grpc.insecure_channel(site.address) as channel:
@@ -118,9 +119,9 @@ def test_a_broken_stream_is_taken_up_again(site: Site, form: audit_pb2.AuditForm
     assert b"".join(joined) == b"".join(whole)
 
 
-def test_an_export_after_any_entry_begins_behind_it(sqlite_site: Site) -> None:
+def test_export_after_any_entry_starts_with_the_next(sqlite_site: Site) -> None:
     """`after_sequence` may be any number: what follows comes without loss or repetition, and without a header."""
-    grow(sqlite_site, 30)
+    record_events(sqlite_site, 30)
     found = {}
     with grpc.insecure_channel(sqlite_site.address) as channel:
         for after in (1, 17, 35, 36, 37, 10_000, 2**63 - 1):
@@ -133,15 +134,15 @@ def test_an_export_after_any_entry_begins_behind_it(sqlite_site: Site) -> None:
 
 @pytest.mark.parametrize("begin", ["=", "+", "-", "@"])
 def test_formulas_are_defused_in_csv(site: Site, begin: str) -> None:
-    """A cell that a spreadsheet would take for a formula begins with an apostrophe; JSON Lines say it as it is."""
+    """In CSV, a cell that a spreadsheet would read as a formula begins with an apostrophe; JSON lines are unchanged."""
     text = f"{begin}cmd|'/C calc'!A0"
     event = Event("acme", text, text, text, {"name": text}, text, text, text)
-    grow(site, 1, lambda _: event)
+    record_events(site, 1, lambda _: event)
     wanted = audit_filter(actor=text)
     (cells,) = read(b"".join(export(site, "csv", wanted)), "csv")
     (line,) = read(b"".join(export(site, "jsonl", wanted)), "jsonl")
 
-    columns = ("actor", "action", "object", "credential_id", "request_id", "reason")
+    columns = ("actor", "action", "object", "credential_id", "call_id", "reason")
     assert {cells[column] for column in columns} == {f"'{text}"}
     assert {line[column] for column in columns} == {text}
     assert not any(str(cell).startswith(("=", "+", "-", "@")) for cell in cells.values())
@@ -149,19 +150,19 @@ def test_formulas_are_defused_in_csv(site: Site, begin: str) -> None:
 
 
 def test_a_formula_in_a_request_id_is_defused(site: Site) -> None:
-    """What a caller sends as x-request-id comes out of the CSV as text."""
-    request = token_pb2.CreatePersonalTokenRequest(name='=1+1, "x"')
+    """An x-request-id that a spreadsheet would evaluate comes out of the CSV as text."""
+    request = token_pb2.CreatePersonalTokenRequest(display_name='=1+1, "x"')
     call(site, "CreatePersonalToken", request, site.tokens["OWNER"], "=HYPERLINK(1)")
     line = read(b"".join(export(site, "csv")), "csv")[-1]
 
-    assert line["request_id"] == "'=HYPERLINK(1)"
-    assert line["details"]["after"]["name"] == '=1+1, "x"'
+    assert line["call_id"] == "'=HYPERLINK(1)"
+    assert line["details"]["after"]["display_name"] == '=1+1, "x"'
 
 
-def test_strange_text_survives(site: Site) -> None:
+def test_unusual_text_is_exported_unchanged(site: Site) -> None:
     """Commas, quotes, line separators and every script are in the file as they are in the list."""
     text = 'a,"b"\u2028\u0085;Ä漢😀\\n\'\t<'
-    grow(site, 3, lambda number: Event("acme", text, "Strange", text, {text: [text, None, True, {"x": 1.5}]}))
+    record_events(site, 3, lambda number: Event("acme", text, "Strange", text, {text: [text, None, True, {"x": 1.5}]}))
 
     expected = [line_of(entry) for entry in entries(site)[-3:]]
     assert expected[0]["object"] == text
@@ -170,9 +171,9 @@ def test_strange_text_survives(site: Site) -> None:
 
 
 @pytest.mark.parametrize("loss", ["token", "role"])
-def test_who_loses_the_right_gets_no_more(site: Site, loss: str) -> None:
+def test_export_ends_when_the_permission_is_lost(site: Site, loss: str) -> None:
     """A caller whose token is deleted, or role lowered, while the file streams, gets no further piece."""
-    grow(site, 4500, lambda number: Event("acme", "operator", "Long", "", {"text": f"{number:05}" * 200}))
+    record_events(site, 4500, lambda number: Event("acme", "operator", "Long", "", {"text": f"{number:05}" * 200}))
     request = audit_pb2.ExportAuditEntriesRequest(format=JSON_LINES)
     with grpc.insecure_channel(site.address) as channel:
         stream = pieces(channel, site.tokens["ADMIN"], request)
@@ -192,8 +193,8 @@ def test_who_loses_the_right_gets_no_more(site: Site, loss: str) -> None:
     assert first + sum(rest) < 4500
 
 
-def test_only_who_may_gets_anything(site: Site) -> None:
-    """Listing and exporting need `audit-logs`, each its own action; another organization's log isn't there."""
+def test_listing_and_exporting_need_permissions(site: Site) -> None:
+    """Listing and exporting each need their own `audit-logs` permission; another organization's log isn't found."""
     with Client(site.address, site.tokens["CONTRIBUTOR"]) as client:
         with pytest.raises(PermissionMissing):
             next(client.audit.list())
@@ -208,7 +209,7 @@ def test_only_who_may_gets_anything(site: Site) -> None:
             next(client.audit.export("csv"))
 
 
-def test_a_restriction_parts_viewing_from_downloading(site: Site) -> None:
+def test_restriction_distinguishes_view_and_download(site: Site) -> None:
     """A credential that may only view can't download, and the other way round."""
     with Client(site.address, site.tokens["ADMIN"]) as client:
         viewing = client.tokens.create_personal("v", restriction=[("audit-logs", "view")]).secret
@@ -225,8 +226,8 @@ def test_a_restriction_parts_viewing_from_downloading(site: Site) -> None:
             client.audit.verify()
 
 
-def passes(entry: audit_pb2.AuditEntry, wanted: audit_pb2.AuditFilter) -> bool:
-    """Whether the entry passes the filter, in plain words."""
+def matches_filter(entry: audit_pb2.AuditEntry, wanted: audit_pb2.AuditFilter) -> bool:
+    """Whether the entry matches the filter, computed independently."""
     at = entry.time.ToMicroseconds()
     return (
         (not wanted.HasField("start_time") or at >= wanted.start_time.ToMicroseconds())
@@ -238,9 +239,9 @@ def passes(entry: audit_pb2.AuditEntry, wanted: audit_pb2.AuditFilter) -> bool:
     )
 
 
-def test_filters_keep_what_they_say(site: Site) -> None:
-    """Any filter, over lists and both exports: what passes it and nothing else."""
-    grow(site, 160)
+def test_filters_select_the_matching_entries(site: Site) -> None:
+    """With any filter, lists and both exports have exactly the matching entries."""
+    record_events(site, 160)
     everything = entries(site)
     moments = st.none() | st.sampled_from([entry.time for entry in everything])
     channel = site.channel()
@@ -260,7 +261,7 @@ def test_filters_keep_what_they_say(site: Site) -> None:
     )
     def check(size: int, form: str, **fields: Any) -> None:
         wanted = audit_pb2.AuditFilter(**fields)
-        expected = [entry for entry in everything if passes(entry, wanted)]
+        expected = [entry for entry in everything if matches_filter(entry, wanted)]
         request = audit_pb2.ListAuditEntriesRequest(filter=wanted, page_size=size)
         listed: list[audit_pb2.AuditEntry] = []
         while True:
@@ -288,7 +289,7 @@ def test_filters_keep_what_they_say(site: Site) -> None:
         (audit_pb2.AuditFilter(outcome=7), "filter.outcome"),  # type: ignore[arg-type]
     ],
 )
-def test_filters_that_cannot_be_right(sqlite_site: Site, wanted: audit_pb2.AuditFilter, field: str) -> None:
+def test_invalid_filters_are_refused(sqlite_site: Site, wanted: audit_pb2.AuditFilter, field: str) -> None:
     """Each is INVALID_FIELD and names the field, for a list and for an export."""
     with Client(sqlite_site.address, sqlite_site.tokens["ADMIN"]) as client:
         with pytest.raises(InvalidField) as listing:
@@ -306,7 +307,6 @@ def test_filters_that_cannot_be_right(sqlite_site: Site, wanted: audit_pb2.Audit
         (audit_pb2.ExportAuditEntriesRequest(format=9), "format"),  # type: ignore[arg-type]
         (audit_pb2.ExportAuditEntriesRequest(format=CSV, after_sequence=-1), "after_sequence"),
         (audit_pb2.ListAuditEntriesRequest(page_size=-1), "page_size"),
-        (audit_pb2.ListAuditEntriesRequest(page_size=1001), "page_size"),
         (audit_pb2.VerifyAuditLogRequest(first_sequence=-1), "first_sequence"),
         (audit_pb2.VerifyAuditLogRequest(last_sequence=-1), "last_sequence"),
         (audit_pb2.VerifyAuditLogRequest(first_sequence=5, last_sequence=4), "last_sequence"),
@@ -314,7 +314,7 @@ def test_filters_that_cannot_be_right(sqlite_site: Site, wanted: audit_pb2.Audit
         (audit_pb2.VerifyAuditLogRequest(known=audit_pb2.AuditMark(hash="0" * 64)), "known"),
     ],
 )
-def test_requests_that_cannot_be_right(sqlite_site: Site, request_: Any, field: str) -> None:
+def test_invalid_requests_are_refused(sqlite_site: Site, request_: Any, field: str) -> None:
     """Each is INVALID_FIELD and names the field."""
     rpc = request_.DESCRIPTOR.name.removesuffix("Request")
     with pytest.raises(InvalidField) as caught:
@@ -329,8 +329,8 @@ def page(site: Site, request: audit_pb2.ListAuditEntriesRequest, token: str = ""
 
 
 def test_pages_joined_are_the_list_while_entries_arrive(site: Site) -> None:
-    """New entries come before the first page: those that follow are as if none had come."""
-    grow(site, 60)
+    """New entries, which belong before the first page, don't change the pages that follow."""
+    record_events(site, 60)
     before = entries(site)[::-1]
     request = audit_pb2.ListAuditEntriesRequest(page_size=7)
     joined: list[audit_pb2.AuditEntry] = []
@@ -340,15 +340,15 @@ def test_pages_joined_are_the_list_while_entries_arrive(site: Site) -> None:
         if not found.next_page_token:
             break
         request.page_token = found.next_page_token
-        grow(site, 3)
+        record_events(site, 3)
 
     assert joined == before
     assert head(site).sequence == len(before) + 3 * 9
 
 
 def test_the_last_page_has_no_token(sqlite_site: Site) -> None:
-    """A list that just fills its pages ends with them."""
-    grow(sqlite_site, 4)
+    """Where the entries exactly fill the pages, the last page has no token."""
+    record_events(sqlite_site, 4)
     first = page(sqlite_site, audit_pb2.ListAuditEntriesRequest(page_size=5))
     second = page(sqlite_site, audit_pb2.ListAuditEntriesRequest(page_size=5, page_token=first.next_page_token))
 
@@ -359,17 +359,17 @@ def test_the_last_page_has_no_token(sqlite_site: Site) -> None:
 
 def test_foreign_page_tokens_are_refused(site: Site) -> None:
     """A token that was changed, or is of another RPC, organization or filter, is PAGE_TOKEN."""
-    grow(site, 20)
+    record_events(site, 20)
     policy = site.server.live.in_force.policy
-    founded = organizations.found(site.storage, log_of(site), policy, "globex", "gus@globex.io")
-    grow(site, 9, lambda _: Event("globex", "operator", "Note"))
+    founded = organizations.create(site.storage, log_of(site), policy, "globex", "gus@globex.io")
+    record_events(site, 9, lambda _: Event("globex", "operator", "Note"))
     mine = page(site, audit_pb2.ListAuditEntriesRequest(page_size=2)).next_page_token
     tokens = call(site, "ListTokens", token_pb2.ListTokensRequest(page_size=2), site.tokens["ADMIN"]).next_page_token
     others = page(site, audit_pb2.ListAuditEntriesRequest(page_size=2), founded.token.text).next_page_token
     filtered = page(site, audit_pb2.ListAuditEntriesRequest(page_size=2, filter=audit_filter(actor="operator")))
-    narrowed = filtered.next_page_token
+    restrict = filtered.next_page_token
     swapped = mine[:-1] + ("A" if mine[-1] != "A" else "B")
-    bad = [tokens, others, narrowed, swapped, mine[:-2], mine + "A", "x", "*", "AAAA" * 10, "ä", mine * 2]
+    bad = [tokens, others, restrict, swapped, mine[:-2], mine + "A", "x", "*", "AAAA" * 10, "ä", mine * 2]
     for token in bad:
         assert token
         with pytest.raises(PageToken) as caught:
@@ -388,7 +388,7 @@ def test_foreign_page_tokens_are_refused(site: Site) -> None:
 @given(position=st.integers(0, 200), flip=st.integers(1, 255))
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_changed_byte_of_a_page_token_is_refused(sqlite_site: Site, position: int, flip: int) -> None:
-    """One character changed to any other: never another page."""
+    """A token with one changed character is refused: it never gives another page."""
     token = page(sqlite_site, audit_pb2.ListAuditEntriesRequest(page_size=2)).next_page_token
     at = position % len(token)
     other = chr((ord(token[at]) + flip - 32) % 95 + 32)

@@ -1,4 +1,4 @@
-"""Each change leaves one entry in its own transaction; what fails leaves none, nor anything else."""
+"""Each change writes one entry in its own transaction; a change that fails writes nothing."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -7,13 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from audit_logs import WHOLE, call, dump, entries, grow, head, log_of, revision, sql, stored, token_id, verify
-from conftest import Site, wait_until
 from google.protobuf.duration_pb2 import Duration
 from sqlalchemy.exc import SQLAlchemyError
 
-from rolecall import Client, audit, operator, organizations
-from rolecall.client import plain
+from rolecall import Client, audit
+from rolecall.client import to_dict
 from rolecall.domain import now
 from rolecall.errors import (
     EtagMismatch,
@@ -32,7 +30,24 @@ from rolecall.errors import (
     WriteConflict,
 )
 from rolecall.server import build_server
+from rolecall.services import operator_tokens, organizations
 from rolecall.v1 import audit_pb2, organization_pb2, session_pb2, shared_pb2, token_pb2
+from support.audit_logs import (
+    INTACT,
+    call,
+    dump,
+    entries,
+    head,
+    log_of,
+    record_events,
+    revision,
+    sql,
+    stored,
+    token_id,
+    verify,
+)
+from support.sites import Site
+from support.waiting import wait_until
 
 DENIED = audit_pb2.AuditFilter(outcome=audit_pb2.AUDIT_OUTCOME_DENIED)
 
@@ -52,14 +67,14 @@ CHANGES = {
     "CreatePersonalToken": Change(
         "CreatePersonalToken",
         lambda _: token_pb2.CreatePersonalTokenRequest(
-            name="laptop",
+            display_name="laptop",
             restriction=shared_pb2.Restriction(permissions=[shared_pb2.Permission(resource="secrets", action="view")]),
         ),
         lambda _, answer: f"token:{answer.token.id}",
         {
             "after": {
                 "kind": "personal",
-                "name": "laptop",
+                "display_name": "laptop",
                 "role": None,
                 "restriction": ["secrets view"],
                 "expire_time": ...,
@@ -68,12 +83,12 @@ CHANGES = {
     ),
     "CreateOrganizationToken": Change(
         "CreateOrganizationToken",
-        lambda _: token_pb2.CreateOrganizationTokenRequest(name="deploy", role="VIEWER"),
+        lambda _: token_pb2.CreateOrganizationTokenRequest(display_name="deploy", role="VIEWER"),
         lambda _, answer: f"token:{answer.token.id}",
         {
             "after": {
                 "kind": "organization",
-                "name": "deploy",
+                "display_name": "deploy",
                 "role": "VIEWER",
                 "restriction": None,
                 "expire_time": ...,
@@ -84,7 +99,7 @@ CHANGES = {
         "RotateToken",
         lambda ci: token_pb2.RotateTokenRequest(id=ci, overlap=Duration(seconds=60)),
         lambda ci, _: f"token:{ci}",
-        {"name": "ci", "old_secret_until": ...},
+        {"display_name": "ci", "old_secret_until": ...},
     ),
     "DeleteToken": Change(
         "DeleteToken",
@@ -93,7 +108,7 @@ CHANGES = {
         {
             "before": {
                 "kind": "organization",
-                "name": "ci",
+                "display_name": "ci",
                 "role": "VIEWER",
                 "restriction": None,
                 "expire_time": ...,
@@ -102,7 +117,9 @@ CHANGES = {
     ),
     "UpdateOrganization": Change(
         "UpdateOrganization",
-        lambda _: organization_pb2.UpdateOrganizationRequest(display_name="Acme Inc."),
+        lambda _: organization_pb2.UpdateOrganizationRequest(
+            organization=organization_pb2.Organization(display_name="Acme Inc.")
+        ),
         lambda _, answer: "organization:acme",
         {"before": {"display_name": "acme"}, "after": {"display_name": "Acme Inc."}},
     ),
@@ -112,22 +129,22 @@ CHANGES = {
 
 def with_ci(site: Site) -> str:
     """The id of a new organization's token."""
-    request = token_pb2.CreateOrganizationTokenRequest(name="ci", role="VIEWER")
+    request = token_pb2.CreateOrganizationTokenRequest(display_name="ci", role="VIEWER")
     return str(call(site, "CreateOrganizationToken", request, site.tokens["OWNER"]).token.id)
 
 
-def agree(found: Any, expected: Any) -> bool:
-    """Whether it is as expected; `...` takes any text."""
+def matches_expected(found: Any, expected: Any) -> bool:
+    """Whether the value is as expected; `...` matches any text."""
     if expected is ...:
         return isinstance(found, str) and bool(found)
     if isinstance(expected, dict):
-        return found.keys() == expected.keys() and all(agree(found[key], expected[key]) for key in expected)
+        return found.keys() == expected.keys() and all(matches_expected(found[key], expected[key]) for key in expected)
     return bool(found == expected)
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 def test_a_change_leaves_one_entry(site: Site, change: Change) -> None:
-    """One entry says who, with what, did what to what, in which call; the revision rises by one."""
+    """One entry has the actor, credential, action, object and call; the revision rises by one."""
     ci = with_ci(site)
     before, at = entries(site), revision(site)
     token = site.tokens["OWNER"]
@@ -140,19 +157,19 @@ def test_a_change_leaves_one_entry(site: Site, change: Change) -> None:
     assert entry.credential_id == token_id(token)
     assert entry.action == change.rpc
     assert entry.object == (change.object(ci, answer) or f"token:{token_id(token)}")
-    assert entry.outcome == audit_pb2.AUDIT_OUTCOME_DONE
+    assert entry.outcome == audit_pb2.AUDIT_OUTCOME_SUCCEEDED
     assert entry.reason == ""
-    assert entry.request_id == "call=1"
-    assert agree(plain(entry)["details"], change.details), plain(entry)["details"]
+    assert entry.call_id == "call=1"
+    assert matches_expected(to_dict(entry)["details"], change.details), to_dict(entry)["details"]
     assert entry.previous_hash == before[-1].hash
     assert abs(now() - entry.time.ToMicroseconds()) < 60_000_000
     assert answer.revision == at + 1 == revision(site)
-    assert verify(site) == WHOLE
+    assert verify(site) == INTACT
 
 
 def test_an_organizations_token_is_an_actor_itself(site: Site) -> None:
-    """What an organization's token does has no person's name on it."""
-    request = token_pb2.CreateOrganizationTokenRequest(name="ci", role="VIEWER")
+    """An organization's token is itself the actor of its changes: no person is named."""
+    request = token_pb2.CreateOrganizationTokenRequest(display_name="ci", role="VIEWER")
     made = call(site, "CreateOrganizationToken", request, site.tokens["OWNER"])
     call(site, "SignOut", session_pb2.SignOutRequest(), made.secret)
 
@@ -160,14 +177,14 @@ def test_an_organizations_token_is_an_actor_itself(site: Site) -> None:
     assert (entry.action, entry.actor, entry.object) == ("SignOut", f"token:{made.token.id}", f"token:{made.token.id}")
 
 
-def test_an_operators_deeds_leave_an_entry_each(site: Site) -> None:
-    """Founding, issuing, revoking, erasing and pruning: by `operator`, without a credential, a revision each."""
+def test_each_operator_command_leaves_an_entry(site: Site) -> None:
+    """Creating, issuing, revoking, erasing and pruning each write an entry by `operator`, with a new revision."""
     log, storage = log_of(site), site.storage
-    founded = organizations.found(storage, log, site.server.live.in_force.policy, "globex", "gus@globex.io")
+    founded = organizations.create(storage, log, site.server.live.in_force.policy, "globex", "gus@globex.io")
     revisions = [revision(site, "globex")]
-    issued = operator.issue(storage, log, "globex", "gus@globex.io")
+    issued = operator_tokens.issue(storage, log, "globex", "gus@globex.io")
     revisions.append(revision(site, "globex"))
-    operator.revoke(storage, log, "globex", issued.id)
+    operator_tokens.revoke(storage, log, "globex", issued.id)
     revisions.append(revision(site, "globex"))
     audit.erase(storage, log, "globex", founded.owner.user_id)
     revisions.append(revision(site, "globex"))
@@ -179,7 +196,7 @@ def test_an_operators_deeds_leave_an_entry_each(site: Site) -> None:
     user = f"user:{founded.owner.user_id}"
     assert revisions == [1, 2, 3, 4, 5]
     assert [entry.sequence for entry in found] == [1, 2, 3, 4, 5]
-    assert {(entry.actor, entry.credential_id, entry.request_id) for entry in found} == {("operator", "", "")}
+    assert {(entry.actor, entry.credential_id, entry.call_id) for entry in found} == {("operator", "", "")}
     assert [(entry.action, entry.object) for entry in found] == [
         ("CreateOrganization", "organization:globex"),
         ("IssueToken", f"token:{issued.id}"),
@@ -187,28 +204,30 @@ def test_an_operators_deeds_leave_an_entry_each(site: Site) -> None:
         ("EraseAuditValues", user),
         ("PruneAuditLog", "organization:globex"),
     ]
-    details = [plain(entry)["details"] for entry in found]
-    token = {"kind": "personal", "name": "[erased]", "role": None, "restriction": None, "expire_time": ...}
+    details = [to_dict(entry)["details"] for entry in found]
+    token = {"kind": "personal", "display_name": "[erased]", "role": None, "restriction": None, "expire_time": ...}
     member = {"user": founded.owner.user_id, "role": "OWNER", "email": "[erased]"}
-    assert agree(details[0], {"members": [member], "token": founded.token.id})
-    assert agree(details[1], {"after": token})
-    assert agree(details[2], {"before": token})
+    assert matches_expected(details[0], {"members": [member], "token": founded.token.id})
+    assert matches_expected(details[1], {"after": token})
+    assert matches_expected(details[2], {"before": token})
     assert details[3] == {"users": [founded.owner.user_id], "values": 3}
     assert details[4] == {"before": "1970-01-01T00:00:00.000000Z", "entries": 0, "last_sequence": 0}
 
 
-def test_an_entry_holds_addresses_apart(site: Site) -> None:
+def test_addresses_are_stored_outside_the_entry(site: Site) -> None:
     """The table of entries has no name or address in it, only a commitment; the reader sees the value."""
     first = stored(site)[0]
 
     assert "acme.io" not in "".join(entry.details for entry in stored(site))
-    assert plain(entries(site)[0])["details"]["members"][0]["email"] == "ann@acme.io"
+    assert to_dict(entries(site)[0])["details"]["members"][0]["email"] == "ann@acme.io"
     assert first.details.count('"sha256"') == 5
 
 
 def test_a_repeated_request_leaves_one_entry(site: Site) -> None:
-    """The same request_id again: nothing is written, and the revision stays."""
-    request = token_pb2.CreatePersonalTokenRequest(name="laptop", request_id="6b7c3a52-2a43-4ba0-9d28-6f1e0a2b9c11")
+    """A repeated request with the same request_id writes nothing, and the revision stays."""
+    request = token_pb2.CreatePersonalTokenRequest(
+        display_name="laptop", request_id="6b7c3a52-2a43-4ba0-9d28-6f1e0a2b9c11"
+    )
     first = call(site, "CreatePersonalToken", request, site.tokens["OWNER"])
     before = dump(site)
     second = call(site, "CreatePersonalToken", request, site.tokens["OWNER"])
@@ -219,7 +238,7 @@ def test_a_repeated_request_leaves_one_entry(site: Site) -> None:
 
 
 def test_a_token_deleted_again_leaves_one_entry(site: Site) -> None:
-    """A token that is dead already stays so, and nothing is written."""
+    """Deleting a token that is already deleted writes nothing."""
     ci = with_ci(site)
     call(site, "DeleteToken", token_pb2.DeleteTokenRequest(id=ci), site.tokens["OWNER"])
     before = dump(site)
@@ -229,31 +248,41 @@ def test_a_token_deleted_again_leaves_one_entry(site: Site) -> None:
 
 
 def test_failed_changes_write_nothing(site: Site) -> None:
-    """Bad input, a stale etag, a missing id, a name taken: no row of any table changes."""
+    """After invalid input, a stale etag, a missing id or a duplicate name, no row of any table changes."""
     ci = with_ci(site)
     request_id = "6b7c3a52-2a43-4ba0-9d28-6f1e0a2b9c11"
     owner = site.tokens["OWNER"]
     create = token_pb2.CreatePersonalTokenRequest
-    call(site, "CreatePersonalToken", create(name="once", request_id=request_id), owner)
+    call(site, "CreatePersonalToken", create(display_name="once", request_id=request_id), owner)
     before = dump(site)
     permissions = [shared_pb2.Permission(resource="nonsense", action="view")]
     failing: list[tuple[type[RolecallError], str, Any]] = [
-        (InvalidField, "CreatePersonalToken", create(name="")),
-        (InvalidField, "CreatePersonalToken", create(name="x", ttl=Duration(seconds=-1))),
+        (InvalidField, "CreatePersonalToken", create(display_name="")),
+        (InvalidField, "CreatePersonalToken", create(display_name="x", ttl=Duration(seconds=-1))),
         (
             InvalidField,
             "CreatePersonalToken",
-            create(name="x", restriction=shared_pb2.Restriction(permissions=permissions)),
+            create(display_name="x", restriction=shared_pb2.Restriction(permissions=permissions)),
         ),
-        (RequestIdReused, "CreatePersonalToken", create(name="twice", request_id=request_id)),
-        (OrganizationNotFound, "CreatePersonalToken", create(name="x", organization="globex")),
-        (UnknownRoleName, "CreateOrganizationToken", token_pb2.CreateOrganizationTokenRequest(name="x", role="NONE")),
+        (RequestIdReused, "CreatePersonalToken", create(display_name="twice", request_id=request_id)),
+        (OrganizationNotFound, "CreatePersonalToken", create(display_name="x", organization="globex")),
+        (
+            UnknownRoleName,
+            "CreateOrganizationToken",
+            token_pb2.CreateOrganizationTokenRequest(display_name="x", role="NONE"),
+        ),
         (TokenNotFound, "RotateToken", token_pb2.RotateTokenRequest(id="a" * 22)),
         (EtagMismatch, "RotateToken", token_pb2.RotateTokenRequest(id=ci, etag="stale")),
         (InvalidField, "RotateToken", token_pb2.RotateTokenRequest(id=ci, overlap=Duration(seconds=90_000))),
         (EtagMismatch, "DeleteToken", token_pb2.DeleteTokenRequest(id=ci, etag="stale")),
         (TokenNotFound, "DeleteToken", token_pb2.DeleteTokenRequest(id="a" * 22)),
-        (EtagMismatch, "UpdateOrganization", organization_pb2.UpdateOrganizationRequest(display_name="x", etag="0")),
+        (
+            EtagMismatch,
+            "UpdateOrganization",
+            organization_pb2.UpdateOrganizationRequest(
+                organization=organization_pb2.Organization(display_name="x", etag="0")
+            ),
+        ),
         (OrganizationNotFound, "SignOut", session_pb2.SignOutRequest(organization="globex")),
     ]
     for kind, rpc, request in failing:
@@ -261,42 +290,42 @@ def test_failed_changes_write_nothing(site: Site) -> None:
             call(site, rpc, request, owner)
     log, policy = log_of(site), site.server.live.in_force.policy
     with pytest.raises(OrganizationExists):
-        organizations.found(site.storage, log, policy, "acme", "x@acme.io")
+        organizations.create(site.storage, log, policy, "acme", "x@acme.io")
     with pytest.raises(MemberNotFound):
-        operator.issue(site.storage, log, "acme", "nobody@acme.io")
+        operator_tokens.issue(site.storage, log, "acme", "nobody@acme.io")
     with pytest.raises(TokenNotFound):
-        operator.revoke(site.storage, log, "acme", "a" * 22)
+        operator_tokens.revoke(site.storage, log, "acme", "a" * 22)
 
     assert dump(site) == before
-    assert verify(site) == WHOLE
+    assert verify(site) == INTACT
 
 
 def test_refused_changes_write_denials_only(site: Site) -> None:
-    """Whoever may not: each refusal is an entry with its reason, and no other row changes, nor the revision."""
+    """Each denied change is an entry with its reason; neither another row nor the revision changes."""
     ci = with_ci(site)
     program = call(
         site,
         "CreateOrganizationToken",
-        token_pb2.CreateOrganizationTokenRequest(name="program", role="ADMIN"),
+        token_pb2.CreateOrganizationTokenRequest(display_name="program", role="ADMIN"),
         site.tokens["OWNER"],
     )
     before, length = dump(site), head(site).sequence
     viewer, admin = site.tokens["VIEWER"], site.tokens["ADMIN"]
     refused: list[tuple[type[RolecallError], str, Any, str]] = [
-        (PermissionMissing, "CreatePersonalToken", token_pb2.CreatePersonalTokenRequest(name="x"), viewer),
+        (PermissionMissing, "CreatePersonalToken", token_pb2.CreatePersonalTokenRequest(display_name="x"), viewer),
         (
             RoleBeyondCaller,
             "CreateOrganizationToken",
-            token_pb2.CreateOrganizationTokenRequest(name="x", role="OWNER"),
+            token_pb2.CreateOrganizationTokenRequest(display_name="x", role="OWNER"),
             admin,
         ),
-        (PersonOnly, "CreatePersonalToken", token_pb2.CreatePersonalTokenRequest(name="x"), program.secret),
+        (PersonOnly, "CreatePersonalToken", token_pb2.CreatePersonalTokenRequest(display_name="x"), program.secret),
         (PermissionMissing, "RotateToken", token_pb2.RotateTokenRequest(id=ci), viewer),
         (PermissionMissing, "DeleteToken", token_pb2.DeleteTokenRequest(id=ci), viewer),
         (
             PermissionMissing,
             "UpdateOrganization",
-            organization_pb2.UpdateOrganizationRequest(display_name="x"),
+            organization_pb2.UpdateOrganizationRequest(organization=organization_pb2.Organization(display_name="x")),
             admin,
         ),
     ]
@@ -315,12 +344,12 @@ def test_refused_changes_write_denials_only(site: Site) -> None:
     assert {name: rows for name, rows in after.items() if name not in audited} == {
         name: rows for name, rows in before.items() if name not in audited
     }
-    assert verify(site) == WHOLE
+    assert verify(site) == INTACT
 
 
 @contextmanager
 def unwritable(site: Site, table: str) -> Iterator[None]:
-    """The table takes no rows, and no changes to those it has."""
+    """Make every insert into the table and every update of it fail."""
     postgresql = site.settings.database.startswith("postgresql")
     if postgresql:
         sql(site, "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'full'; END $$")
@@ -337,15 +366,15 @@ def unwritable(site: Site, table: str) -> Iterator[None]:
             sql(site, f"DROP TRIGGER refused_{event}")
 
 
-def test_a_log_that_takes_nothing_fails_every_change(site: Site) -> None:
-    """The table of entries can't be written: each change fails whole; afterwards each works."""
+def test_change_fails_where_the_log_cannot_be_written(site: Site) -> None:
+    """While the table of entries can't be written, each change fails as a whole; afterwards each works."""
     ci = with_ci(site)
     owner = site.tokens["OWNER"]
     log, policy = log_of(site), site.server.live.in_force.policy
     operators: list[Callable[[], object]] = [
-        lambda: organizations.found(site.storage, log, policy, "globex", "gus@globex.io"),
-        lambda: operator.issue(site.storage, log, "acme", "ann@acme.io"),
-        lambda: operator.revoke(site.storage, log, "acme", ci),
+        lambda: organizations.create(site.storage, log, policy, "globex", "gus@globex.io"),
+        lambda: operator_tokens.issue(site.storage, log, "acme", "ann@acme.io"),
+        lambda: operator_tokens.revoke(site.storage, log, "acme", ci),
         lambda: audit.erase(site.storage, log, "acme", "ann@acme.io"),
         lambda: audit.prune(site.storage, log, "acme", now()),
     ]
@@ -355,23 +384,23 @@ def test_a_log_that_takes_nothing_fails_every_change(site: Site) -> None:
             with pytest.raises(Internal) as caught:
                 call(site, change.rpc, change.request(ci), owner)
             assert "full" not in caught.value.message
-        for deed in operators:
+        for operator_change in operators:
             with pytest.raises(SQLAlchemyError):
-                deed()
+                operator_change()
         unchanged = dump(site) == before
     for change in CHANGES.values():
         call(site, change.rpc, change.request(ci), owner)
 
     assert unchanged
-    assert verify(site) == WHOLE
+    assert verify(site) == INTACT
 
 
 @pytest.mark.parametrize("table", ["audit_heads", "audit_values", "audit_checkpoints"])
-def test_a_part_of_the_log_that_takes_nothing_fails_a_change(site: Site, table: str) -> None:
-    """Neither the head, nor names, nor the checkpoint that is due may be left out."""
-    grow(site, 99 - head(site).sequence)
+def test_change_fails_where_a_part_of_the_log_cannot_be_written(site: Site, table: str) -> None:
+    """A change fails where the head, the names or a due checkpoint can't be written."""
+    record_events(site, 99 - head(site).sequence)
     before = dump(site)
-    request = token_pb2.CreatePersonalTokenRequest(name="laptop")
+    request = token_pb2.CreatePersonalTokenRequest(display_name="laptop")
     with unwritable(site, table):
         with pytest.raises(Internal):
             call(site, "CreatePersonalToken", request, site.tokens["OWNER"])
@@ -381,11 +410,11 @@ def test_a_part_of_the_log_that_takes_nothing_fails_a_change(site: Site, table: 
     assert unchanged
     assert head(site).sequence == 100
     assert len(dump(site)["audit_checkpoints"]) == 1
-    assert verify(site) == WHOLE
+    assert verify(site) == INTACT
 
 
-def test_many_at_once_leave_a_log_without_gaps(site: Site) -> None:
-    """Changes and refusals from many threads, two servers and an operator: neither log nor revisions have a gap."""
+def test_concurrent_changes_leave_a_log_without_gaps(site: Site) -> None:
+    """Changes and denials by many threads, two servers and an operator leave no gap in the log or the revisions."""
     other = build_server(site.settings)
     other.start()
     begin, length = revision(site), head(site).sequence
@@ -416,7 +445,7 @@ def test_many_at_once_leave_a_log_without_gaps(site: Site) -> None:
         barrier.wait()
         for _ in range(8):
             try:
-                operator.issue(site.storage, log_of(site), "acme", "ann@acme.io")
+                operator_tokens.issue(site.storage, log_of(site), "acme", "ann@acme.io")
                 done.append(0)
             except WriteConflict:
                 pass
@@ -439,4 +468,4 @@ def test_many_at_once_leave_a_log_without_gaps(site: Site) -> None:
     assert len(changes) == len(done) == revision(site) - begin
     assert len(set(filter(None, done))) == len(list(filter(None, done)))
     assert [entry.sequence for entry in found] == list(range(1, len(found) + 1))
-    assert verify(site) == WHOLE
+    assert verify(site) == INTACT

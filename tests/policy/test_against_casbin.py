@@ -14,11 +14,11 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from policy_folders import CASES, OWNER_ROW, casbin_over, write_folder
 
 from rolecall.domain import Effect, Permission, Reason
-from rolecall.policy import Policy, Rule, compiled, files, index
-from rolecall.policy.compiled import Decision
+from rolecall.policy import Policy, Rule, index, parser, read_and_index
+from rolecall.policy.index import Decision
+from support.policy_folders import CASES, OWNER_ROW, casbin_over, write_folder
 
 IN_CI = os.environ.get("CI") == "true"
 REQUESTS = 100
@@ -40,7 +40,7 @@ Request = tuple[str, str, str]
 
 
 @dataclass(frozen=True)
-class Drawn:
+class RandomPolicy:
     """A random policy as rows, and some requests about it as (role, action, resource)."""
 
     rows: tuple[str, ...]
@@ -65,8 +65,8 @@ _effects = st.sampled_from(["allow", "allow", "deny"])
 
 
 @st.composite
-def policies(draw: st.DrawFn) -> Drawn:
-    """A policy that the reader accepts: roles without circles, each rule once, and a role that owns."""
+def policies(draw: st.DrawFn) -> RandomPolicy:
+    """Draw a policy that the parser accepts: no cycle of roles, each rule once, and an owner role."""
     roles = draw(st.lists(st.sampled_from(ROLES), min_size=1, max_size=6, unique=True))
     below = [(child, parent) for i, child in enumerate(roles) for parent in roles[i + 1 :]]
     links = draw(st.lists(st.sampled_from(below), max_size=8, unique=True)) if below else []
@@ -76,9 +76,9 @@ def policies(draw: st.DrawFn) -> Drawn:
     rows += [f"p, {role}, {resource}, {action}, {effect}" for (role, resource, action), effect in rules.items()]
     written = {role for role, _, _ in rules} | {child for child, _ in links}
     rows += [f"p, {role}, idle, idle, allow" for role in sorted({parent for _, parent in links} - written)]
-    drawn = draw(st.lists(_paths, max_size=4))
+    paths = draw(st.lists(_paths, max_size=4))
     near = {probe for _, resource, _ in rules for probe in _around(resource)}
-    resources = sorted({*drawn, *near, "", "unknown", "owners", "/a", "a//b"})
+    resources = sorted({*paths, *near, "", "unknown", "owners", "/a", "a//b"})
     actions = ["view", "edit", "vie", "viewx", "View", "unknown", ""]
     everyone = [*roles, "TOP", "nobody", ""]
     # One number rather than a draw for each choice, so that a failure is cut down to its core within seconds.
@@ -94,7 +94,7 @@ def policies(draw: st.DrawFn) -> Drawn:
             action = chance.choice(["view", "edit"]) if verb == "*" else verb
             resource = chance.choice(sorted(_around(pattern)))
         requests.append((role, action, resource))
-    return Drawn((OWNER_ROW.strip(), *rows), tuple(requests))
+    return RandomPolicy((OWNER_ROW.strip(), *rows), tuple(requests))
 
 
 def _around(pattern: str) -> set[str]:
@@ -105,20 +105,20 @@ def _around(pattern: str) -> set[str]:
 
 
 @contextmanager
-def _folder(drawn: Drawn) -> Iterator[Path]:
+def _folder(random_policy: RandomPolicy) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
-        yield write_folder(Path(folder), drawn.text, CASES)
+        yield write_folder(Path(folder), random_policy.text, CASES)
 
 
 def _index(folder: Path) -> Policy:
-    source, policy = index(folder)
+    source, policy = read_and_index(folder)
     assert policy is not None, source.errors
     assert source.errors == []
     return policy
 
 
-def _build(drawn: Drawn) -> Policy:
-    with _folder(drawn) as folder:
+def _build(random_policy: RandomPolicy) -> Policy:
+    with _folder(random_policy) as folder:
         return _index(folder)
 
 
@@ -128,9 +128,9 @@ def _matches(pattern: str, resource: str) -> bool:
     return resource == pattern or resource.startswith(f"{pattern}/")
 
 
-def _distances(drawn: Drawn, role: str) -> dict[str, int]:
+def _distances(random_policy: RandomPolicy, role: str) -> dict[str, int]:
     """The roles that `role` holds, with the number of links to each."""
-    links = [row.split(", ")[1:] for row in drawn.rows if row.startswith("g")]
+    links = [row.split(", ")[1:] for row in random_policy.rows if row.startswith("g")]
     found = {role: 0}
     for steps in range(1, len(links) + 1):
         for child, parent in links:
@@ -139,8 +139,8 @@ def _distances(drawn: Drawn, role: str) -> dict[str, int]:
     return found
 
 
-def _judge(permissions: list[Permission], action: str, resource: str) -> Effect:
-    """What a list of permissions says: deny beats allow, and nothing is allowed that none allows."""
+def _decide(permissions: list[Permission], action: str, resource: str) -> Effect:
+    """The decision by a list of permissions: deny beats allow, and the default is deny."""
     effects = {
         permission.effect
         for permission in permissions
@@ -156,18 +156,18 @@ def test_decisions_equal_those_of_casbin(merged: bool, monkeypatch: pytest.Monke
     reasons: Counter[Reason] = Counter()
     kept_apart = 0
     if not merged:
-        monkeypatch.setattr(compiled, "MAX_STARRED_SHARE", 0)
-        monkeypatch.setattr(compiled, "MIN_STARRED_ROWS", 0)
+        monkeypatch.setattr(index, "MAX_ANY_ACTION_SHARE", 0)
+        monkeypatch.setattr(index, "MIN_ANY_ACTION_ROWS", 0)
 
     @settings(PROPERTY, max_examples=wanted // REQUESTS + 10)
     @given(policies())
-    def compare(drawn: Drawn) -> None:
+    def compare(random_policy: RandomPolicy) -> None:
         nonlocal kept_apart
-        with _folder(drawn) as folder:
+        with _folder(random_policy) as folder:
             policy = _index(folder)
             reference = casbin_over(folder)
         kept_apart += not policy._merged
-        for role, action, resource in drawn.requests:
+        for role, action, resource in random_policy.requests:
             decision = policy.decide(role, action, resource)
             reasons[decision.reason] += 1
             allowed = decision.decision is Effect.ALLOW
@@ -181,8 +181,8 @@ def test_decisions_equal_those_of_casbin(merged: bool, monkeypatch: pytest.Monke
     assert min(reasons[r] for r in (Reason.UNKNOWN_ROLE, Reason.UNKNOWN_RESOURCE, Reason.UNKNOWN_ACTION)) > 0
 
 
-def _assert_rule_is_true(drawn: Drawn, policy: Policy, decision: Decision) -> None:
-    held = _distances(drawn, decision.role)
+def _assert_rule_is_true(random_policy: RandomPolicy, policy: Policy, decision: Decision) -> None:
+    held = _distances(random_policy, decision.role)
     wanted = Effect.DENY if decision.reason is Reason.FORBIDDEN else Effect.ALLOW
     matching = [
         rule
@@ -195,34 +195,34 @@ def _assert_rule_is_true(drawn: Drawn, policy: Policy, decision: Decision) -> No
     assert (held[rule.role], -len(rule.resource)) == min((held[r.role], -len(r.resource)) for r in deciding)
     chain = decision.role_chain
     assert (chain[0], chain[-1], len(chain)) == (decision.role, rule.role, held[rule.role] + 1)
-    assert all(f"g, {child}, {parent}" in drawn.rows for child, parent in pairwise(chain))
+    assert all(f"g, {child}, {parent}" in random_policy.rows for child, parent in pairwise(chain))
     if decision.reason is Reason.GRANTED:
         assert deciding == matching
 
 
-def _without(drawn: Drawn, rule: Rule) -> Policy:
+def _without(random_policy: RandomPolicy, rule: Rule) -> Policy:
     """The policy less every rule of the resource, action and effect of `rule`, whatever its role."""
     gone = f", {rule.resource}, {rule.action}, {rule.effect}"
     # An empty line keeps the line numbers of the others.
-    rows = ["" if row.endswith(gone) and row.startswith("p, ") else row for row in drawn.rows]
-    with _folder(Drawn(tuple(rows), ())) as folder:
-        source = files.read(folder)
+    rows = ["" if row.endswith(gone) and row.startswith("p, ") else row for row in random_policy.rows]
+    with _folder(RandomPolicy(tuple(rows), ())) as folder:
+        source = parser.read(folder)
     return Policy(source.rules, source.inheritances, "")
 
 
 @PROPERTY
 @given(policies())
-def test_named_rule_really_decides(drawn: Drawn) -> None:
+def test_named_rule_really_decides(random_policy: RandomPolicy) -> None:
     """The named rule matches, is held through the named roles, is the nearest; without it something else decides."""
-    policy = _build(drawn)
-    without = cache(lambda rule: _without(drawn, rule))
+    policy = _build(random_policy)
+    without = cache(lambda rule: _without(random_policy, rule))
 
-    for request in drawn.requests:
+    for request in random_policy.requests:
         decision = policy.decide(*request)
         rule = decision.rule
         if decision.reason in (Reason.GRANTED, Reason.FORBIDDEN):
             assert rule is not None
-            _assert_rule_is_true(drawn, policy, decision)
+            _assert_rule_is_true(random_policy, policy, decision)
             again = without(rule).decide(*request)
             assert again.reason is not decision.reason or again.rule not in (rule, None)
         else:
@@ -232,56 +232,58 @@ def test_named_rule_really_decides(drawn: Drawn) -> None:
 
 @PROPERTY
 @given(policies())
-def test_lists_of_permissions_and_roles_agree_with_decisions(drawn: Drawn) -> None:
-    """What `permissions_of` lists decides every request alike, and `roles_that_may` lists just those that may."""
-    policy = _build(drawn)
+def test_lists_of_permissions_and_roles_agree_with_decisions(random_policy: RandomPolicy) -> None:
+    """`permissions_of` agrees with the decision on every request, and `roles_that_may` lists just the allowed roles."""
+    policy = _build(random_policy)
 
-    for role, action, resource in drawn.requests:
+    for role, action, resource in random_policy.requests:
         decision = policy.decide(role, action, resource)
-        assert decision.decision is _judge(policy.permissions_of(role), action, resource), (role, action, resource)
+        assert decision.decision is _decide(policy.permissions_of(role), action, resource), (role, action, resource)
         assert (role in policy.roles_that_may(action, resource)) is (decision.decision is Effect.ALLOW)
         assert set(policy.roles_that_may(action, resource)) <= set(policy.roles)
 
 
 @PROPERTY
 @given(policies())
-def test_own_permissions_of_all_held_roles_are_the_roles_permissions(drawn: Drawn) -> None:
+def test_own_permissions_of_all_held_roles_are_the_roles_permissions(random_policy: RandomPolicy) -> None:
     """`describe_roles` states each role's own rows; those of a role and all it inherits from are its permissions."""
-    policy = _build(drawn)
+    policy = _build(random_policy)
 
-    described = {role.name: role for role in policy.describe_roles()}
+    own = {role.name: role for role in policy.describe_roles()}
 
-    assert tuple(described) == policy.roles
-    assert sum(len(role.permissions) for role in described.values()) == len(policy.rules)
-    for name, role in described.items():
-        together = {permission for held in _distances(drawn, name) for permission in described[held].permissions}
+    assert tuple(own) == policy.roles
+    assert sum(len(role.permissions) for role in own.values()) == len(policy.rules)
+    for name, role in own.items():
+        together = {permission for held in _distances(random_policy, name) for permission in own[held].permissions}
         assert set(policy.permissions_of(name)) == together
         assert role.updates_owners is (name in policy.owner_roles)
 
 
 @PROPERTY
 @given(policies(), _seeds)
-def test_decisions_do_not_depend_on_the_order_of_rows(drawn: Drawn, seed: int) -> None:
-    """The same rows in another order answer every request with the same reason, and hold the same permissions."""
-    policy = _build(drawn)
-    rows = list(drawn.rows)
+def test_decisions_do_not_depend_on_the_order_of_rows(random_policy: RandomPolicy, seed: int) -> None:
+    """Rows in another order answer every request with the same reason, and hold the same permissions."""
+    policy = _build(random_policy)
+    rows = list(random_policy.rows)
     random.Random(seed).shuffle(rows)
 
-    shuffled = _build(Drawn(tuple(rows), drawn.requests))
+    shuffled = _build(RandomPolicy(tuple(rows), random_policy.requests))
 
-    assert [shuffled.decide(*r).reason for r in drawn.requests] == [policy.decide(*r).reason for r in drawn.requests]
+    assert [shuffled.decide(*r).reason for r in random_policy.requests] == [
+        policy.decide(*r).reason for r in random_policy.requests
+    ]
     assert {r: shuffled.permissions_of(r) for r in policy.roles} == {r: policy.permissions_of(r) for r in policy.roles}
     assert set(shuffled.roles) == set(policy.roles)
 
 
 @PROPERTY
 @given(policies())
-def test_chain_is_the_shortest_way_and_exists_only_to_held_roles(drawn: Drawn) -> None:
+def test_chain_is_the_shortest_way_and_exists_only_to_held_roles(random_policy: RandomPolicy) -> None:
     """Between any two roles the chain has as few links as possible, and is empty where nothing is inherited."""
-    policy = _build(drawn)
+    policy = _build(random_policy)
 
     for role in policy.roles:
-        held = _distances(drawn, role)
+        held = _distances(random_policy, role)
         assert {other: len(policy.chain(role, other)) - 1 for other in policy.roles if other in held} == held
         assert {policy.chain(role, other) for other in (*policy.roles, "nobody") if other not in held} == {()}
         assert policy.chain("nobody", role) == ()
@@ -289,12 +291,12 @@ def test_chain_is_the_shortest_way_and_exists_only_to_held_roles(drawn: Drawn) -
 
 @PROPERTY
 @given(policies())
-def test_default_deny_says_what_the_policy_does_not_name(drawn: Drawn) -> None:
+def test_default_deny_says_what_the_policy_does_not_name(random_policy: RandomPolicy) -> None:
     """An unknown role, resource type or action is reported where no rule matches, and only there."""
-    policy = _build(drawn)
-    patterns = [row.split(", ")[2] for row in drawn.rows if row.startswith("p")]
+    policy = _build(random_policy)
+    patterns = [row.split(", ")[2] for row in random_policy.rows if row.startswith("p")]
 
-    for role, action, resource in drawn.requests:
+    for role, action, resource in random_policy.requests:
         reason = policy.decide(role, action, resource).reason
         kind = resource.split("/")[0]
         named = any(

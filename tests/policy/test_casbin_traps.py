@@ -1,4 +1,4 @@
-"""What Casbin does silently, and what is done here instead."""
+"""Silent behaviours of Casbin, and how this project handles each."""
 
 import pickle
 import subprocess
@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from casbin.rbac.default_role_manager import RoleManager
 from casbin.util import key_match, regex_match
-from policy_folders import CASES, MODEL, OWNER_ROW, SHIPPED, casbin_over, write_folder
 
 from rolecall.domain import Effect, Reason
-from rolecall.policy import Decision, Finding, Policy, build, explain, files, oracle
+from rolecall.policy import Decision, Finding, Policy, build, casbin_check, explain, parser
+from support.policy_folders import CASES, MODEL, OWNER_ROW, SHIPPED, casbin_over, write_folder
 
 DENY_THEN_ALLOW = "p, A, docs, read, {deny}\np, A, docs, read, allow\n"
 
@@ -85,7 +85,7 @@ def test_reload_never_denies_in_between(tmp_path: Path) -> None:
 
 
 def test_linked_roles_can_be_loaded_again(tmp_path: Path) -> None:
-    """Casbin deep-copies its role graph on a reload and runs out of stack; building anew copies nothing."""
+    """Casbin deep-copies its role graph on a reload and runs out of stack; a new build copies nothing."""
     rows = "p, r0, docs, read, allow\n" + "".join(f"p, r{i}, docs/{i}, read, allow\n" for i in range(1, 100))
     rows += "".join(f"g, u{i}, r{i % 100}\ng, u{i}, r{(i + 1) % 100}\n" for i in range(200))
     enforcer = _casbin(tmp_path / "casbin", rows)
@@ -161,7 +161,7 @@ def test_wrong_number_of_values_is_refused(row: str, tmp_path: Path) -> None:
     ],
 )
 def test_quote_comment_and_bracket_in_a_row_are_refused(deny: str, column: int, tmp_path: Path) -> None:
-    """Casbin keeps quotes and comments as part of the value and lets brackets swallow the row; they are refused."""
+    """Casbin reads a deny with a quote, a comment or a bracket as another rule; Rolecall refuses the row."""
     held = _casbin(tmp_path, deny).get_policy()[0]
     assert held != ["A", "docs", "read", "deny"]
 
@@ -182,7 +182,7 @@ def test_quoted_comma_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("effect", ["DENY", "Deny", "denied", ""])
 def test_mistyped_deny_does_not_allow(effect: str, tmp_path: Path) -> None:
-    """Casbin ignores a deny whose effect is mistyped, so that the allow beside it wins; it is refused."""
+    """Casbin ignores a deny whose effect is mistyped, so that an allow rule decides; Rolecall refuses the row."""
     rows = OWNER_ROW + DENY_THEN_ALLOW.format(deny=effect)
     assert _casbin(tmp_path, rows).enforce("A", "docs", "read") is True
 
@@ -218,7 +218,7 @@ def test_subject_named_like_a_role_is_not_that_role(tmp_path: Path) -> None:
 
 
 def test_unknown_subjects_leave_nothing_behind(tmp_path: Path) -> None:
-    """Casbin remembers every subject it is asked about; a policy is after a thousand questions what it was before."""
+    """Casbin keeps every subject it is asked about; this project's policy is unchanged by a thousand questions."""
     rows = "g, B, A\np, A, docs, read, allow\n"
     enforcer = _casbin(tmp_path, rows)
     known = len(enforcer.get_role_manager().all_roles)
@@ -235,7 +235,7 @@ def test_unknown_subjects_leave_nothing_behind(tmp_path: Path) -> None:
     assert pickle.dumps(vars(policy)) == before
 
 
-def test_default_deny_is_explained_and_nothing_live_is_handed_out(tmp_path: Path) -> None:
+def test_default_deny_is_explained_by_immutable_values(tmp_path: Path) -> None:
     """Casbin explains no default deny, and its explanation of an allow is its own list; ours is a value."""
     rows = "p, A, docs, read, allow\n"
     enforcer = _casbin(tmp_path, rows)
@@ -380,7 +380,7 @@ def test_large_policy_is_built_without_waiting_for_casbin(tmp_path: Path) -> Non
 
     assert result.policy is not None
     assert len(result.policy.rules) == 20_001
-    assert result.compared == 0
+    assert result.comparisons == 0
 
 
 def test_comparison_ends_in_time(tmp_path: Path) -> None:
@@ -390,7 +390,7 @@ def test_comparison_ends_in_time(tmp_path: Path) -> None:
 
     result = build(write_folder(tmp_path, OWNER_ROW + rows), 0.2)
 
-    assert result.compared > 0
+    assert result.comparisons > 0
     assert time.monotonic() - began < 10
 
 
@@ -400,7 +400,7 @@ def test_comparison_without_a_limit_goes_to_the_end(tmp_path: Path) -> None:
 
     results = [build(folder, None) for _ in range(2)]
 
-    assert results[0].compared == results[1].compared > 100
+    assert results[0].comparisons == results[1].comparisons > 100
 
 
 @pytest.mark.parametrize(
@@ -412,10 +412,10 @@ def test_comparison_without_a_limit_goes_to_the_end(tmp_path: Path) -> None:
 )
 def test_different_answer_of_casbin_keeps_the_policy_back(row: str, message: str, tmp_path: Path) -> None:
     """An index that answers anything unlike Casbin over the file is an error that asks for a report."""
-    source = files.read(write_folder(tmp_path / "file", f"{OWNER_ROW}p, A, docs, read, allow\n"))
+    source = parser.read(write_folder(tmp_path / "file", f"{OWNER_ROW}p, A, docs, read, allow\n"))
     other = _policy(tmp_path / "index", row)
 
-    compared = oracle.check_against_casbin(source, other, None)
+    compared = casbin_check.check_against_casbin(source, other, None)
 
     assert compared > 0
     assert [(f.file, f.line, f.column) for f in source.errors] == [("policy.csv", 0, 0)]
@@ -423,8 +423,8 @@ def test_different_answer_of_casbin_keeps_the_policy_back(row: str, message: str
     assert "report it" in source.errors[0].fix
 
 
-def test_effect_that_allows_strangers_is_refused(tmp_path: Path) -> None:
-    """Casbin's deny-override effect allows whoever no rule names; the model is refused and a stranger denied."""
+def test_effect_that_allows_unknown_subjects_is_refused(tmp_path: Path) -> None:
+    """Casbin's deny-override effect allows subjects without a rule; the model is refused and such a subject denied."""
     model = MODEL.replace("some(where (p.eft == allow)) && !some(", "!some(")
     rows = "p, A, docs, read, allow\n"
     assert _casbin(tmp_path, rows, model).enforce("stranger", "docs", "read") is True
@@ -484,10 +484,10 @@ def test_decision_is_a_value_of_its_own_policy(tmp_path: Path) -> None:
 
 
 def test_casbin_answers_alike_over_indented_comments(tmp_path: Path) -> None:
-    """An indented comment, even one with a lone bracket, disturbs neither reading nor the comparison with Casbin."""
+    """An indented comment, even one with a single bracket, changes neither the parser's nor Casbin's result."""
     folder = write_folder(tmp_path, f"{OWNER_ROW}  # see the handbook)\np, A, docs, read, allow\n")
 
     result = build(folder, None)
 
     assert result.errors == ()
-    assert result.compared > 0
+    assert result.comparisons > 0

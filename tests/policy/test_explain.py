@@ -1,16 +1,17 @@
-"""An explanation names the rule and the way to it, or what is missing."""
+"""An explanation names the rule and the chain of roles to it, or what is missing."""
 
 from pathlib import Path
 
 import pytest
-from policy_folders import CASES, OWNER_ROW, SHIPPED, write_folder
 
 from rolecall.domain import Explanation, Reason
 from rolecall.policy import POLICY_FILE, Policy, build, explain, load
+from support.environment import ROOT
+from support.policy_folders import CASES, OWNER_ROW, SHIPPED, write_folder
 
 
 @pytest.fixture(scope="module")
-def shipped() -> Policy:
+def default_policy() -> Policy:
     """The default policy."""
     policy = build(SHIPPED, 0.0).policy
     assert policy is not None
@@ -38,8 +39,8 @@ def test_allow_through_a_chain_names_rule_line_and_roles(tmp_path: Path) -> None
     )
 
 
-def test_own_allow_names_no_way(tmp_path: Path) -> None:
-    """An allow of the role's own row is explained without a chain in words."""
+def test_allow_of_the_own_role_has_no_chain(tmp_path: Path) -> None:
+    """An allow by the role's own row is explained without a chain of roles."""
     policy = _policy(tmp_path, "p, GUEST, docs, read, allow\n")
 
     explanation = explain(policy.decide("GUEST", "read", "docs"))
@@ -80,12 +81,12 @@ def test_nearest_role_and_most_specific_resource_are_named(tmp_path: Path) -> No
     assert explanation.rule == "p, DEV, docs/a*, read, allow"
 
 
-def test_default_deny_names_the_row_of_another_role(shipped: Policy) -> None:
+def test_default_deny_names_the_row_of_another_role(default_policy: Policy) -> None:
     """A default deny names the row that would have allowed it to another role, and the roles that may."""
     row = "p, CONTRIBUTOR, projects, create, allow"
     line = (SHIPPED / POLICY_FILE).read_text(encoding="utf-8").split("\n").index(row) + 1
 
-    explanation = explain(shipped.decide("VIEWER", "create", "projects/apollo"))
+    explanation = explain(default_policy.decide("VIEWER", "create", "projects/apollo"))
 
     assert explanation == Explanation(
         "VIEWER may not `create` on `projects/apollo`: no rule allows it. Roles that may: OWNER, ADMIN, CONTRIBUTOR.",
@@ -166,10 +167,10 @@ def test_deny_rule_is_no_nearest_miss(tmp_path: Path) -> None:
     ids=["role", "case of a role", "resource", "action", "no such role", "no such resource", "no such action"],
 )
 def test_mistyped_name_is_answered_with_the_nearest(
-    shipped: Policy, role: str, action: str, resource: str, reason: Reason, says: str, nearest: str
+    default_policy: Policy, role: str, action: str, resource: str, reason: Reason, says: str, nearest: str
 ) -> None:
     """A default deny for an unknown name says which one, and the policy's name most like it, if any is."""
-    decision = shipped.decide(role, action, resource)
+    decision = default_policy.decide(role, action, resource)
 
     explanation = explain(decision)
 
@@ -179,9 +180,9 @@ def test_mistyped_name_is_answered_with_the_nearest(
     assert explanation.nearest_miss_line == 0
 
 
-def test_mistyped_role_is_told_who_may(shipped: Policy) -> None:
-    """Even for an unknown role the explanation lists the roles that would pass."""
-    explanation = explain(shipped.decide("OWNR", "manage", "account"))
+def test_mistyped_role_gets_the_roles_that_may(default_policy: Policy) -> None:
+    """An explanation for an unknown role lists the roles that would pass."""
+    explanation = explain(default_policy.decide("OWNR", "manage", "account"))
 
     assert "(perhaps `OWNER`)" in explanation.summary
     assert explanation.summary.endswith(" Roles that may: OWNER.")
@@ -189,8 +190,8 @@ def test_mistyped_role_is_told_who_may(shipped: Policy) -> None:
 
 
 def test_denied_decision_is_false() -> None:
-    """`if policy.decide(...)` lets nobody in whom the policy doesn't."""
-    policy = load(Path(__file__).parents[2] / "policies", 0.0)
+    """`if policy.decide(...)` is false for a denial."""
+    policy = load(ROOT / "policies", 0.0)
 
     assert policy.decide("VIEWER", "view", "secrets")
     assert not policy.decide("VIEWER", "delete", "projects")

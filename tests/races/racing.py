@@ -1,4 +1,4 @@
-"""How a race is held between two who change the same thing at once, and what must hold whoever comes first."""
+"""Races between two participants that change the same thing at once, and the invariants in either order."""
 
 import os
 from abc import ABC, abstractmethod
@@ -11,28 +11,30 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 
 import pytest
-from actors import DONE, Actor, Deed, Outcome
-from conftest import CI, POSTGRES_URL, ROOT
-from postgres import PostgresServer
 from sqlalchemy import and_, func, select, text
 
-from rolecall import credentials, keys, organizations, policy
+from races.participants import DONE, Action, Participant, Result
+from rolecall import policy
 from rolecall.audit import AuditLog, verify
-from rolecall.directory import Directory
+from rolecall.credentials import server_key, token_format
 from rolecall.domain import Member, now
-from rolecall.sessions import open_session
+from rolecall.identity.authentication import Authenticator
+from rolecall.services import organizations
+from rolecall.services.sessions import open_session
 from rolecall.storage import Storage, Transaction, tables
 from rolecall.storage import members as member_rows
 from rolecall.storage import organizations as organization_rows
+from support.environment import CI, POSTGRES_URL, ROOT
+from support.postgres import PostgresServer
 
-__all__ = ["POLICIES", "Court", "Race", "Run", "court", "hold", "session"]
+__all__ = ["POLICIES", "Race", "RaceDatabase", "Run", "open_race_database", "run_race", "session"]
 
 POLICIES = ROOT / "policies"
-# By how many seconds the second begins behind the first, in turn: each of them is to be first now and then.
+# Seconds by which the second participant starts after the first, in turn, so that each is sometimes the first.
 LAGS = (0.0, 0.001, -0.001, 0.002, -0.002)
 
-# What must never be, whoever came first.
-UNSOUND = text("""
+# Rows that violate an invariant, in either order of the actions.
+VIOLATIONS = text("""
     SELECT 'is invited twice', email_key FROM invitations
     WHERE organization = :name AND state = 'pending' GROUP BY email_key HAVING count(*) > 1
     UNION ALL
@@ -50,33 +52,33 @@ UNSOUND = text("""
 """)
 
 T = TypeVar("T")
-# Does two deeds at once. It is told the number of the round, where there are several ways.
-Run = Callable[[int, tuple[Deed, Deed]], tuple[Outcome, Outcome]]
+# Function that runs two actions at once; it gets the number of the round too.
+Run = Callable[[int, tuple[Action, Action]], tuple[Result, Result]]
 
 
-class Court:
-    """One database for many races, and an actor in this process."""
+class RaceDatabase:
+    """Database for many races, and a participant in this process."""
 
     def __init__(self, url: str, folder: Path) -> None:
         self.url = url
         self.key_file = folder / "rolecall.key"
-        self.log = AuditLog(keys.create(self.key_file))
+        self.log = AuditLog(server_key.create(self.key_file))
         self.policy = policy.load(POLICIES, 0.0)
         self.storage = Storage(url)
         self.storage.create()
-        # What is read here, no change in this process has to do with.
-        self.onlooker = Storage(url)
-        self.actor = Actor(self.storage, self.key_file, POLICIES)
+        # For reads that no change in this process affects.
+        self.observer = Storage(url)
+        self.participant = Participant(self.storage, self.key_file, POLICIES)
 
     def close(self) -> None:
-        """Let go of the database."""
+        """Release the database."""
         self.storage.close()
-        self.onlooker.close()
+        self.observer.close()
 
 
 @contextmanager
-def court(kind: str, folder: Path) -> Iterator[Court]:
-    """Over a new database of this kind, for all tests of a module."""
+def open_race_database(kind: str, folder: Path) -> Iterator[RaceDatabase]:
+    """Open a new database of this kind, for all tests of a module."""
     with ExitStack() as stack:
         if kind == "sqlite":
             url = f"sqlite:///{folder}/rolecall.db"
@@ -84,121 +86,121 @@ def court(kind: str, folder: Path) -> Iterator[Court]:
             url = stack.enter_context(PostgresServer.new_database(os.environ[POSTGRES_URL]))
         else:
             pytest.skip("PostgreSQL is not installed")
-        made = Court(url, folder)
+        made = RaceDatabase(url, folder)
         stack.callback(made.close)
         yield made
 
 
 class Race(ABC):
-    """Two deeds at once in an organization of their own; how they may end; what holds then."""
+    """Two actions at once in an organization of their own, with the allowed results and the invariants after them."""
 
     name: ClassVar[str]
-    # What the two may be told: each of these comes up in many rounds, and nothing else.
-    endings: ClassVar[set[tuple[str, str]]]
+    # The allowed pairs of statuses; each of them occurs in some of the rounds, and no other.
+    allowed_results: ClassVar[set[tuple[str, str]]]
     rounds: ClassVar[int] = 200 if CI else 12
 
-    def __init__(self, court: Court) -> None:
-        self.court = court
-        self.ann = organizations.found(court.storage, court.log, court.policy, self.name, "ann@acme.io").owner
-        # How often something was changed, and how much of that is in the audit log.
+    def __init__(self, database: RaceDatabase) -> None:
+        self.database = database
+        self.ann = organizations.create(database.storage, database.log, database.policy, self.name, "ann@acme.io").owner
+        # Number of changes, and number of those that are in the audit log.
         self.changed = self.recorded = 1
-        self.owner = self.put(lambda tx: session(tx, self.ann))
+        self.owner = self.write(lambda tx: session(tx, self.ann))
 
     @abstractmethod
-    def deeds(self, number: int) -> tuple[Deed, Deed]:
-        """Make ready for a round."""
+    def actions(self, number: int) -> tuple[Action, Action]:
+        """Prepare a round, and return its two actions."""
 
     @abstractmethod
-    def judge(self, tx: Transaction, one: Outcome, other: Outcome) -> tuple[set[str], set[str]]:
-        """Look at what the two left behind; answers the credentials that must live and those that must be dead."""
+    def check(self, tx: Transaction, one: Result, other: Result) -> tuple[set[str], set[str]]:
+        """Check the state after both actions; return the secrets that must work, and those that must not."""
 
-    def put(self, work: Callable[[Transaction], T]) -> T:
-        """Change something past the services: one mutation, which nobody records."""
+    def write(self, work: Callable[[Transaction], T]) -> T:
+        """Change rows without the services: one mutation without an audit entry."""
         self.changed += 1
-        return self.court.storage.mutate(self.name, work)
+        return self.database.storage.mutate(self.name, work)
 
-    def count(self, outcome: Outcome) -> None:
-        """Note what was done through the services."""
-        self.changed += outcome.said == DONE
-        self.recorded += outcome.said == DONE
+    def count(self, result: Result) -> None:
+        """Count an action that was done through the services."""
+        self.changed += result.status == DONE
+        self.recorded += result.status == DONE
 
-    def act(self, what: str, secret: str, *about: str) -> Outcome:
-        """Have something done that nobody disputes."""
-        outcome = self.court.actor.ready(Deed(what, secret, about))()
-        assert outcome.said == DONE, outcome
-        self.count(outcome)
-        return outcome
+    def run(self, what: str, secret: str, *arguments: str) -> Result:
+        """Run an action that must succeed."""
+        result = self.database.participant.ready(Action(what, secret, arguments))()
+        assert result.status == DONE, result
+        self.count(result)
+        return result
 
     def join(self, tx: Transaction, email: str, role: str) -> Member:
-        """Let somebody in past the services."""
+        """Add a member without the services."""
         at = now()
-        member = Member(self.name, credentials.new_id(), email, email.partition("@")[0], role, at, at)
+        member = Member(self.name, token_format.new_id(), email, email.partition("@")[0], role, at, at)
         member_rows.add(tx, member, email)
         return member
 
     def state(self, tx: Transaction, invitation: str) -> str:
-        """An invitation's state."""
+        """Return the state of an invitation."""
         rows = tables.invitations
         return str(tx.connection.scalars(select(rows.c.state).where(rows.c.id == invitation)).one())
 
-    def joined(self, tx: Transaction, invitation: str) -> list[str]:
-        """The members who have the address of an invitation."""
+    def members_invited_by(self, tx: Transaction, invitation: str) -> list[str]:
+        """Return the members who have the address of an invitation."""
         rows, members = tables.invitations, tables.members
         same = and_(members.c.organization == rows.c.organization, members.c.email_key == rows.c.email_key)
         query = select(members.c.user_id).join_from(rows, members, same).where(rows.c.id == invitation)
         return list(tx.connection.scalars(query))
 
     def held(self, tx: Transaction, user_id: str) -> int:
-        """How many credentials a person has."""
+        """Count the credentials of a person."""
         rows = tables.credentials
         query = select(func.count()).select_from(rows)
         return tx.connection.scalars(query.where(rows.c.organization == self.name, rows.c.user_id == user_id)).one()
 
 
 def session(tx: Transaction, member: Member) -> str:
-    """The text of a new session."""
+    """Open a session; return its text."""
     return open_session(tx, member, now()).session.text
 
 
-def hold(kind: type[Race], court: Court, run: Run) -> None:
-    """Hold a race many times, and look after each time whether all is as it must be."""
-    race = kind(court)
-    endings: Counter[tuple[str, str]] = Counter()
+def run_race(kind: type[Race], database: RaceDatabase, run: Run) -> None:
+    """Run a race many times, and check the invariants after each round."""
+    race = kind(database)
+    seen: Counter[tuple[str, str]] = Counter()
     conflicts = at_once = 0
     for number in range(race.rounds):
         lag = LAGS[number % len(LAGS)]
-        one, other = race.deeds(number)
-        deeds = replace(one, pause=max(-lag, 0.0)), replace(other, pause=max(lag, 0.0))
-        first, second = run(number, deeds)
-        ending = first.said, second.said
-        assert ending in race.endings, number
-        endings[ending] += 1
+        one, other = race.actions(number)
+        actions = replace(one, pause=max(-lag, 0.0)), replace(other, pause=max(lag, 0.0))
+        first, second = run(number, actions)
+        statuses = first.status, second.status
+        assert statuses in race.allowed_results, number
+        seen[statuses] += 1
         conflicts += bool(first.conflicts or second.conflicts)
         at_once += first.began < second.ended and second.began < first.ended
         race.count(first)
         race.count(second)
-        _look(race, first, second)
+        _check_round(race, first, second)
 
-    # They did meet, and neither always came first.
-    assert set(endings) == race.endings, endings
+    # Each allowed result occurred, and many actions ran at the same time.
+    assert set(seen) == race.allowed_results, seen
     assert at_once > race.rounds / 4
-    # That others keep somebody from writing to the end is rare: but one of few rounds may be the rare one.
+    # Actions that end in a write conflict are rare, but among few rounds there may be one.
     assert conflicts <= 2 + race.rounds / 50
-    assert court.onlooker.read(lambda tx: organization_rows.revision_of(tx, race.name)) == race.changed
-    verdict = court.onlooker.read(lambda tx: verify(tx, court.log, race.name))
-    assert verdict.whole, verdict.problem
+    assert database.observer.read(lambda tx: organization_rows.revision_of(tx, race.name)) == race.changed
+    verdict = database.observer.read(lambda tx: verify(tx, database.log, race.name))
+    assert verdict.intact, verdict.problem
     assert verdict.entries == race.recorded
 
 
-def _look(race: Race, one: Outcome, other: Outcome) -> None:
-    """Look at the database, and at who is let in: by one who hears of it now, and by one who knew the old state."""
-    live, dead = race.court.onlooker.read(lambda tx: _judged(tx, race, one, other))
-    for directory in (Directory(race.court.onlooker), race.court.actor.directory):
-        # Each as a stranger of its own, as one who is wrong so often would soon be turned away.
-        assert {secret for secret in live | dead if directory.caller(secret, partial(str, secret))} == live
+def _check_round(race: Race, one: Result, other: Result) -> None:
+    """Check the database, and which secrets a new authenticator and one with a cache accept."""
+    live, dead = race.database.observer.read(lambda tx: _check_database(tx, race, one, other))
+    for authenticator in (Authenticator(race.database.observer), race.database.participant.authenticator):
+        # Each secret has a peer of its own: one peer with all these failures would be rate-limited.
+        assert {secret for secret in live | dead if authenticator.authenticate(secret, partial(str, secret))} == live
 
 
-def _judged(tx: Transaction, race: Race, one: Outcome, other: Outcome) -> tuple[set[str], set[str]]:
-    """The credentials that must live and those that must be dead, where all else is sound."""
-    assert tx.connection.execute(UNSOUND, {"name": race.name}).all() == []
-    return race.judge(tx, one, other)
+def _check_database(tx: Transaction, race: Race, one: Result, other: Result) -> tuple[set[str], set[str]]:
+    """Check the invariants; return the secrets that must work, and those that must not."""
+    assert tx.connection.execute(VIOLATIONS, {"name": race.name}).all() == []
+    return race.check(tx, one, other)

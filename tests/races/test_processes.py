@@ -3,36 +3,39 @@
 from collections.abc import Iterator
 
 import pytest
-from actors import Child, Deed, Outcome
-from kinds import RACES
-from racing import POLICIES, Court, Race, court, hold
+
+from races.kinds import RACES
+from races.participants import Action, ParticipantProcess, Result
+from races.racing import POLICIES, Race, RaceDatabase, open_race_database, run_race
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Court]:
+def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RaceDatabase]:
     """One database of each kind for all tests here."""
-    with court(request.param, tmp_path_factory.mktemp("processes")) as made:
+    with open_race_database(request.param, tmp_path_factory.mktemp("processes")) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def children(place: Court) -> Iterator[tuple[Child, Child]]:
-    """Two processes that live through all races."""
-    pair = tuple(Child(place.url, place.key_file, POLICIES) for _ in range(2))
+def children(database: RaceDatabase) -> Iterator[tuple[ParticipantProcess, ParticipantProcess]]:
+    """Two processes, for all races."""
+    pair = tuple(ParticipantProcess(database.url, database.key_file, POLICIES) for _ in range(2))
     yield pair[0], pair[1]
     for child in pair:
         child.stop()
 
 
 @pytest.mark.parametrize("kind", RACES, ids=lambda kind: kind.name)
-def test_processes_race(place: Court, children: tuple[Child, Child], kind: type[Race]) -> None:
-    """Whoever comes first: one of the two gets what they want, and all is as if they had come one by one."""
+def test_processes_race(
+    database: RaceDatabase, children: tuple[ParticipantProcess, ParticipantProcess], kind: type[Race]
+) -> None:
+    """One of two racing processes gets what it wants, and the result is as if they had come one after the other."""
 
-    def run(_: int, deeds: tuple[Deed, Deed]) -> tuple[Outcome, Outcome]:
-        for child, deed in zip(children, deeds, strict=True):
-            child.prepare(deed)
+    def run(_: int, actions: tuple[Action, Action]) -> tuple[Result, Result]:
+        for child, action in zip(children, actions, strict=True):
+            child.prepare(action)
         for child in children:
             child.go()
-        return children[0].outcome(), children[1].outcome()
+        return children[0].result(), children[1].result()
 
-    hold(kind, place, run)
+    run_race(kind, database, run)

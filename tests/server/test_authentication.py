@@ -1,17 +1,15 @@
-"""Who gets in: exactly one live credential, and nothing is told to anybody else."""
+"""Authentication: exactly one live credential is accepted, and nothing is revealed to any other caller."""
 
 import grpc
 import pytest
-from conftest import Site, keep_asking, wait_until
-from grpc_errors import told
 from sqlalchemy import event, update
 
-from rolecall import operator
 from rolecall.audit import Denials
-from rolecall.directory import Directory
 from rolecall.domain import now
-from rolecall.server import OPEN_METHODS
-from rolecall.server.calls import Call, Calls, Method
+from rolecall.identity.authentication import Authenticator
+from rolecall.server.build import OPEN_METHODS
+from rolecall.server.handler import Call, CallHandler, Method
+from rolecall.services import operator_tokens
 from rolecall.storage import Storage, Transaction
 from rolecall.storage import credentials as credential_rows
 from rolecall.storage.changes import record_change
@@ -27,13 +25,17 @@ from rolecall.v1 import (
     token_pb2,
 )
 from rolecall.v1 import authorization_pb2 as pb
+from support.engines import engine_of
+from support.server_calls import failure_of
+from support.sites import Site
+from support.waiting import keep_asking, wait_until
 
 CHECK = "/rolecall.v1.AuthorizationService/Check"
 REQUEST = pb.CheckRequest(subject="ann@acme.io", action="view", resource="members").SerializeToString()
 
 
 class _Presenting(Call):
-    """A question with a credential, from nowhere."""
+    """Call with a credential, without a connection."""
 
     def message(self) -> bytes:
         return REQUEST
@@ -43,26 +45,26 @@ class _Presenting(Call):
 
 
 def refusal(site: Site, *authorization: str | bytes, request: bytes = REQUEST) -> tuple[object, ...]:
-    """All that a refused caller is told, but for the request's id."""
+    """Return the complete error of a refused caller, without the call id."""
     with pytest.raises(grpc.RpcError) as caught:
         site.call(CHECK, request, *authorization)
-    said = told(caught.value)
-    return said.code, said.message, said.reason, said.field, sorted(said.metadata)
+    failure = failure_of(caught.value)
+    return failure.code, failure.message, failure.reason, failure.field, sorted(failure.metadata)
 
 
 def count_statements(storage: Storage) -> list[str]:
     """A list that grows with every statement sent to the database."""
     statements: list[str] = []
-    event.listen(storage._engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+    event.listen(engine_of(storage), "before_cursor_execute", lambda *args: statements.append(args[2]))
     return statements
 
 
-def test_every_refusal_is_the_same(site: Site) -> None:
+def test_unauthenticated_calls_get_the_same_error(site: Site) -> None:
     """Missing, doubled, malformed, unknown, expired, revoked, foreign: one text, one code, one reason."""
     token, viewer = site.tokens["OWNER"], site.tokens["VIEWER"]
     contributor = site.tokens["CONTRIBUTOR"]
     forged = token[:-7] + ("a" if token[-7] != "a" else "b")
-    from rolecall.credentials import _checksum
+    from rolecall.credentials.token_format import _checksum
 
     unknown = forged + _checksum(forged)
 
@@ -98,7 +100,7 @@ def test_every_refusal_is_the_same(site: Site) -> None:
         assert refusal(site, *values) == expected, values
 
 
-def test_a_live_credential_gets_in(site: Site) -> None:
+def test_live_credential_is_authenticated(site: Site) -> None:
     """The scheme's case doesn't matter; nothing else is tolerated."""
     for scheme in ("Bearer", "bearer", "BEARER"):
         raw, _ = site.call(CHECK, REQUEST, f"{scheme} {site.tokens['OWNER']}")
@@ -106,13 +108,13 @@ def test_a_live_credential_gets_in(site: Site) -> None:
         assert pb.CheckResponse.FromString(raw).decision == pb.DECISION_ALLOW
 
 
-def test_the_credential_comes_before_the_message(sqlite_site: Site) -> None:
-    """A stranger learns nothing about what a good request is."""
+def test_credential_is_checked_before_the_message(sqlite_site: Site) -> None:
+    """An unauthenticated caller learns nothing about what a good request is."""
     assert refusal(sqlite_site, request=b"\xff\xff") == refusal(sqlite_site)
 
 
 def test_a_malformed_credential_costs_no_query(sqlite_site: Site) -> None:
-    """Shape and checksum are checked before the database is asked; a well-formed one is looked up."""
+    """A malformed credential is refused by shape and checksum without a query; a well-formed one is looked up."""
     token = sqlite_site.tokens["OWNER"]
     statements = count_statements(sqlite_site.server.storage)
     for malformed in ("", "Bearer", f"Bearer {token[:-1]}", f"Bearer {token[:-1]}!", f"Basic {token}"):
@@ -126,23 +128,23 @@ def test_a_malformed_credential_costs_no_query(sqlite_site: Site) -> None:
 @pytest.mark.parametrize(
     "value", ["Bearer \xe9", "Bearer \u212a", "Bearer rcp_\u0661", "B\u0131earer x", b"Bearer x", ""]
 )
-def test_what_is_no_ascii_text_is_refused_like_the_rest(sqlite_site: Site, value: str | bytes) -> None:
-    """Bytes that other clients than ours may send end in the one refusal, and cost no query."""
+def test_non_ascii_credential_gets_the_same_error(sqlite_site: Site, value: str | bytes) -> None:
+    """A non-ASCII credential gets the same error as an unknown one, and costs no query."""
     storage = sqlite_site.server.storage
-    calls = Calls(Directory(storage), Denials(storage, sqlite_site.log))
+    calls = CallHandler(Authenticator(storage), Denials(storage, sqlite_site.log))
     method = Method(CHECK, pb.CheckRequest, lambda *_: pb.CheckResponse(decision=pb.DECISION_ALLOW), managing=False)
-    call = _Presenting("Check", *calls.read((("authorization", value),)))
+    call = _Presenting("Check", *calls.read_metadata((("authorization", value),)))
     statements = count_statements(storage)
 
-    refused = calls.admit(method, call)
+    refused = calls.authenticate(method, call)
 
     assert refused is not None
     assert refused.code == grpc.StatusCode.UNAUTHENTICATED.value[0]
     assert statements == []
 
 
-def test_a_lowered_role_counts_from_the_next_call(site: Site) -> None:
-    """A credential may what its holder's present role may, and not what the remembered one might."""
+def test_lowered_role_is_in_force_with_the_next_call(site: Site) -> None:
+    """A credential has the permissions of its holder's present role, not of a cached one."""
     other = pb.CheckRequest(subject="viewer@acme.io", action="view", resource="secrets").SerializeToString()
     manage = pb.CheckRequest(subject="ann@acme.io", action="manage", resource="account").SerializeToString()
     bearer = f"Bearer {site.tokens['OWNER']}"
@@ -160,47 +162,48 @@ def test_a_lowered_role_counts_from_the_next_call(site: Site) -> None:
 
     assert pb.CheckResponse.FromString(before).decision == pb.DECISION_ALLOW
     assert pb.CheckResponse.FromString(after).decision == pb.DECISION_DENY
-    assert told(caught.value).reason == "PERMISSION_MISSING"
+    assert failure_of(caught.value).reason == "PERMISSION_MISSING"
 
 
-def test_a_dead_credential_is_out_from_the_next_call(site: Site) -> None:
-    """That the server knew it a moment ago keeps it in no longer than to the end of the revocation."""
+def test_dead_credential_is_refused_with_the_next_call(site: Site) -> None:
+    """A revoked credential is refused from the next call on, though it was cached."""
     bearer = f"Bearer {site.tokens['VIEWER']}"
     own = pb.CheckRequest(subject="viewer@acme.io", action="view", resource="secrets").SerializeToString()
     site.call(CHECK, own, bearer)
-    operator.revoke(site.server.storage, site.log, "acme", site.tokens["VIEWER"].split("_")[1])
+    operator_tokens.revoke(site.server.storage, site.log, "acme", site.tokens["VIEWER"].split("_")[1])
 
     assert refusal(site, bearer, request=own) == refusal(site)
 
 
-def test_what_another_process_revoked_is_out_within_seconds(site: Site) -> None:
+def test_revocation_by_another_process_is_in_force_within_seconds(site: Site) -> None:
     """A server asks the database again after a second, however often the credential is presented meanwhile."""
     bearer = f"Bearer {site.tokens['VIEWER']}"
     own = pb.CheckRequest(subject="viewer@acme.io", action="view", resource="secrets").SerializeToString()
     site.call(CHECK, own, bearer)
-    operator.revoke(site.storage, site.log, "acme", site.tokens["VIEWER"].split("_")[1])
+    operator_tokens.revoke(site.storage, site.log, "acme", site.tokens["VIEWER"].split("_")[1])
     with pytest.raises(grpc.RpcError) as caught:
         keep_asking(lambda: site.call(CHECK, own, bearer))
 
-    assert told(caught.value).reason == "UNAUTHENTICATED_CREDENTIAL"
+    assert failure_of(caught.value).reason == "UNAUTHENTICATED_CREDENTIAL"
 
 
-def test_a_remembered_credential_costs_no_query(sqlite_site: Site) -> None:
-    """Nor does a subject that was asked about before."""
+def test_a_cached_credential_costs_no_query(sqlite_site: Site) -> None:
+    """A cached credential costs no query, nor does a cached subject."""
     bearer = f"Bearer {sqlite_site.tokens['OWNER']}"
     sqlite_site.call(CHECK, REQUEST, bearer)
     # The first use is written down.
-    wait_until(lambda: not sqlite_site.server._core.directory.uses._waiting)
+    wait_until(lambda: not sqlite_site.core.authenticator.last_used._pending)
     statements = count_statements(sqlite_site.server.storage)
     for _ in range(20):
         sqlite_site.call(CHECK, REQUEST, bearer)
 
-    # The feed looks at what noting the first use changed.
-    assert [each for each in statements if each != "BEGIN" and "FROM changes" not in each] == []
+    # The change feed reads what noting the first use changed.
+    feed = ("FROM changes", "FROM policy_activations")
+    assert [each for each in statements if each != "BEGIN" and not any(name in each for name in feed)] == []
 
 
-def test_every_rpc_wants_a_credential_but_those_that_are_listed(sqlite_site: Site) -> None:
-    """Whatever the protos declare: the calls that take none are data, and each of them looks at its message."""
+def test_every_rpc_needs_a_credential_except_the_listed_ones(sqlite_site: Site) -> None:
+    """Every RPC in the protos requires a credential, but those in the list, each of which inspects its message."""
     modules = (
         *(audit_pb2, authorization_pb2, invitation_pb2, member_pb2, organization_pb2, policy_pb2),
         *(session_pb2, token_pb2),
@@ -217,9 +220,9 @@ def test_every_rpc_wants_a_credential_but_those_that_are_listed(sqlite_site: Sit
     for method in methods - OPEN_METHODS:
         with pytest.raises(grpc.RpcError) as caught:
             sqlite_site.call(method, b"")
-        assert told(caught.value).code is grpc.StatusCode.UNAUTHENTICATED, method
-        assert told(caught.value).reason == "UNAUTHENTICATED_CREDENTIAL", method
+        assert failure_of(caught.value).code is grpc.StatusCode.UNAUTHENTICATED, method
+        assert failure_of(caught.value).reason == "UNAUTHENTICATED_CREDENTIAL", method
     for method in OPEN_METHODS:
         with pytest.raises(grpc.RpcError) as caught:
             sqlite_site.call(method, b"")
-        assert told(caught.value).reason == "INVALID_FIELD", method
+        assert failure_of(caught.value).reason == "INVALID_FIELD", method

@@ -1,16 +1,17 @@
 """Malformed and forbidden requests: the status, the reason, the field, and what to do."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
-from conftest import Site
-from grpc_errors import told
 
 from rolecall import Client
 from rolecall.domain import Effect, Reason
 from rolecall.errors import InvalidField, OrganizationNotFound, PageToken, PermissionMissing, RevisionNotReached
 from rolecall.v1 import authorization_pb2 as pb
+from support.server_calls import failure_of
+from support.sites import Site
 
 CHECK = "/rolecall.v1.AuthorizationService/Check"
 BATCH = "/rolecall.v1.AuthorizationService/BatchCheck"
@@ -62,20 +63,24 @@ def owner(sqlite_site: Site) -> Callable[[str, bytes], bytes]:
 
 
 def test_each_malformed_field_is_named_with_what_to_do(owner: Callable[[str, bytes], bytes]) -> None:
-    """INVALID_ARGUMENT, the field in BadRequest, and a message that goes on after saying what is wrong."""
+    """INVALID_ARGUMENT, the field in BadRequest, and a message that says what is wrong and what to do."""
     for subject, action, resource, field in FIELDS:
         request = pb.CheckRequest(subject=subject, action=action, resource=resource)
         with pytest.raises(grpc.RpcError) as caught:
             owner(CHECK, request.SerializeToString())
 
-        said = told(caught.value)
+        failure = failure_of(caught.value)
         case = (subject[:20], action[:20], resource[:20])
-        assert (said.code, said.reason, said.field) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", field), case
-        assert ":" in said.message, case
+        assert (failure.code, failure.reason, failure.field) == (
+            grpc.StatusCode.INVALID_ARGUMENT,
+            "INVALID_FIELD",
+            field,
+        ), case
+        assert ":" in failure.message, case
 
 
-def test_an_unset_subject_is_never_the_caller(owner: Callable[[str, bytes], bytes]) -> None:
-    """Neither an absent nor an empty subject or token is taken for oneself."""
+def test_unset_subject_is_refused_not_taken_as_the_caller(owner: Callable[[str, bytes], bytes]) -> None:
+    """An absent or empty subject or token doesn't mean the caller."""
     for request in (
         pb.CheckRequest(action="view", resource="secrets"),
         pb.CheckRequest(subject_token="", action="view", resource="secrets"),
@@ -83,10 +88,10 @@ def test_an_unset_subject_is_never_the_caller(owner: Callable[[str, bytes], byte
         with pytest.raises(grpc.RpcError) as caught:
             owner(CHECK, request.SerializeToString())
 
-        assert told(caught.value).field == "subject"
+        assert failure_of(caught.value).field == "subject"
 
 
-def test_the_longest_words_are_answered(sqlite_site: Site) -> None:
+def test_action_and_resource_of_maximum_length_are_accepted(sqlite_site: Site) -> None:
     """The limits themselves are allowed, and so are blanks and letters of any script."""
     with Client(sqlite_site.address, sqlite_site.tokens["OWNER"]) as client:
         assert client.check("ann@acme.io", "a" * 256, "s" * 1024).reason is Reason.UNKNOWN_RESOURCE
@@ -94,28 +99,28 @@ def test_the_longest_words_are_answered(sqlite_site: Site) -> None:
 
 
 @pytest.mark.parametrize("garbage", [b"\xff\xff\xff", b"\x12\x05\xff\xfe\xfd\xfc\xfb", b"\x0a"])
-def test_what_is_no_message_is_an_invalid_argument(owner: Callable[[str, bytes], bytes], garbage: bytes) -> None:
-    """Garbage and invalid UTF-8 are the client's error, not the server's."""
+def test_malformed_message_is_an_invalid_argument(owner: Callable[[str, bytes], bytes], garbage: bytes) -> None:
+    """Malformed bytes and invalid UTF-8 are INVALID_ARGUMENT, not an internal error."""
     with pytest.raises(grpc.RpcError) as caught:
         owner(CHECK, garbage)
 
-    said = told(caught.value)
-    assert (said.code, said.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+    failure = failure_of(caught.value)
+    assert (failure.code, failure.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
 
 
 @pytest.mark.parametrize("size", [0, 1001])
-def test_a_batch_has_bounds(owner: Callable[[str, bytes], bytes], size: int) -> None:
+def test_batch_size_is_limited(owner: Callable[[str, bytes], bytes], size: int) -> None:
     """An empty and an overlong batch are refused, with both numbers."""
     item = pb.BatchCheckItem(subject="ann@acme.io", action="view", resource="secrets")
     with pytest.raises(grpc.RpcError) as caught:
         owner(BATCH, pb.BatchCheckRequest(checks=[item] * size).SerializeToString())
 
-    said = told(caught.value)
-    assert (said.code, said.reason, said.field) == (grpc.StatusCode.INVALID_ARGUMENT, "BATCH_SIZE", "checks")
-    assert said.metadata["size"] == str(size)
-    assert said.metadata["maximum"] == "1000"
-    assert str(size) in said.message
-    assert "1000" in said.message
+    failure = failure_of(caught.value)
+    assert (failure.code, failure.reason, failure.field) == (grpc.StatusCode.INVALID_ARGUMENT, "BATCH_SIZE", "checks")
+    assert failure.metadata["size"] == str(size)
+    assert failure.metadata["maximum"] == "1000"
+    assert str(size) in failure.message
+    assert "1000" in failure.message
 
 
 def test_the_largest_batch_is_answered_in_order(sqlite_site: Site) -> None:
@@ -127,7 +132,7 @@ def test_the_largest_batch_is_answered_in_order(sqlite_site: Site) -> None:
     assert [bool(result) for result in results] == [bool(i % 3) for i in range(1000)]
 
 
-def test_a_malformed_item_denies_itself_only(sqlite_site: Site) -> None:
+def test_malformed_item_is_denied_and_affects_no_other(sqlite_site: Site) -> None:
     """The others of the batch are answered; the malformed one says which field is wrong."""
     with Client(sqlite_site.address, sqlite_site.tokens["OWNER"]) as client:
         first, second, third = client.batch_check(
@@ -142,7 +147,7 @@ def test_a_malformed_item_denies_itself_only(sqlite_site: Site) -> None:
 
 
 def test_a_batch_of_malformed_items_is_answered_item_by_item(sqlite_site: Site) -> None:
-    """No well-formed question is needed for an answer."""
+    """A batch of malformed items is answered item by item; none needs to be well-formed."""
     with Client(sqlite_site.address, sqlite_site.tokens["VIEWERNOSECRETS"]) as client:
         results = client.batch_check([("", "", "")] * 2)
 
@@ -150,27 +155,27 @@ def test_a_batch_of_malformed_items_is_answered_item_by_item(sqlite_site: Site) 
 
 
 def test_a_foreign_and_a_missing_organization_look_the_same(site: Site) -> None:
-    """Whether another organization exists can't be told from outside."""
-    from rolecall import organizations
+    """A foreign organization can't be distinguished from a missing one."""
     from rolecall import policy as policies
+    from rolecall.services import organizations
 
     policy = policies.build(site.policy_folder, 0.0).policy
     assert policy is not None
-    organizations.found(site.storage, site.log, policy, "globex", "hank@globex.io")
-    said = []
+    organizations.create(site.storage, site.log, policy, "globex", "hank@globex.io")
+    failures = []
     for organization in ("globex", "nobody"):
         with (
             Client(site.address, site.tokens["OWNER"], organization) as client,
             pytest.raises(OrganizationNotFound) as caught,
         ):
             client.check("ann@acme.io", "view", "members")
-        said.append((caught.value.message.replace(organization, "?"), caught.value.field))
+        failures.append((caught.value.message.replace(organization, "?"), caught.value.field))
 
-    assert said[0] == said[1]
+    assert failures[0] == failures[1]
 
 
 def test_an_overlong_organization_is_not_echoed(sqlite_site: Site) -> None:
-    """What can't be a name is refused without repeating it."""
+    """An overlong name is refused without being repeated."""
     with (
         Client(sqlite_site.address, sqlite_site.tokens["OWNER"], "x" * 5000) as client,
         pytest.raises(InvalidField) as caught,
@@ -181,13 +186,13 @@ def test_an_overlong_organization_is_not_echoed(sqlite_site: Site) -> None:
     assert len(caught.value.message) < 200
 
 
-def test_malformed_comes_before_foreign(sqlite_site: Site) -> None:
-    """Validation tells nothing of what exists, so it may come first."""
+def test_malformed_field_is_reported_before_a_foreign_organization(sqlite_site: Site) -> None:
+    """Validation, which reveals nothing of what exists, may come first."""
     with Client(sqlite_site.address, sqlite_site.tokens["OWNER"], "nobody") as client, pytest.raises(InvalidField):
         client.check("ann@acme.io", "", "members")
 
 
-def test_asking_about_others_needs_a_permission(sqlite_site: Site) -> None:
+def test_check_of_another_subject_needs_a_permission(sqlite_site: Site) -> None:
     """A viewer may ask about itself, in any form, and about nobody else."""
     viewer = sqlite_site.members["VIEWER"]
     token = sqlite_site.tokens["VIEWER"]
@@ -209,8 +214,8 @@ def test_asking_about_others_needs_a_permission(sqlite_site: Site) -> None:
             list(client.subjects("view", "secrets"))
 
 
-def test_an_explanation_needs_a_permission_even_about_oneself(sqlite_site: Site) -> None:
-    """Which rule decided is for those who may see it."""
+def test_explanation_needs_a_permission_even_for_the_caller(sqlite_site: Site) -> None:
+    """Only a caller with the permission for it gets the rule that decided."""
     with (
         Client(sqlite_site.address, sqlite_site.tokens["CONTRIBUTOR"]) as client,
         pytest.raises(PermissionMissing) as caught,
@@ -221,8 +226,8 @@ def test_an_explanation_needs_a_permission_even_about_oneself(sqlite_site: Site)
     assert "OWNER, ADMIN" in caught.value.message
 
 
-def test_a_revision_of_the_future_is_unavailable(site: Site) -> None:
-    """An answer that can't know of the revision asked for is none; a negative revision is malformed."""
+def test_future_revision_is_unavailable(site: Site) -> None:
+    """A revision that isn't there yet is UNAVAILABLE; a negative revision is malformed."""
     with Client(site.address, site.tokens["OWNER"], timeout=5) as client:
         revision = client.check("ann@acme.io", "view", "members").revision
         asks: list[Callable[[int], object]] = [
@@ -231,20 +236,25 @@ def test_a_revision_of_the_future_is_unavailable(site: Site) -> None:
             lambda at: list(client.permissions("ann@acme.io", at_least_revision=at)),
             lambda at: list(client.subjects("view", "members", at_least_revision=at)),
         ]
-        for ask in asks:
-            assert ask(revision)
+        assert all(ask(revision) for ask in asks)
+
+        def refused(ask: Callable[[int], object]) -> str:
             with pytest.raises(RevisionNotReached) as caught:
                 ask(revision + 1)
-            assert caught.value.metadata["revision"] == str(revision)
+            return caught.value.metadata["revision"]
+
+        # The client retries each for a second and a half.
+        with ThreadPoolExecutor(len(asks)) as pool:
+            assert set(pool.map(refused, asks)) == {str(revision)}
+        for ask in asks:
             with pytest.raises(InvalidField) as negative:
                 ask(-1)
             assert negative.value.field == "at_least_revision"
 
 
-@pytest.mark.parametrize("size", [-1, 1001])
-def test_a_page_has_bounds(sqlite_site: Site, size: int) -> None:
-    """A page of a negative or overlong size is refused."""
-    request = pb.ListSubjectsRequest(action="view", resource="members", page_size=size)
+def test_a_page_of_a_negative_size_is_refused(sqlite_site: Site) -> None:
+    """The error names `page_size`."""
+    request = pb.ListSubjectsRequest(action="view", resource="members", page_size=-1)
     with pytest.raises(grpc.RpcError) as caught:
         sqlite_site.call(
             "/rolecall.v1.AuthorizationService/ListSubjects",
@@ -252,18 +262,17 @@ def test_a_page_has_bounds(sqlite_site: Site, size: int) -> None:
             f"Bearer {sqlite_site.tokens['OWNER']}",
         )
 
-    assert told(caught.value).field == "page_size"
+    assert failure_of(caught.value).field == "page_size"
 
 
-def test_pages_joined_are_the_list(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing twice and nothing missed, whatever the size of a page; in a fixed order."""
+def test_joined_pages_are_the_whole_list(site: Site) -> None:
+    """Pages of any size joined are the list in a fixed order, with nothing twice and nothing missed."""
     with Client(site.address, site.tokens["OWNER"]) as client:
         subjects = list(client.subjects("view", "members"))
         permissions = list(client.permissions("ann@acme.io"))
         roles = list(client.roles())
-        for size in (1, 2, 3, 7):
-            monkeypatch.setattr("rolecall.client.PAGE_SIZE", size)
-
+    for size in (1, 2, 3, 7):
+        with Client(site.address, site.tokens["OWNER"], page_size=size) as client:
             assert list(client.subjects("view", "members")) == subjects
             assert list(client.permissions("ann@acme.io")) == permissions
             assert list(client.roles()) == roles
@@ -285,11 +294,11 @@ def test_a_page_token_of_another_list_is_refused(sqlite_site: Site) -> None:
         with pytest.raises(grpc.RpcError) as caught:
             sqlite_site.call(f"/rolecall.v1.AuthorizationService/{rpc}", request.SerializeToString(), bearer)
 
-        said = told(caught.value)
-        assert (said.code, said.reason) == (grpc.StatusCode.INVALID_ARGUMENT, PageToken.reason)
+        failure = failure_of(caught.value)
+        assert (failure.code, failure.reason) == (grpc.StatusCode.INVALID_ARGUMENT, PageToken.reason)
 
 
-def test_the_request_id_is_taken_or_made(sqlite_site: Site) -> None:
+def test_call_id_is_taken_from_the_header_or_generated(sqlite_site: Site) -> None:
     """Every answer's trailers name the request, by the client's own id where it is a sane one."""
     request = pb.CheckRequest(subject="ann@acme.io", action="view", resource="members").SerializeToString()
     check = sqlite_site.channel().unary_unary(CHECK, request_serializer=bytes, response_deserializer=bytes)
@@ -304,13 +313,13 @@ def test_the_request_id_is_taken_or_made(sqlite_site: Site) -> None:
     assert len(set(made)) == 4
     with pytest.raises(grpc.RpcError) as caught:
         check(request, metadata=(("x-request-id", "mine-43"),), timeout=10)
-    said = told(caught.value)
-    assert said.trailers["x-request-id"] == said.metadata["request_id"] == "mine-43"
+    failure = failure_of(caught.value)
+    assert failure.trailers["x-request-id"] == failure.metadata["call_id"] == "mine-43"
 
 
 def test_a_missing_method_is_unimplemented(sqlite_site: Site) -> None:
-    """What the API doesn't have is said to be so."""
+    """A method that the API doesn't have is UNIMPLEMENTED."""
     with pytest.raises(grpc.RpcError) as caught:
         sqlite_site.call("/rolecall.v1.AuthorizationService/Guess", b"")
 
-    assert told(caught.value).code is grpc.StatusCode.UNIMPLEMENTED
+    assert failure_of(caught.value).code is grpc.StatusCode.UNIMPLEMENTED

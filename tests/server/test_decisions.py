@@ -1,29 +1,29 @@
 """The matrix, as members of each role get it over gRPC."""
 
 import csv
-from pathlib import Path
 
 import pytest
-from conftest import MakeSite, Site, add_member
 
 from rolecall import Client
 from rolecall.domain import Reason, now
 from rolecall.storage import Transaction
 from rolecall.storage import credentials as credential_rows
+from support.environment import PERMISSIONS_FILE, ROOT
+from support.sites import MakeSite, Site, add_member
 
-with (Path(__file__).parents[1] / "permissions.csv").open(encoding="utf-8") as _file:
+with PERMISSIONS_FILE.open(encoding="utf-8") as _file:
     ROWS = list(csv.DictReader(_file))
 ROLES = ("OWNER", "ADMIN", "CONTRIBUTOR", "VIEWER", "VIEWERNOSECRETS")
 CELLS = [(role, row["action"], row["resource"], row[role] == "1") for row in ROWS for role in ROLES]
 
 
-def test_the_matrix_is_whole() -> None:
-    """Nothing below is proved by an empty table."""
+def test_permission_matrix_is_complete() -> None:
+    """The matrix that the tests below compare with is complete."""
     assert len(ROWS) == 40
     assert len(CELLS) == 200
 
 
-def test_check_answers_every_cell_to_the_member_concerned(site: Site) -> None:
+def test_check_of_oneself_equals_the_permission_matrix(site: Site) -> None:
     """Each member asks about itself, by address, for each permission."""
     wrong = []
     for role in ROLES:
@@ -36,7 +36,7 @@ def test_check_answers_every_cell_to_the_member_concerned(site: Site) -> None:
     assert wrong == []
 
 
-def test_batch_check_answers_every_cell_at_once(site: Site) -> None:
+def test_batch_check_equals_the_permission_matrix(site: Site) -> None:
     """An owner asks about everybody, by every form of subject."""
     with Client(site.address, site.tokens["OWNER"]) as client:
         for form in ("{m.email}", "user:{m.email}", "user:{m.user_id}", "role:{m.role}"):
@@ -46,8 +46,8 @@ def test_batch_check_answers_every_cell_at_once(site: Site) -> None:
             assert [bool(result) for result in results] == [expected for *_, expected in CELLS]
 
 
-def test_list_permissions_is_the_roles_column(site: Site) -> None:
-    """What a member may do, listed, is what the matrix says, no more and no less."""
+def test_list_permissions_equals_the_column_of_the_role(site: Site) -> None:
+    """ListPermissions of a member is the matrix's column of the role, no more and no less."""
     for role in ROLES:
         with Client(site.address, site.tokens[role]) as client:
             listed = {(p.action, p.resource) for p in client.permissions(site.members[role].email)}
@@ -55,8 +55,8 @@ def test_list_permissions_is_the_roles_column(site: Site) -> None:
         assert listed == {(action, resource) for r, action, resource, expected in CELLS if r == role and expected}
 
 
-def test_list_subjects_is_the_permissions_row(site: Site) -> None:
-    """Who may do something, listed, is what the matrix says."""
+def test_list_subjects_equals_the_row_of_the_permission(site: Site) -> None:
+    """ListSubjects of a permission is the matrix's row."""
     with Client(site.address, site.tokens["ADMIN"]) as client:
         for row in ROWS:
             listed = {member.role for member in client.subjects(row["action"], row["resource"])}
@@ -71,8 +71,8 @@ def test_a_rule_covers_what_is_beneath_its_resource(site: Site) -> None:
         assert client.check("viewer@acme.io", "view", "secrets2").reason is Reason.UNKNOWN_RESOURCE
 
 
-def test_an_unknown_action_and_resource_are_told_apart(site: Site) -> None:
-    """Both are denied, with a reason of their own, and explained with the nearest name."""
+def test_an_unknown_action_and_resource_have_reasons_of_their_own(site: Site) -> None:
+    """An unknown action and an unknown resource are denied with reasons of their own, and the nearest name."""
     with Client(site.address, site.tokens["ADMIN"]) as client:
         action = client.check("ann@acme.io", "veiw", "secrets", explain=True)
         resource = client.check("ann@acme.io", "view", "sercets", explain=True)
@@ -85,8 +85,8 @@ def test_an_unknown_action_and_resource_are_told_apart(site: Site) -> None:
 
 
 @pytest.mark.parametrize("subject", ["nobody@acme.io", "user:nobody", "user:ANN@elsewhere.io"])
-def test_who_is_no_member_may_nothing(site: Site, subject: str) -> None:
-    """A stranger is denied with a reason that says so."""
+def test_non_member_may_nothing(site: Site, subject: str) -> None:
+    """A subject that is not a member is denied with its own reason."""
     with Client(site.address, site.tokens["ADMIN"]) as client:
         result = client.check(subject, "view", "members", explain=True)
 
@@ -102,13 +102,13 @@ def test_an_address_is_found_in_any_case(site: Site) -> None:
 
 
 def test_a_subject_named_like_a_role_has_no_role(site: Site) -> None:
-    """A user's text never reaches the policy as a role."""
+    """A subject's address or id is never used as a role."""
     with Client(site.address, site.tokens["OWNER"]) as client:
         assert client.check("user:OWNER", "manage", "account").reason is Reason.NOT_A_MEMBER
 
 
-def test_tokens_are_asked_about_by_id_and_by_what_was_presented(site: Site) -> None:
-    """A token's holder is judged; a token that is dead, mistyped or foreign is nobody's."""
+def test_tokens_are_subjects_by_id_and_as_presented(site: Site) -> None:
+    """A token's holder is evaluated; a token that is dead, mistyped or foreign is unknown."""
     token = site.tokens["VIEWER"]
     identifier = token.split("_")[1]
     forged = token[:-7] + ("a" if token[-7] != "a" else "b") + token[-6:]
@@ -128,7 +128,7 @@ def test_tokens_are_asked_about_by_id_and_by_what_was_presented(site: Site) -> N
         assert client.check(f"token:{identifier}", "view", "secrets").reason is Reason.TOKEN_INVALID
 
 
-def test_answers_know_the_organizations_revision(site: Site) -> None:
+def test_answers_have_the_revision(site: Site) -> None:
     """A mutation raises the revision that the next answer names."""
     with Client(site.address, site.tokens["ADMIN"]) as client:
         before = client.check("ann@acme.io", "view", "members").revision
@@ -141,8 +141,8 @@ def test_answers_know_the_organizations_revision(site: Site) -> None:
 
 @pytest.mark.parametrize("variant", ["owner-managed", "viewer-editor-admin"])
 def test_the_same_server_serves_the_variants(make_site: MakeSite, sqlite_url: str, variant: str) -> None:
-    """Another policy, with other roles, needs no other server: its own tests hold over gRPC."""
-    folder = Path(__file__).parents[2] / "policies" / "variants" / variant
+    """Other policies, with other roles, are served by the same code: their own tests hold over gRPC."""
+    folder = ROOT / "policies" / "variants" / variant
     site = make_site(sqlite_url, folder=folder)
     with (folder / "policy_test.csv").open(encoding="utf-8") as file:
         cases = list(csv.DictReader(file))

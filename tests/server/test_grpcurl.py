@@ -1,19 +1,17 @@
 """Real grpcurl: how people debug the service."""
 
 import json
-import os
-import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
-from conftest import CI, Site, wait_until
 from grpc_reflection.v1alpha import reflection_pb2
 from sqlalchemy import select
 
-from rolecall import Client, Guest, keys, operator
+from rolecall import Client, UnauthenticatedClient
+from rolecall.credentials import server_key
+from rolecall.credentials.mailed_secrets import MailedSecrets
 from rolecall.domain import LinkKind
-from rolecall.links import Links
+from rolecall.services import operator_tokens
 from rolecall.storage import Transaction
 from rolecall.storage.tables import sign_ins
 from rolecall.v1 import (
@@ -26,6 +24,10 @@ from rolecall.v1 import (
     session_pb2,
     token_pb2,
 )
+from support.environment import CI
+from support.grpcurl import GRPCURL, grpcurl
+from support.sites import Site
+from support.waiting import wait_until
 
 SERVICE = "rolecall.v1.AuthorizationService"
 MEMBERS = "rolecall.v1.MemberService"
@@ -36,22 +38,8 @@ MODULES = (
 )
 SERVICES = {service.full_name: service for m in MODULES for service in m.DESCRIPTOR.services_by_name.values()}
 
-
-def find_grpcurl() -> str | None:
-    """Where grpcurl is: on the path, or where `go install` puts it."""
-    return shutil.which("grpcurl") or shutil.which("grpcurl", path=os.fspath(Path.home() / "go" / "bin"))
-
-
-GRPCURL = find_grpcurl()
 assert GRPCURL or not CI, "CI must test with grpcurl"
 pytestmark = pytest.mark.skipif(GRPCURL is None, reason="grpcurl is not installed")
-
-
-def grpcurl(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run it in plain text; a failed call exits with another code than 0."""
-    assert GRPCURL is not None
-    command = [GRPCURL, "-plaintext", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
 
 
 def check(site: Site, request: dict[str, object], role: str = "OWNER") -> subprocess.CompletedProcess[str]:
@@ -61,19 +49,19 @@ def check(site: Site, request: dict[str, object], role: str = "OWNER") -> subpro
 
 
 def test_list_names_the_services(sqlite_site: Site) -> None:
-    """Reflection tells what is served."""
+    """Reflection lists the services."""
     listed = grpcurl(sqlite_site.address, "list")
 
     assert listed.returncode == 0, listed.stderr
     assert {*SERVICES, "grpc.health.v1.Health"} <= set(listed.stdout.split())
 
 
-def test_describe_is_the_manual(sqlite_site: Site) -> None:
+def test_describe_documents_the_api(sqlite_site: Site) -> None:
     """Comments of the protos come with the descriptors: of services, methods and messages."""
     for symbol, comment in (
         (SERVICE, "Answers "),
         (f"{SERVICE}.Check", "Decides one question."),
-        ("rolecall.v1.CheckRequest", "Says who is asked about. Required."),
+        ("rolecall.v1.CheckRequest", "Names the subject. Required."),
         ("rolecall.v1.Reason", "A deny rule matches; it beats any allow rule."),
         ("rolecall.v1.ErrorReason", "UNAVAILABLE: the database can't be reached."),
     ):
@@ -84,7 +72,7 @@ def test_describe_is_the_manual(sqlite_site: Site) -> None:
 
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
 def test_both_versions_of_reflection_are_served(sqlite_site: Site, version: str) -> None:
-    """Older and newer tools ask under different names, and get the same."""
+    """Both versions of reflection give the same answers."""
     stub = sqlite_site.channel().stream_stream(
         f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
         request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
@@ -96,12 +84,12 @@ def test_both_versions_of_reflection_are_served(sqlite_site: Site, version: str)
 
 
 def test_check_answers_an_allow(sqlite_site: Site) -> None:
-    """The line that `make run` prints, answered."""
+    """A Check by grpcurl is answered."""
     answer = check(sqlite_site, {"subject": "ann@acme.io", "action": "view", "resource": "secrets/billing"})
 
     assert answer.returncode == 0, answer.stderr
-    said = json.loads(answer.stdout)
-    assert (said["decision"], said["reason"], said["role"]) == ("DECISION_ALLOW", "REASON_GRANTED", "OWNER")
+    response = json.loads(answer.stdout)
+    assert (response["decision"], response["reason"], response["role"]) == ("DECISION_ALLOW", "REASON_GRANTED", "OWNER")
 
 
 def test_a_denied_check_is_explained(sqlite_site: Site) -> None:
@@ -110,10 +98,10 @@ def test_a_denied_check_is_explained(sqlite_site: Site) -> None:
     answer = check(sqlite_site, request)
 
     assert answer.returncode == 0, answer.stderr
-    said = json.loads(answer.stdout)
-    assert (said["decision"], said["reason"]) == ("DECISION_DENY", "REASON_NOT_GRANTED")
-    assert said["explanation"]["nearestMiss"] == "p, VIEWER, secrets, view, allow"
-    assert said["explanation"]["rolesThatPass"] == ["OWNER", "ADMIN", "CONTRIBUTOR", "VIEWER"]
+    response = json.loads(answer.stdout)
+    assert (response["decision"], response["reason"]) == ("DECISION_DENY", "REASON_NOT_GRANTED")
+    assert response["explanation"]["nearestMiss"] == "p, VIEWER, secrets, view, allow"
+    assert response["explanation"]["rolesThatPass"] == ["OWNER", "ADMIN", "CONTRIBUTOR", "VIEWER"]
 
 
 def test_an_error_shows_its_details(sqlite_site: Site) -> None:
@@ -125,8 +113,8 @@ def test_an_error_shows_its_details(sqlite_site: Site) -> None:
         assert part in answer.stderr
 
 
-def test_without_a_token_it_says_how_to_send_one(sqlite_site: Site) -> None:
-    """A person who knows nothing gets from the message to the fix."""
+def test_call_without_a_token_says_how_to_send_one(sqlite_site: Site) -> None:
+    """The error without a token says how to send one."""
     answer = grpcurl("-d", "{}", sqlite_site.address, f"{SERVICE}/Check")
 
     assert "authorization: Bearer TOKEN" in answer.stderr
@@ -134,12 +122,12 @@ def test_without_a_token_it_says_how_to_send_one(sqlite_site: Site) -> None:
 
 
 def test_the_other_rpcs_answer_too(sqlite_site: Site) -> None:
-    """Each RPC, once, as typed by hand; what ends the credential comes last."""
-    own = operator.issue(sqlite_site.storage, sqlite_site.log, "acme", "ann@acme.io")
+    """Each RPC once, as typed in a terminal; the RPCs that end the credential come last."""
+    own = operator_tokens.issue(sqlite_site.storage, sqlite_site.log, "acme", "ann@acme.io")
     spare = sqlite_site.tokens["OWNER"].split("_")[1]
     bearer = f"authorization: Bearer {own.text}"
     viewer = sqlite_site.members["VIEWER"].user_id
-    links = Links(keys.read(sqlite_site.settings.key_file))
+    links = MailedSecrets(server_key.read(sqlite_site.settings.key_file))
     invitation, withdrawn = _invited(sqlite_site)
     link = _mailed_link(sqlite_site, links)
     batch = {"checks": [{"subject": "ann@acme.io", "action": "view", "resource": "secrets"}, {"subject": "x"}]}
@@ -149,9 +137,9 @@ def test_the_other_rpcs_answer_too(sqlite_site: Site) -> None:
         f"{SERVICE}/ListSubjects": {"action": "manage", "resource": "account"},
         "rolecall.v1.PolicyService/GetPolicy": {},
         "rolecall.v1.PolicyService/ListRoles": {"page_size": 1},
-        "rolecall.v1.TokenService/CreatePersonalToken": {"name": "laptop", "ttl": "3600s"},
+        "rolecall.v1.TokenService/CreatePersonalToken": {"display_name": "laptop", "ttl": "3600s"},
         "rolecall.v1.TokenService/CreateOrganizationToken": {
-            "name": "ci",
+            "display_name": "ci",
             "role": "VIEWER",
             "restriction": {"permissions": [{"resource": "members", "action": "view"}]},
         },
@@ -159,7 +147,7 @@ def test_the_other_rpcs_answer_too(sqlite_site: Site) -> None:
         "rolecall.v1.TokenService/RotateToken": {"id": spare, "overlap": "60s"},
         "rolecall.v1.TokenService/DeleteToken": {"id": spare},
         "rolecall.v1.OrganizationService/GetOrganization": {},
-        "rolecall.v1.OrganizationService/UpdateOrganization": {"display_name": "Acme"},
+        "rolecall.v1.OrganizationService/UpdateOrganization": {"organization": {"display_name": "Acme"}},
         "rolecall.v1.AuditService/ListAuditEntries": {"page_size": 1},
         "rolecall.v1.AuditService/VerifyAuditLog": {},
         "rolecall.v1.AuditService/ExportAuditEntries": {"format": "AUDIT_FORMAT_JSON_LINES"},
@@ -193,13 +181,13 @@ def test_the_other_rpcs_answer_too(sqlite_site: Site) -> None:
     assert answers["ListRoles"]["roles"][0]["updatesOwners"] is True
     assert answers["CreatePersonalToken"]["secret"].startswith("rcp_")
     assert answers["CreateOrganizationToken"]["secret"].startswith("rco_")
-    assert [token["name"] for token in answers["ListTokens"]["tokens"]] == ["ci", "laptop"]
+    assert [token["displayName"] for token in answers["ListTokens"]["tokens"]] == ["ci", "laptop"]
     assert answers["RotateToken"]["token"]["id"] == answers["DeleteToken"]["token"]["id"] == spare
     assert answers["DeleteToken"]["token"]["state"] == "TOKEN_STATE_DELETED"
     assert answers["GetOrganization"]["organization"]["displayName"] == "acme"
     assert answers["UpdateOrganization"]["organization"]["displayName"] == "Acme"
     assert answers["ListAuditEntries"]["entries"][0]["action"] == "UpdateOrganization"
-    assert answers["VerifyAuditLog"]["verdict"] == "AUDIT_VERDICT_WHOLE"
+    assert answers["VerifyAuditLog"]["verdict"] == "AUDIT_VERDICT_INTACT"
     assert answers["ExportAuditEntries"]["data"]
     assert answers["WhoAmI"]["role"] == "OWNER"
     assert [member["role"] for member in answers["ListMembers"]["members"]] == ["VIEWER"]
@@ -236,9 +224,9 @@ def _invited(site: Site) -> tuple[invitation_pb2.Invitation, invitation_pb2.Invi
     return made.invitations[0], made.invitations[1]
 
 
-def _mailed_link(site: Site, links: Links) -> str:
+def _mailed_link(site: Site, links: MailedSecrets) -> str:
     """The secret of a link to sign in that was mailed to the owner."""
-    with Guest(site.address, "acme") as guest:
+    with UnauthenticatedClient(site.address, "acme") as guest:
         guest.request_sign_in("ann@acme.io")
 
     def named(tx: Transaction) -> str | None:
@@ -250,7 +238,7 @@ def _mailed_link(site: Site, links: Links) -> str:
 
 
 def test_health_is_open(sqlite_site: Site) -> None:
-    """The server as a whole and each service answer a probe without a credential."""
+    """Health checks of the server and of each service are answered without a credential."""
     for service in ("", *SERVICES):
         request = json.dumps({"service": service})
         answer = grpcurl("-d", request, sqlite_site.address, "grpc.health.v1.Health/Check")

@@ -7,8 +7,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from conftest import Site
-from test_grpcurl import GRPCURL, grpcurl
+
+from support.grpcurl import GRPCURL, grpcurl
+from support.sites import Site
 
 pytestmark = pytest.mark.skipif(GRPCURL is None, reason="grpcurl is not installed")
 
@@ -23,29 +24,30 @@ def call(site: Site, method: str, request: str, token: str = "") -> subprocess.C
 
 
 def answer_of(site: Site, method: str, request: str = "{}", token: str = "") -> dict[str, Any]:
-    """What it answers."""
+    """The answer as JSON."""
     finished = call(site, method, request, token)
     assert finished.returncode == 0, finished.stderr
     answer: dict[str, Any] = json.loads(finished.stdout)
     return answer
 
 
-def test_tokens_by_hand(sqlite_site: Site) -> None:
+def test_token_calls_with_grpcurl(sqlite_site: Site) -> None:
     """Each RPC of TokenService once: a Duration as 3600s, a Timestamp, enums by name, a nested restriction."""
     tomorrow = (datetime.now(UTC) + timedelta(days=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
-    personal = answer_of(sqlite_site, f"{TOKENS}/CreatePersonalToken", '{"name": "laptop", "ttl": "3600s"}')
+    personal = answer_of(sqlite_site, f"{TOKENS}/CreatePersonalToken", '{"display_name": "laptop", "ttl": "3600s"}')
     restriction = '{"permissions": [{"resource": "authorization", "action": "check", "effect": "EFFECT_ALLOW"}]}'
     program = answer_of(
         sqlite_site,
         f"{TOKENS}/CreateOrganizationToken",
-        f'{{"name": "billing", "role": "CONTRIBUTOR", "expire_time": "{tomorrow}", "restriction": {restriction},'
+        f'{{"display_name": "billing", "role": "CONTRIBUTOR", "expire_time": "{tomorrow}",'
+        f' "restriction": {restriction},'
         ' "request_id": "6b7c3a52-2a43-4ba0-9d28-6f1e0a2b9c11"}',
     )
     listed = answer_of(
         sqlite_site,
         f"{TOKENS}/ListTokens",
-        '{"kind": "CREDENTIAL_KIND_ORGANIZATION_TOKEN", "state": "TOKEN_STATE_LIVE", "page_size": 10}',
+        '{"kind": "CREDENTIAL_KIND_ORGANIZATION_TOKEN", "state": "TOKEN_STATE_ACTIVE", "page_size": 10}',
     )
     rotated = answer_of(
         sqlite_site, f"{TOKENS}/RotateToken", f'{{"id": "{personal["token"]["id"]}", "overlap": "1.5s"}}'
@@ -66,16 +68,16 @@ def test_tokens_by_hand(sqlite_site: Site) -> None:
     assert deleted["token"]["state"] == "TOKEN_STATE_DELETED"
 
 
-def test_session_and_organization_by_hand(sqlite_site: Site) -> None:
-    """Who am I, another name for the organization, and signing out."""
-    borrowed = answer_of(sqlite_site, f"{TOKENS}/CreatePersonalToken", '{"name": "borrowed"}')["secret"]
+def test_session_and_organization_calls_with_grpcurl(sqlite_site: Site) -> None:
+    """WhoAmI, UpdateOrganization and SignOut by grpcurl."""
+    borrowed = answer_of(sqlite_site, f"{TOKENS}/CreatePersonalToken", '{"display_name": "borrowed"}')["secret"]
 
     who = answer_of(sqlite_site, "rolecall.v1.SessionService/WhoAmI")
     before = answer_of(sqlite_site, "rolecall.v1.OrganizationService/GetOrganization")["organization"]
     renamed = answer_of(
         sqlite_site,
         "rolecall.v1.OrganizationService/UpdateOrganization",
-        f'{{"display_name": "Acme GmbH", "etag": "{before["etag"]}"}}',
+        f'{{"organization": {{"display_name": "Acme GmbH", "etag": "{before["etag"]}"}}}}',
     )
     out = answer_of(sqlite_site, "rolecall.v1.SessionService/SignOut", token=borrowed)
     after = call(sqlite_site, "rolecall.v1.SessionService/WhoAmI", "{}", borrowed)
@@ -88,14 +90,14 @@ def test_session_and_organization_by_hand(sqlite_site: Site) -> None:
     assert "UNAUTHENTICATED_CREDENTIAL" in after.stderr
 
 
-def test_audit_by_hand(sqlite_site: Site) -> None:
+def test_audit_calls_with_grpcurl(sqlite_site: Site) -> None:
     """Listing with a filter, a streamed export, and verifying from a known mark."""
-    answer_of(sqlite_site, f"{TOKENS}/CreatePersonalToken", '{"name": "laptop"}')
+    answer_of(sqlite_site, f"{TOKENS}/CreatePersonalToken", '{"display_name": "laptop"}')
 
     listed = answer_of(
         sqlite_site,
         f"{AUDIT}/ListAuditEntries",
-        '{"filter": {"action": "CreatePersonalToken", "outcome": "AUDIT_OUTCOME_DONE",'
+        '{"filter": {"action": "CreatePersonalToken", "outcome": "AUDIT_OUTCOME_SUCCEEDED",'
         ' "start_time": "2020-01-31T12:00:00Z"}, "page_size": 1}',
     )
     exported = answer_of(sqlite_site, f"{AUDIT}/ExportAuditEntries", '{"format": "AUDIT_FORMAT_CSV"}')
@@ -104,26 +106,26 @@ def test_audit_by_hand(sqlite_site: Site) -> None:
     again = answer_of(sqlite_site, f"{AUDIT}/VerifyAuditLog", f'{{"known": {head}}}')
 
     (entry,) = listed["entries"]
-    assert entry["details"]["after"]["name"] == "laptop"
-    assert entry["outcome"] == "AUDIT_OUTCOME_DONE"
+    assert entry["details"]["after"]["display_name"] == "laptop"
+    assert entry["outcome"] == "AUDIT_OUTCOME_SUCCEEDED"
     text = base64.b64decode(exported["data"]).decode()
     assert text.startswith("sequence,time,actor,")
     assert exported["lastSequence"] == entry["sequence"] == verified["head"]["sequence"]
     assert entry["hash"] in text
-    assert verified["verdict"] == again["verdict"] == "AUDIT_VERDICT_WHOLE"
+    assert verified["verdict"] == again["verdict"] == "AUDIT_VERDICT_INTACT"
 
 
-def test_describe_is_the_manual_of_management_too(sqlite_site: Site) -> None:
+def test_describe_documents_the_management_services(sqlite_site: Site) -> None:
     """Comments come with services, methods, messages, fields and enums."""
     for symbol, comment in (
-        (TOKENS, "Mints, lists, rotates and deletes the tokens"),
+        (TOKENS, "Creates, lists, rotates and deletes the tokens"),
         (f"{TOKENS}.RotateToken", "Gives a token a new secret."),
         ("rolecall.v1.CreatePersonalTokenRequest", "Without it 90 days"),
         ("rolecall.v1.Restriction", "at least one, at most 100"),
-        ("rolecall.v1.SessionService", "Signs people in by mail, looks at the credential"),
+        ("rolecall.v1.SessionService", "Signs people in by mail; describes and ends the presented credential"),
         ("rolecall.v1.MemberService", "An organization always keeps a member whose role may `owners update`."),
         ("rolecall.v1.InvitationService.AcceptInvitation", "The secret works once"),
-        ("rolecall.v1.OrganizationService", "Changes the name to show. Needs `account manage`."),
+        ("rolecall.v1.OrganizationService", "Changes the fields that `update_mask` names. Needs `account manage`."),
         (f"{AUDIT}.ExportAuditEntries", "Streams entries as a file, the oldest first."),
         ("rolecall.v1.AuditOutcome", "The caller may not do this."),
         ("rolecall.v1.ErrorReason", "ETAG_MISMATCH"),
@@ -138,12 +140,12 @@ def test_describe_is_the_manual_of_management_too(sqlite_site: Site) -> None:
     [
         (
             f"{TOKENS}/CreatePersonalToken",
-            '{"name": "laptop", "ttl": "-5s"}',
+            '{"display_name": "laptop", "ttl": "-5s"}',
             ("InvalidArgument", "ttl is not in the future", '"field": "ttl"', "INVALID_FIELD"),
         ),
         (
             f"{TOKENS}/CreateOrganizationToken",
-            '{"name": "billing", "role": "OWNER"}',
+            '{"display_name": "billing", "role": "OWNER"}',
             ("PermissionDenied", "choose another role", "ROLE_BEYOND_CALLER", '"field": "role"'),
         ),
         (
@@ -170,9 +172,9 @@ def test_describe_is_the_manual_of_management_too(sqlite_site: Site) -> None:
     ],
 )
 def test_errors_are_readable(sqlite_site: Site, method: str, request_: str, parts: tuple[str, ...]) -> None:
-    """Status, sentence, reason and field stand in the terminal."""
+    """The terminal shows status, message, reason and field."""
     finished = call(sqlite_site, method, request_)
 
     assert finished.returncode != 0
-    for part in (*parts, "google.rpc.ErrorInfo", "request_id"):
+    for part in (*parts, "google.rpc.ErrorInfo", "call_id"):
         assert part in finished.stderr

@@ -1,4 +1,4 @@
-"""grpc.health: right, and never in the way of anything else, whatever those who watch do."""
+"""grpc.health: right, and never delaying other calls, whatever watchers do."""
 
 import struct
 import threading
@@ -8,12 +8,12 @@ from typing import Any
 
 import grpc
 import pytest
-from conftest import MakeSite, Site
-from grpc_errors import told
 from grpc_health.v1 import health_pb2 as pb
-from raw_calls import SETTINGS, RawConnection
 
 from rolecall import Client
+from support.raw_calls import SETTINGS, RawConnection
+from support.server_calls import failure_of
+from support.sites import MakeSite, Site
 
 HEALTH = "/grpc.health.v1.Health"
 INITIAL_WINDOW_SIZE = 4
@@ -21,15 +21,15 @@ SERVING, NOT_SERVING = pb.HealthCheckResponse.SERVING, pb.HealthCheckResponse.NO
 
 
 @pytest.fixture
-def site(each_lane: str, make_site: MakeSite, sqlite_url: str) -> Site:
-    """A server of each lane."""
+def site(each_transport: str, make_site: MakeSite, sqlite_url: str) -> Site:
+    """A server of each transport."""
     site = make_site(sqlite_url, connection_seconds=600)
-    assert bool(site.server._fast) is (each_lane == "fast")
+    assert bool(site.polling) is (each_transport == "polling")
     return site
 
 
 def watch(site: Site, service: str = "") -> Any:
-    """What a client is told that watches."""
+    """The statuses that a watching client gets."""
     stub = site.channel().unary_stream(
         f"{HEALTH}/Watch", pb.HealthCheckRequest.SerializeToString, pb.HealthCheckResponse.FromString
     )
@@ -37,21 +37,21 @@ def watch(site: Site, service: str = "") -> Any:
 
 
 def status(site: Site, service: str = "") -> int:
-    """What a client is told that asks once."""
+    """The status that a single Check gets."""
     raw, _ = site.call(f"{HEALTH}/Check", pb.HealthCheckRequest(service=service).SerializeToString(), timeout=5)
     return pb.HealthCheckResponse.FromString(raw).status
 
 
-def assert_well(site: Site) -> None:
-    """Calls are answered, and health's too."""
+def assert_serves(site: Site) -> None:
+    """Assert that calls are answered, and health checks too."""
     with Client(site.address, site.tokens["OWNER"], timeout=5) as client:
         assert client.check("ann@acme.io", "view", "members")
     assert status(site) == SERVING
 
 
 @pytest.fixture
-def takes_nothing(site: Site) -> Iterator[list[RawConnection]]:
-    """Strangers who watch and leave no room for what they are told."""
+def watch_without_reading(site: Site) -> Iterator[list[RawConnection]]:
+    """Connect unauthenticated watchers that read nothing."""
     connections = []
     for _ in range(6):
         connection = RawConnection(site.address)
@@ -64,8 +64,8 @@ def takes_nothing(site: Site) -> Iterator[list[RawConnection]]:
         connection.close()
 
 
-def test_those_who_watch_and_leave_halt_nobody(site: Site) -> None:
-    """They come and go at the same time, beside others who ask once."""
+def test_cancelled_watches_do_not_block_the_server(site: Site) -> None:
+    """Watchers that come and go at the same time don't delay single Checks."""
     until = time.monotonic() + 3
     left: list[int] = []
 
@@ -79,20 +79,20 @@ def test_those_who_watch_and_leave_halt_nobody(site: Site) -> None:
     for thread in threads:
         thread.start()
     while time.monotonic() < until:
-        assert_well(site)
+        assert_serves(site)
     for thread in threads:
         thread.join(10)
 
     assert len(left) > 60
     assert set(left) == {SERVING}
-    assert_well(site)
+    assert_serves(site)
 
 
-@pytest.mark.usefixtures("takes_nothing")
-def test_those_who_take_nothing_halt_nobody(site: Site) -> None:
-    """Neither other calls nor the stop."""
+@pytest.mark.usefixtures("watch_without_reading")
+def test_watchers_that_read_nothing_do_not_block_the_server(site: Site) -> None:
+    """Watchers that read nothing delay neither other calls nor the stop."""
     for _ in range(5):
-        assert_well(site)
+        assert_serves(site)
 
     began = time.monotonic()
     site.server.stop(1.0)
@@ -100,8 +100,8 @@ def test_those_who_take_nothing_halt_nobody(site: Site) -> None:
     assert time.monotonic() - began < 6
 
 
-def test_watchers_are_told_of_the_stop_and_keep_it_from_nothing(site: Site) -> None:
-    """Each is told NOT_SERVING, then its stream ends."""
+def test_watchers_are_notified_of_the_stop_and_do_not_delay_it(site: Site) -> None:
+    """Each watcher gets NOT_SERVING, then its stream ends."""
     streams = [watch(site, name) for name in ("", "rolecall.v1.AuthorizationService") for _ in range(20)]
     assert {next(stream).status for stream in streams} == {SERVING}
 
@@ -114,11 +114,11 @@ def test_watchers_are_told_of_the_stop_and_keep_it_from_nothing(site: Site) -> N
         assert next(stream).status == NOT_SERVING
         with pytest.raises(grpc.RpcError) as ended:
             next(stream)
-        assert told(ended.value).code is grpc.StatusCode.UNAVAILABLE
+        assert failure_of(ended.value).code is grpc.StatusCode.UNAVAILABLE
 
 
-def test_who_watches_what_is_not_there_learns_that(site: Site) -> None:
-    """As the protocol has it: the stream goes on, as the service may come."""
+def test_watch_of_an_unknown_service_says_so(site: Site) -> None:
+    """Watching an unknown service gets SERVICE_UNKNOWN and the stream stays open, as the protocol says."""
     stream = watch(site, "no.Such")
 
     assert next(stream).status == pb.HealthCheckResponse.SERVICE_UNKNOWN
@@ -126,7 +126,7 @@ def test_who_watches_what_is_not_there_learns_that(site: Site) -> None:
 
 
 def test_list_has_each_service(site: Site) -> None:
-    """And the server itself, by the empty name."""
+    """List holds each service, and the server itself by the empty name."""
     if not hasattr(pb, "HealthListRequest"):
         pytest.skip("the lowest grpcio has no List")
     raw, _ = site.call(f"{HEALTH}/List", b"")
@@ -137,12 +137,16 @@ def test_list_has_each_service(site: Site) -> None:
     assert {each.status for each in statuses.values()} == {SERVING}
 
 
-def test_unknown_service_is_told_apart(site: Site) -> None:
-    """By the status that the protocol wants, and with a reason; a secret-looking name isn't repeated."""
+def test_check_of_an_unknown_service_is_not_found(site: Site) -> None:
+    """An unknown service gets the protocol's status and a reason; a secret-looking name isn't repeated."""
     for name in ("no.Such", "x" * 5000, "a\nb", site.tokens["OWNER"]):
         with pytest.raises(grpc.RpcError) as refused:
             status(site, name)
-        said = told(refused.value)
-        assert (said.code, said.reason, said.field) == (grpc.StatusCode.NOT_FOUND, "SERVICE_UNKNOWN", "service")
-        assert site.tokens["OWNER"] not in said.message
-        assert len(said.message) < 300
+        failure = failure_of(refused.value)
+        assert (failure.code, failure.reason, failure.field) == (
+            grpc.StatusCode.NOT_FOUND,
+            "SERVICE_UNKNOWN",
+            "service",
+        )
+        assert site.tokens["OWNER"] not in failure.message
+        assert len(failure.message) < 300

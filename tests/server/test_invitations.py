@@ -1,56 +1,38 @@
-"""Invitations over gRPC: made for many at once or for nobody, resent, withdrawn; who may, and what is refused."""
+"""CreateInvitations over gRPC: batches, permissions, and refused requests."""
 
 import uuid
 from typing import Any
 
-import grpc
 import pytest
-from conftest import Site
-from grpc_errors import Told
-from people import Office, change_rows, inviting, last_entry
-from test_tokens import (
-    DENIED,
-    INVALID,
-    ROLES,
-    found_other,
-    nothing_written,
-    rows_of,
-)
 
-from rolecall.domain import CredentialKind, now
+from rolecall.domain import now
 from rolecall.storage import tables
 from rolecall.v1 import invitation_pb2 as pb
 from rolecall.v1 import session_pb2 as session
-
-MINUTE = 60_000_000
-WEEK = 7 * 24 * 60 * MINUTE
-# The trailers that a client takes by default: 8 KB, each header with 32 bytes more than its text.
-TRAILERS = 8192
-UNMET = grpc.StatusCode.FAILED_PRECONDITION
-ABORTED = grpc.StatusCode.ABORTED
-EXISTS = grpc.StatusCode.ALREADY_EXISTS
-PROGRAM = CredentialKind.ORGANIZATION
-PENDING, DELETED = pb.INVITATION_STATE_PENDING, pb.INVITATION_STATE_DELETED
-Resend, Delete, Get = pb.ResendInvitationRequest, pb.DeleteInvitationRequest, pb.GetInvitationRequest
-Accept = pb.AcceptInvitationRequest
-
+from support.credentials import found_other
+from support.invitation_requests import PENDING, WEEK, Accept, Get, Resend
+from support.people import PeopleCalls, change_rows, inviting, last_entry
+from support.roles import ROLES
+from support.rows import nothing_written, rows_of
+from support.server_calls import DENIED, EXISTS, INVALID, TRAILERS, UNMET, trailer_bytes
+from support.sites import Site
 
 # Making them
 
 
-def test_an_invitation_is_answered_whole(site: Site) -> None:
-    """All fields but the secret; a mail is queued; one revision and one audit entry for the whole batch."""
-    office, before = Office(site), now()
-    answer = office.send("ADMIN", inviting(("Ann.B@X.io", "VIEWER"), ("bob@x.io", "ADMIN")))
+def test_created_invitation_has_all_fields(site: Site) -> None:
+    """The answer has all fields but the secret; a mail is queued; the batch has one revision and one audit entry."""
+    calls, before = PeopleCalls(site), now()
+    answer = calls.send("ADMIN", inviting(("Ann.B@X.io", "VIEWER"), ("bob@x.io", "ADMIN")))
     first, second = answer.invitations
     entry = last_entry(site)
     mails = rows_of(site.storage)["mails"]
-    office.deliver()
-    sent = office.send("ADMIN", Get(id=first.id)).invitation
+    calls.deliver()
+    sent = calls.send("ADMIN", Get(id=first.id)).invitation
 
     assert (first.email.lower(), first.role, second.email, second.role) == ("ann.b@x.io", "VIEWER", "bob@x.io", "ADMIN")
     assert first.email.startswith("Ann.B@")
-    assert first.inviter == entry.actor == f"user:{site.members['ADMIN'].user_id}"
+    assert first.creator == entry.actor == f"user:{site.members['ADMIN'].user_id}"
     assert first.state == PENDING
     assert before <= first.create_time.ToMicroseconds() <= now()
     assert first.expire_time.ToMicroseconds() - first.create_time.ToMicroseconds() == WEEK
@@ -58,36 +40,36 @@ def test_an_invitation_is_answered_whole(site: Site) -> None:
     assert (sent.etag, sent.id) == (first.etag, first.id)
     assert (entry.action, entry.object) == ("CreateInvitations", "organization:acme")
     assert len(mails) == 2
-    assert answer.revision == office.send("OWNER", session.WhoAmIRequest()).organization.revision
+    assert answer.revision == calls.send("OWNER", session.WhoAmIRequest()).organization.revision
     texts = "".join(path.read_text(encoding="utf-8") for path in site.settings.mail_folder.glob("*.eml"))
     written = repr(rows_of(site.storage))
     for made in (first, second):
-        assert office.secret(made) in texts.replace("=\n", "")
-        assert office.secret(made).split("_")[2] not in written + str(answer)
+        assert calls.secret(made) in texts.replace("=\n", "")
+        assert calls.secret(made).split("_")[2] not in written + str(answer)
 
 
 def test_two_hundred_are_invited_at_once(site: Site) -> None:
-    """In the order of the request; nobody and 201 are refused, with the numbers in the error."""
-    office = Office(site)
+    """Two hundred are invited in the order of the request; 0 and 201 are refused, with the numbers in the error."""
+    calls = PeopleCalls(site)
     people = [(f"p{number}@x.io", ROLES[number % 5]) for number in range(201)]
-    made = office.invite("OWNER", *people[:200])
+    made = calls.invite("OWNER", *people[:200])
     with nothing_written(site):
         for batch in ([], people):
-            said = office.refused("OWNER", inviting(*batch))
+            failure = calls.refused("OWNER", inviting(*batch))
 
-            assert (said.code, said.reason, said.field) == (INVALID, "BATCH_SIZE", "invitations")
-            assert (said.metadata["size"], said.metadata["maximum"]) == (str(len(batch)), "200")
-            assert "it must have 1 to 200" in said.message
+            assert (failure.code, failure.reason, failure.field) == (INVALID, "BATCH_SIZE", "invitations")
+            assert (failure.metadata["size"], failure.metadata["maximum"]) == (str(len(batch)), "200")
+            assert "it must have 1 to 200" in failure.message
 
     assert [(one.email, one.role) for one in made] == people[:200]
-    assert len({one.id for one in made}) == len({office.secret(one) for one in made}) == 200
-    assert office.invite("OWNER", people[200])[0].email == "p200@x.io"
+    assert len({one.id for one in made}) == len({calls.secret(one) for one in made}) == 200
+    assert calls.invite("OWNER", people[200])[0].email == "p200@x.io"
 
 
-def test_everything_bad_is_named_at_once(site: Site) -> None:
-    """By index and field, in the order of the request; the gravest decides the status; nothing is made."""
-    office = Office(site)
-    office.invite("OWNER", ("live@x.io", "VIEWER"))
+def test_all_invalid_entries_are_named(site: Site) -> None:
+    """All faults are named by index and field, in order; the most important decides the status; nothing is created."""
+    calls = PeopleCalls(site)
+    calls.invite("OWNER", ("live@x.io", "VIEWER"))
     found_other(site)
     people = [
         ("nobody", "VIEWER"),
@@ -118,15 +100,15 @@ def test_everything_bad_is_named_at_once(site: Site) -> None:
         (14, "email", "INVALID_FIELD"),
     ]
     with nothing_written(site):
-        faults = office.faults("ADMIN", inviting(*people))
-        said = office.refused("ADMIN", inviting(*people))
-        checked = office.faults("ADMIN", inviting(*people, validate_only=True))
+        violations = calls.violations("ADMIN", inviting(*people))
+        failure = calls.refused("ADMIN", inviting(*people))
+        checked = calls.violations("ADMIN", inviting(*people, validate_only=True))
 
-    assert [fault[:2] for fault in faults] == [(f"invitations[{index}].{leaf}", why) for index, leaf, why in bad]
-    assert checked == faults
-    assert (said.code, said.reason, said.field) == (INVALID, "INVALID_FIELD", "invitations[0].email")
-    assert said.message.endswith("(14 more: see the details.)")
-    told_of = {field: description for field, _, description in faults}
+    assert [fault[:2] for fault in violations] == [(f"invitations[{index}].{leaf}", why) for index, leaf, why in bad]
+    assert checked == violations
+    assert (failure.code, failure.reason, failure.field) == (INVALID, "INVALID_FIELD", "invitations[0].email")
+    assert failure.message.endswith("(14 more: see the details.)")
+    told_of = {field: description for field, _, description in violations}
     assert "choose one of" in told_of["invitations[7].role"]
     assert "choose another role" in told_of["invitations[8].role"]
     assert "same address as that of invitations[9]" in told_of["invitations[10].email"]
@@ -141,21 +123,23 @@ def test_everything_bad_is_named_at_once(site: Site) -> None:
         ("live@x.io", EXISTS, "DUPLICATE_INVITATION", "ResendInvitation sends the mail again"),
     ],
 )
-def test_one_that_is_there_spoils_the_batch(site: Site, email: str, code: Any, reason: str, advice: str) -> None:
-    """All or nothing: ALREADY_EXISTS names whom, by the field, and the id of what is there."""
-    office = Office(site)
-    (live,) = office.invite("OWNER", ("live@x.io", "VIEWER"))
+def test_existing_member_or_invitation_fails_the_batch(
+    site: Site, email: str, code: Any, reason: str, advice: str
+) -> None:
+    """A batch is all or nothing: ALREADY_EXISTS names the field and the id of the existing one."""
+    calls = PeopleCalls(site)
+    (live,) = calls.invite("OWNER", ("live@x.io", "VIEWER"))
     with nothing_written(site):
-        said = office.refused("OWNER", inviting(("new@x.io", "VIEWER"), (email, "VIEWER"), ("newer@x.io", "VIEWER")))
+        failure = calls.refused("OWNER", inviting(("new@x.io", "VIEWER"), (email, "VIEWER"), ("newer@x.io", "VIEWER")))
 
-    assert (said.code, said.reason, said.field) == (code, reason, "invitations[1].email")
-    assert advice in said.message
-    there = said.metadata.get("id") or said.metadata.get("user_id")
+    assert (failure.code, failure.reason, failure.field) == (code, reason, "invitations[1].email")
+    assert advice in failure.message
+    there = failure.metadata.get("id") or failure.metadata.get("user_id")
     assert there == (live.id if reason == "DUPLICATE_INVITATION" else site.members["VIEWER"].user_id)
-    assert office.invite("OWNER", ("new@x.io", "VIEWER"))
+    assert calls.invite("OWNER", ("new@x.io", "VIEWER"))
 
 
-# What stands for entries that are bad in as many words as can be: letters that are refused are repeated, or named.
+# Entries with the longest possible errors: these repeat or name each refused character.
 _UNSAFE = [*range(0xE0020, 0xE0080), *range(0x1D173, 0x1D17B), *range(0xE000, 0xE080)]
 WORST = {
     "short": ("nobody", "VIEWER"),
@@ -172,81 +156,68 @@ WORST = {
 
 @pytest.mark.parametrize("kind", WORST)
 def test_two_hundred_bad_entries_are_all_named(sqlite_site: Site, kind: str) -> None:
-    """However long what is said of each, the error fits into the trailers that any client takes."""
-    office = Office(sqlite_site)
+    """An error about two hundred bad entries fits into the trailers that any client takes."""
+    calls = PeopleCalls(sqlite_site)
     email, role = WORST[kind]
     people = [(email % number if "%d" in email else email, role) for number in range(200)]
     request = inviting(*people)
     with nothing_written(sqlite_site):
-        said = office.refused("ADMIN", request)
-    assert said.code in {INVALID, DENIED}, said.message
-    named = {number for field, _, _ in office.faults("ADMIN", request) for number in _numbers(field)}
+        failure = calls.refused("ADMIN", request)
+    assert failure.code in {INVALID, DENIED}, failure.message
+    named = {number for field, _, _ in calls.violations("ADMIN", request) for number in _numbers(field)}
 
     assert named == set(range(200))
-    assert said.metadata["request_id"]
-    assert taken_by(said) < TRAILERS
+    assert failure.metadata["call_id"]
+    assert trailer_bytes(failure) < TRAILERS
 
 
 def _numbers(field: str) -> list[int]:
-    """The entries that a violation speaks of."""
+    """Return the indexes of the entries in a violation's field."""
     return [int(number) for number in field.partition("[")[2].partition("]")[0].split(",")]
 
 
-def taken_by(said: Told) -> int:
-    """How many bytes the trailers take, as HTTP/2 counts them."""
-    headers = {"grpc-status": "16", "grpc-message": said.message, **said.trailers}
-    return sum(32 + len(key) + _on_the_wire(value) for key, value in headers.items())
-
-
-def _on_the_wire(value: str | bytes) -> int:
-    """How many bytes a value takes: what is binary goes as base64, what isn't ASCII in per cent."""
-    if isinstance(value, bytes):
-        return -(-len(value) * 4 // 3)
-    return sum(1 if " " <= letter <= "~" else 3 * len(letter.encode()) for letter in value)
-
-
-def test_one_bad_address_is_refused_in_few_words(sqlite_site: Site) -> None:
+def test_error_of_a_bad_address_is_short(sqlite_site: Site) -> None:
     """One alone, in a batch or to sign in, fits too, and its field is named."""
-    office = Office(sqlite_site)
+    calls = PeopleCalls(sqlite_site)
     for email, _ in list(WORST.values())[-4:]:
-        asked = office.turned_away(session.RequestSignInRequest(organization="acme", email=email))
-        invited = office.refused("OWNER", inviting((email, "VIEWER")))
+        asked = calls.refused_unauthenticated(session.RequestSignInRequest(organization="acme", email=email))
+        invited = calls.refused("OWNER", inviting((email, "VIEWER")))
 
         assert (asked.code, asked.reason, asked.field) == (INVALID, "INVALID_FIELD", "email")
         assert (invited.code, invited.reason, invited.field) == (INVALID, "INVALID_FIELD", "invitations[0].email")
-        assert max(taken_by(asked), taken_by(invited)) < TRAILERS
+        assert max(trailer_bytes(asked), trailer_bytes(invited)) < TRAILERS
 
 
-def test_to_validate_does_nothing(site: Site) -> None:
-    """No row, revision, audit entry or mail; the answer is what would be made, without ids."""
-    office = Office(site)
+def test_validate_only_changes_nothing(site: Site) -> None:
+    """Validation leaves no row, revision, audit entry or mail; the answer is what would be made, without ids."""
+    calls = PeopleCalls(site)
     people = (("Ann@x.io", "VIEWER"), ("bob@x.io", "OWNER"))
     with nothing_written(site):
-        answer = office.send("OWNER", inviting(*people, validate_only=True, request_id=str(uuid.uuid4())))
+        answer = calls.send("OWNER", inviting(*people, validate_only=True, request_id=str(uuid.uuid4())))
 
     assert [(one.email, one.role, one.id, one.state) for one in answer.invitations] == [
         (email, role, "", PENDING) for email, role in people
     ]
     assert answer.invitations[0].delivery == pb.DELIVERY_STATE_UNSPECIFIED
-    assert answer.revision == office.send("OWNER", session.WhoAmIRequest()).organization.revision
-    assert len(office.invite("OWNER", *people)) == 2
+    assert answer.revision == calls.send("OWNER", session.WhoAmIRequest()).organization.revision
+    assert len(calls.invite("OWNER", *people)) == 2
 
 
-def test_an_expired_invitation_is_in_nobodys_way(site: Site) -> None:
-    """The address is invited anew; the older one stays expired, and neither its link nor ResendInvitation wakes it."""
-    office = Office(site)
-    (old,) = office.invite("OWNER", ("ann@x.io", "VIEWER"))
+def test_an_expired_invitation_delays_no_other(site: Site) -> None:
+    """The address is invited again; the older invitation stays expired: neither its link nor ResendInvitation works."""
+    calls = PeopleCalls(site)
+    (old,) = calls.invite("OWNER", ("ann@x.io", "VIEWER"))
     change_rows(site, tables.invitations, old.id, expire_time=now())
     with nothing_written(site):
-        said = office.refused("OWNER", Resend(id=old.id))
-        assert (said.code, said.reason, said.field) == (UNMET, "INVITATION_EXPIRED", "id")
-        assert said.unmet == (("INVITATION_EXPIRED", f"invitation:{old.id}", said.message),)
-        assert "invite the address anew" in said.message
-    (new,) = office.invite("ADMIN", ("ANN@x.io", "CONTRIBUTOR"))
+        failure = calls.refused("OWNER", Resend(id=old.id))
+        assert (failure.code, failure.reason, failure.field) == (UNMET, "INVITATION_EXPIRED", "id")
+        assert failure.unmet == (("INVITATION_EXPIRED", f"invitation:{old.id}", failure.message),)
+        assert "create another one for the address" in failure.message
+    (new,) = calls.invite("ADMIN", ("ANN@x.io", "CONTRIBUTOR"))
     with nothing_written(site):
-        assert office.refused("OWNER", Resend(id=old.id)).reason == "INVITATION_EXPIRED"
-        assert office.turned_away(Accept(secret=office.secret(old))).reason == "INVITATION_EXPIRED"
-        assert office.refused("OWNER", inviting(("ann@x.io", "VIEWER"))).reason == "DUPLICATE_INVITATION"
+        assert calls.refused("OWNER", Resend(id=old.id)).reason == "INVITATION_EXPIRED"
+        assert calls.refused_unauthenticated(Accept(secret=calls.secret(old))).reason == "INVITATION_EXPIRED"
+        assert calls.refused("OWNER", inviting(("ann@x.io", "VIEWER"))).reason == "DUPLICATE_INVITATION"
 
-    assert office.send("OWNER", Get(id=old.id)).invitation.state == pb.INVITATION_STATE_EXPIRED
-    assert office.accept(new).member.role == "CONTRIBUTOR"
+    assert calls.send("OWNER", Get(id=old.id)).invitation.state == pb.INVITATION_STATE_EXPIRED
+    assert calls.accept(new).member.role == "CONTRIBUTOR"

@@ -1,4 +1,4 @@
-"""The database goes away under a running server: UNAVAILABLE, never an allow, and back again by itself."""
+"""Outages of the database under a running server: UNAVAILABLE, never an allow, and recovery without a restart."""
 
 import json
 import os
@@ -8,22 +8,25 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from conftest import POSTGRES_URL, MakeSite, Site, sqlite_file, wait_until
 from grpc_health.v1 import health_pb2
-from postgres import PostgresServer
 
 from rolecall import Client
 from rolecall.errors import Stale, StorageUnavailable
+from rolecall.limits import Limits
+from support.environment import POSTGRES_URL
+from support.postgres import PostgresServer
+from support.sites import MakeSite, Site, sqlite_file
+from support.waiting import wait_until
 
 
 def ask(site: Site) -> bool:
-    """Whether the owner may see the members, asked once."""
+    """Check once whether the owner may see the members."""
     with Client(site.address, site.tokens["OWNER"], timeout=20) as client:
         return bool(client.check("ann@acme.io", "view", "members"))
 
 
 def list_subjects(site: Site) -> list[str]:
-    """Who may see the members: a question that memory doesn't answer."""
+    """ListSubjects, which the cache can't answer."""
     with Client(site.address, site.tokens["OWNER"], timeout=20) as client:
         return [member.email for member in client.subjects("view", "members")]
 
@@ -31,11 +34,11 @@ def list_subjects(site: Site) -> list[str]:
 def test_a_locked_sqlite_file_is_unavailable(
     make_site: MakeSite, sqlite_url: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """Another program holds the file; when it lets go, answers go on."""
-    sqlite_site = make_site(sqlite_url, max_staleness=60)
+    """Another program locks the file; after it releases the lock, calls are answered again."""
+    sqlite_site = make_site(sqlite_url, limits=Limits(database_seconds=0.2), max_staleness=60)
     list_subjects(sqlite_site)
     # A locked WAL keeps readers out only when another program leaves WAL mode behind.
-    core = sqlite_site.server._core
+    core = sqlite_site.core
     # Connections are made one after the other: nobody else is to wait for one.
     for busy in (core.feed, core.sender, core.background):
         busy.stop()
@@ -81,8 +84,8 @@ def test_a_dropped_postgresql_connection_is_replaced(make_site: MakeSite) -> Non
         site.server.stop(0)
 
 
-def test_memory_answers_for_a_while_without_the_database(make_site: MakeSite, sqlite_url: str) -> None:
-    """Checks of who is known go on for `max_staleness`, then all are UNAVAILABLE; with the database back, all go on."""
+def test_cache_answers_for_max_staleness_without_the_database(make_site: MakeSite, sqlite_url: str) -> None:
+    """Cached Checks are answered for `max_staleness`, then all are UNAVAILABLE, until the database is back."""
     site = make_site(sqlite_url, max_staleness=2.0)
     assert ask(site)
     file = Path(sqlite_url.removeprefix("sqlite:///"))
@@ -113,7 +116,7 @@ def _answers(site: Site) -> bool:
 
 
 def test_health_says_when_the_server_stops(sqlite_site: Site) -> None:
-    """A watcher is told NOT_SERVING before the server goes."""
+    """A watcher gets NOT_SERVING before the server goes."""
     seen: list[int] = []
     stub = sqlite_site.channel().unary_stream(
         "/grpc.health.v1.Health/Watch",
@@ -127,7 +130,7 @@ def test_health_says_when_the_server_stops(sqlite_site: Site) -> None:
             for answer in stub(health_pb2.HealthCheckRequest(service="")):
                 seen.append(answer.status)
                 serving.set()
-        except Exception:  # noqa: BLE001 - how the stream ends is not what is tested
+        except Exception:  # noqa: BLE001 - how the stream ends isn't tested here
             return
 
     watcher = threading.Thread(target=watch)

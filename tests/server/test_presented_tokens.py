@@ -1,78 +1,75 @@
-"""Tokens that are asked about, and how often somebody may guess at them, or at credentials."""
+"""Presented tokens as subjects, and the rate limits on guessing them, or credentials."""
 
 import csv
 import threading
 from collections.abc import Callable
-from pathlib import Path
+from concurrent.futures import Future
 from typing import Any
 
 import grpc
 import pytest
-from conftest import MakeSite, Site
 from google.protobuf.duration_pb2 import Duration
 from sqlalchemy import event
-from test_tokens import (
-    CHECK_ONLY,
-    OK,
-    UNAUTHENTICATED,
-    Desk,
-    found_other,
-    id_of,
-    put_credential,
-    until,
-)
 
-from rolecall import callers, credentials, directory
-from rolecall.directory import Directory
+from rolecall.credentials import token_format
 from rolecall.domain import CredentialKind
-from rolecall.errors import RateLimited
+from rolecall.errors import RateLimited, StorageUnavailable
+from rolecall.identity.authentication import Authenticator
+from rolecall.identity.batch_loader import Miss
+from rolecall.limits import Limits, Rate
 from rolecall.storage import Storage
 from rolecall.v1 import authorization_pb2 as pb
 from rolecall.v1 import session_pb2 as session
 from rolecall.v1 import token_pb2
+from support.credentials import CHECK_ONLY, found_other, id_of, put_credential
+from support.engines import engine_of
+from support.environment import PERMISSIONS_FILE
+from support.server_calls import OK, UNAUTHENTICATED, SiteCalls
+from support.sites import MakeSite, Site
+from support.waiting import until
 
 EXHAUSTED = grpc.StatusCode.RESOURCE_EXHAUSTED
 GRANTED, SCOPE, INVALID = pb.REASON_GRANTED, pb.REASON_TOKEN_SCOPE, pb.REASON_TOKEN_INVALID
 NOT_GRANTED = pb.REASON_NOT_GRANTED
 
-with (Path(__file__).parents[1] / "permissions.csv").open(encoding="utf-8") as _file:
+with PERMISSIONS_FILE.open(encoding="utf-8") as _file:
     CELLS = [(row["resource"], row["action"]) for row in csv.DictReader(_file)]
 
 
 def forged(number: int = 1) -> list[str]:
-    """Well-formed credentials that nobody was ever given."""
-    return [credentials.mint(CredentialKind.PERSONAL).text for _ in range(number)]
+    """Return well-formed credentials that were never issued."""
+    return [token_format.mint(CredentialKind.PERSONAL).text for _ in range(number)]
 
 
 def with_another_secret(text: str) -> str:
-    """The id of a live token with a secret of somebody's invention."""
-    return credentials.mint(CredentialKind(text[:3]), id_of(text)).text
+    """Return the id of a live token with another secret, well-formed."""
+    return token_format.mint(CredentialKind(text[:3]), id_of(text)).text
 
 
 def ask(token: str, action: str = "view", resource: str = "secrets") -> pb.CheckRequest:
-    """May whoever presents this token do this?"""
+    """Make a Check of this presented token."""
     return pb.CheckRequest(subject_token=token, action=action, resource=resource)
 
 
 def ask_all(*tokens: str) -> pb.BatchCheckRequest:
-    """May each do `secrets view`?"""
+    """Make a BatchCheck whether each token may `secrets view`."""
     return pb.BatchCheckRequest(
         checks=[pb.BatchCheckItem(subject_token=token, action="view", resource="secrets") for token in tokens]
     )
 
 
-def test_a_presented_token_is_answered_for(site: Site) -> None:
-    """Live: as its holder's role; restricted: what it is cut down to; all others TOKEN_INVALID."""
-    desk = Desk(site)
+def test_check_of_a_presented_token(site: Site) -> None:
+    """A live token has its holder's role; a restricted one its restriction; all others are TOKEN_INVALID."""
+    calls = SiteCalls(site)
     user = site.members["CONTRIBUTOR"].user_id
     restricted = put_credential(site, user, only=CHECK_ONLY)
     rotated = put_credential(site, user)
-    desk.send("CONTRIBUTOR", token_pb2.RotateTokenRequest(id=id_of(rotated)))
+    calls.send("CONTRIBUTOR", token_pb2.RotateTokenRequest(id=id_of(rotated)))
     overlapping = put_credential(site, user)
     overlap = Duration(seconds=3600)
-    newest = desk.send("CONTRIBUTOR", token_pb2.RotateTokenRequest(id=id_of(overlapping), overlap=overlap)).secret
+    newest = calls.send("CONTRIBUTOR", token_pb2.RotateTokenRequest(id=id_of(overlapping), overlap=overlap)).secret
     deleted = put_credential(site, user)
-    desk.send("CONTRIBUTOR", token_pb2.DeleteTokenRequest(id=id_of(deleted)))
+    calls.send("CONTRIBUTOR", token_pb2.DeleteTokenRequest(id=id_of(deleted)))
     live = site.tokens["CONTRIBUTOR"]
     expected = {
         live: GRANTED,
@@ -96,8 +93,8 @@ def test_a_presented_token_is_answered_for(site: Site) -> None:
         rotated: INVALID,
         found_other(site): INVALID,
     }
-    answers = {text: desk.send("OWNER", ask(text)) for text in expected}
-    batch = desk.send("OWNER", ask_all(*expected))
+    answers = {text: calls.send("OWNER", ask(text)) for text in expected}
+    batch = calls.send("OWNER", ask_all(*expected))
 
     assert [answer.reason for answer in answers.values()] == list(expected.values())
     assert [result.reason for result in batch.results] == list(expected.values())
@@ -105,19 +102,19 @@ def test_a_presented_token_is_answered_for(site: Site) -> None:
         assert (answer.decision == pb.DECISION_ALLOW) is (answer.reason == GRANTED)
     assert {answer.role for answer in answers.values() if answer.reason == INVALID} == {""}
     assert answers[restricted].role == answers[live].role == "CONTRIBUTOR"
-    assert desk.send("OWNER", ask(restricted, "check", "authorization")).reason == GRANTED
+    assert calls.send("OWNER", ask(restricted, "check", "authorization")).reason == GRANTED
 
 
-def test_explanations_of_tokens_tell_no_secret(site: Site) -> None:
-    """They say what is the matter: restricted to less, or no such live token."""
-    desk = Desk(site)
+def test_explanations_of_tokens_hold_no_secret(site: Site) -> None:
+    """Explanations of tokens give the cause, a restriction or no such live token, without the secret."""
+    calls = SiteCalls(site)
     restricted = put_credential(site, site.members["OWNER"].user_id, only=CHECK_ONLY)
     wrong = with_another_secret(site.tokens["OWNER"])
     explained = {}
     for text in (restricted, wrong):
         request = ask(text)
         request.explain = True
-        explained[text] = desk.send("OWNER", request)
+        explained[text] = calls.send("OWNER", request)
 
     assert "restricted to less" in explained[restricted].explanation.summary
     assert "no such live token" in explained[wrong].explanation.summary
@@ -125,14 +122,14 @@ def test_explanations_of_tokens_tell_no_secret(site: Site) -> None:
         assert text.split("_")[2] not in str(answer)
 
 
-def test_only_who_may_check_asks_about_others_tokens(site: Site) -> None:
-    """About its own a credential may ask, by its text or id; about others' just with `authorization check`."""
-    desk = Desk(site)
+def test_check_of_anothers_token_needs_a_permission(site: Site) -> None:
+    """A credential may ask about itself, by its text or id; about other tokens only with `authorization check`."""
+    calls = SiteCalls(site)
     viewer = site.tokens["VIEWER"]
     second = put_credential(site, site.members["VIEWER"].user_id)
 
-    assert desk.send(viewer, ask(viewer)).reason == GRANTED
-    assert desk.send(viewer, pb.ListPermissionsRequest(subject=f"token:{id_of(viewer)}")).role == "VIEWER"
+    assert calls.send(viewer, ask(viewer)).reason == GRANTED
+    assert calls.send(viewer, pb.ListPermissionsRequest(subject=f"token:{id_of(viewer)}")).role == "VIEWER"
     for request in (
         ask(site.tokens["OWNER"]),
         ask(second),
@@ -141,20 +138,20 @@ def test_only_who_may_check_asks_about_others_tokens(site: Site) -> None:
         ask_all(viewer, site.tokens["OWNER"]),
         pb.ListPermissionsRequest(subject=f"token:{id_of(site.tokens['OWNER'])}"),
     ):
-        assert desk.refused(viewer, request).reason == "PERMISSION_MISSING", request
+        assert calls.refused(viewer, request).reason == "PERMISSION_MISSING", request
 
 
-def test_permissions_of_a_token_are_narrowed(site: Site) -> None:
+def test_permissions_of_a_token_respect_its_restriction(site: Site) -> None:
     """ListPermissions of `token:ID`, Check of `token:ID` and Check of the text agree over the whole matrix."""
-    desk = Desk(site)
+    calls = SiteCalls(site)
     user = site.members["ADMIN"].user_id
     for only in (None, CHECK_ONLY, (("*", "view"),), (("secrets", "*"), ("members/x", "view"), ("*-tokens", "create"))):
         text = put_credential(site, user, only=only)
         by_id = f"token:{id_of(text)}"
-        listed = desk.send("OWNER", pb.ListPermissionsRequest(subject=by_id, page_size=1000)).permissions
+        listed = calls.send("OWNER", pb.ListPermissionsRequest(subject=by_id, page_size=1000)).permissions
         items = [pb.BatchCheckItem(subject=by_id, resource=r, action=a) for r, a in CELLS]
         items += [pb.BatchCheckItem(subject_token=text, resource=r, action=a) for r, a in CELLS]
-        results = desk.send("OWNER", pb.BatchCheckRequest(checks=items)).results
+        results = calls.send("OWNER", pb.BatchCheckRequest(checks=items)).results
         granted = [result.decision == pb.DECISION_ALLOW for result in results]
         expected = [(r, a) in {(item.resource, item.action) for item in listed} for r, a in CELLS]
 
@@ -164,144 +161,130 @@ def test_permissions_of_a_token_are_narrowed(site: Site) -> None:
 
 
 def test_guesses_are_limited_for_each_caller(site: Site) -> None:
-    """Beyond so many, RATE_LIMITED; tokens that were good a moment ago are answered for still, and to others all."""
-    desk = Desk(site)
+    """Guesses above the limit are RATE_LIMITED; cached tokens are still answered, and other callers get all answers."""
+    calls = SiteCalls(site)
     good, unseen = site.tokens["VIEWER"], site.tokens["CONTRIBUTOR"]
-    assert desk.send("OWNER", ask(good)).reason == GRANTED
+    assert calls.send("OWNER", ask(good)).reason == GRANTED
     for _ in range(2):
         # Some are forgiven each second, so that one batch is not enough for long.
-        batch = desk.send("OWNER", ask_all(*forged(directory.GUESSES_AT_ONCE - 100)))
+        batch = calls.send("OWNER", ask_all(*forged(Limits().guessed_tokens.burst - 100)))
 
     assert {result.reason for result in batch.results} == {INVALID}
     for request in (ask(forged()[0]), ask(unseen), ask_all(good, forged()[0]), ask(with_another_secret(good))):
-        said = desk.refused("OWNER", request)
-        assert (said.code, said.reason) == (EXHAUSTED, "RATE_LIMITED")
-    assert desk.send("OWNER", ask(good)).reason == GRANTED
-    assert {result.reason for result in desk.send("OWNER", ask_all(good, good)).results} == {GRANTED}
-    assert desk.send("OWNER", pb.CheckRequest(subject="role:OWNER", action="view", resource="secrets")).role == "OWNER"
-    assert desk.send("ADMIN", ask(unseen)).reason == GRANTED
-    assert desk.send("ADMIN", ask(forged()[0])).reason == INVALID
+        failure = calls.refused("OWNER", request)
+        assert (failure.code, failure.reason) == (EXHAUSTED, "RATE_LIMITED")
+    assert calls.send("OWNER", ask(good)).reason == GRANTED
+    assert {result.reason for result in calls.send("OWNER", ask_all(good, good)).results} == {GRANTED}
+    assert calls.send("OWNER", pb.CheckRequest(subject="role:OWNER", action="view", resource="secrets")).role == "OWNER"
+    assert calls.send("ADMIN", ask(unseen)).reason == GRANTED
+    assert calls.send("ADMIN", ask(forged()[0])).reason == INVALID
 
 
-def test_guesses_are_heard_again_after_a_while(
-    make_site: MakeSite, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """So many a second: whoever waits may ask again. A person's credentials share one limit."""
-    monkeypatch.setattr(directory, "GUESSES_AT_ONCE", 20)
-    monkeypatch.setattr(directory, "GUESSES_A_SECOND", 4.0)
-    site = make_site(sqlite_url)
-    desk = Desk(site)
+def test_limit_of_guesses_recovers(make_site: MakeSite, sqlite_url: str) -> None:
+    """The rate limit on guesses refills each second. A person's credentials share one limit."""
+    site = make_site(sqlite_url, limits=Limits(guessed_tokens=Rate(4.0, 20)))
+    calls = SiteCalls(site)
     second = put_credential(site, site.members["OWNER"].user_id)
-    desk.send("OWNER", ask_all(*forged(26)))
+    calls.send("OWNER", ask_all(*forged(26)))
 
-    assert desk.code("OWNER", ask(forged()[0])) is EXHAUSTED
-    assert desk.code(second, ask(forged()[0])) is EXHAUSTED
-    until(lambda: desk.code("OWNER", ask(forged()[0])) is OK, 5)
+    assert calls.code("OWNER", ask(forged()[0])) is EXHAUSTED
+    assert calls.code(second, ask(forged()[0])) is EXHAUSTED
+    until(lambda: calls.code("OWNER", ask(forged()[0])) is OK, 5)
 
 
 def test_forged_credentials_from_one_peer_are_limited(make_site: MakeSite, sqlite_url: str) -> None:
-    """Beyond so many, RATE_LIMITED; who was just here goes on, and malformed ones stay UNAUTHENTICATED."""
+    """Forged credentials above the limit are RATE_LIMITED; known ones work, malformed ones are UNAUTHENTICATED."""
     site = make_site(sqlite_url)
-    desk = Desk(site)
+    calls = SiteCalls(site)
     who = session.WhoAmIRequest()
-    assert desk.code("OWNER", who) is OK
-    codes = [desk.code(text, who) for text in forged(callers.FAILURES_AT_ONCE)]
-    while desk.code(forged()[0], who) is UNAUTHENTICATED:
+    assert calls.code("OWNER", who) is OK
+    codes = [calls.code(text, who) for text in forged(Limits().failed_credentials.burst)]
+    while calls.code(forged()[0], who) is UNAUTHENTICATED:
         # Some were forgiven meanwhile.
         codes += [UNAUTHENTICATED]
 
     assert set(codes) == {UNAUTHENTICATED}
-    assert len(codes) < 2 * callers.FAILURES_AT_ONCE
-    refusals = {desk.refused(text, who).reason for text in forged(3)} - {"UNAUTHENTICATED_CREDENTIAL"}
+    assert len(codes) < 2 * Limits().failed_credentials.burst
+    refusals = {calls.refused(text, who).reason for text in forged(3)} - {"UNAUTHENTICATED_CREDENTIAL"}
     assert refusals == {"RATE_LIMITED"}
-    assert [desk.code("OWNER", who) for _ in range(20)] == [OK] * 20
+    assert [calls.code("OWNER", who) for _ in range(20)] == [OK] * 20
     for malformed in ("x", site.tokens["OWNER"][:-1], site.tokens["OWNER"] + "0"):
-        assert desk.code(malformed, who) is UNAUTHENTICATED
+        assert calls.code(malformed, who) is UNAUTHENTICATED
 
 
 def test_one_forged_credential_costs_one_look_up(sqlite_site: Site) -> None:
-    """Presented again at once it is known to be nobody's; a malformed one costs none."""
+    """A forged credential that is presented again costs no second query; a malformed one costs none."""
     looked_up: list[str] = []
 
     def note(*arguments: Any) -> None:
         if "FROM credentials" in arguments[2]:
             looked_up.append(arguments[2])
 
-    event.listen(sqlite_site.server.storage._engine, "before_cursor_execute", note)
-    desk, [text] = Desk(sqlite_site), forged()
-    codes = [desk.code(one, session.WhoAmIRequest()) for one in (text, text, text, text[:-1], "x")]
+    event.listen(engine_of(sqlite_site.server.storage), "before_cursor_execute", note)
+    calls, [text] = SiteCalls(sqlite_site), forged()
+    codes = [calls.code(one, session.WhoAmIRequest()) for one in (text, text, text, text[:-1], "x")]
 
     assert codes == [UNAUTHENTICATED] * 5
     assert len(looked_up) == 1
 
 
-def watched_is_shut(watched: Directory, text: str) -> bool:
-    """Whether the peer that forged so much is no longer heard."""
+def is_rate_limited(watched: Authenticator, text: str) -> bool:
+    """Whether the peer is rate-limited after its forged credentials."""
     try:
-        watched.caller(text, lambda: "10.0.0.1")
+        watched.authenticate(text, lambda: "10.0.0.1")
     except RateLimited:
         return True
     return False
 
 
-def test_peers_are_limited_apart(storage: Storage) -> None:
-    """One that forges doesn't shut others out."""
-    watched = Directory(storage)
-    for text in forged(callers.FAILURES_AT_ONCE):
-        watched.caller(text, lambda: "10.0.0.1")
+def test_each_peer_has_its_own_limit(storage: Storage) -> None:
+    """Forged credentials of one peer don't limit other peers."""
+    watched = Authenticator(storage)
+    for text in forged(Limits().failed_credentials.burst):
+        watched.authenticate(text, lambda: "10.0.0.1")
 
-    more = iter(forged(callers.FAILURES_AT_ONCE))
-    while not watched_is_shut(watched, next(more)):
+    more = iter(forged(Limits().failed_credentials.burst))
+    while not is_rate_limited(watched, next(more)):
         # Some were forgiven meanwhile.
         pass
 
-    assert watched.caller(forged()[0], lambda: "10.0.0.2") is None
-    assert watched.caller("x", lambda: "10.0.0.1") is None
+    assert watched.authenticate(forged()[0], lambda: "10.0.0.2") is None
+    assert watched.authenticate("x", lambda: "10.0.0.1") is None
 
 
 def test_look_ups_wait_in_a_bounded_queue(sqlite_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """So many run, as many wait, all others are told to come again; those that wait too long as well."""
-    monkeypatch.setattr(callers, "TURN_SECONDS", 2.0)
+    """Above the queue's bound a guess is refused at once; a credential that was valid lately is not."""
     storage = Storage(sqlite_url)
     storage.create()
-    release, running, outcomes = threading.Event(), threading.Semaphore(0), list[str]()
+    release, running = threading.Event(), threading.Event()
 
     def slow(work: Callable[[Any], Any]) -> Any:
-        running.release()
+        running.set()
         assert release.wait(20)
-        return None, 0
+        raise StorageUnavailable("It is away.")
 
-    watched = Directory(storage, look_ups=2)
+    limits = Limits(queued_credentials=20)
+    watched = Authenticator(storage, limits=limits)
     monkeypatch.setattr(storage, "read", slow)
 
-    def present(text: str) -> None:
-        try:
-            watched.caller(text, lambda: "10.0.0.1")
-            outcomes.append("nobody")
-        except RateLimited:
-            outcomes.append("limited")
+    def start(text: str) -> Future[Any]:
+        miss = watched.authenticate_cached(text, lambda: "10.0.0.1")
+        assert isinstance(miss, Miss)
+        return miss.start()
 
-    first = [threading.Thread(target=present, args=(text,)) for text in forged(2)]
-    for thread in first:
-        thread.start()
-        assert running.acquire(timeout=10)
-    places = watched._callers._queue._initial_value  # type: ignore[attr-defined]
-    waiting = [threading.Thread(target=present, args=(text,)) for text in forged(places - 2)]
-    for thread in waiting:
-        thread.start()
-    until(lambda: watched._callers._queue._value == 0)
-    present(forged()[0])
-    at_once = list(outcomes)
-    for thread in waiting:
-        thread.join(10)
-    too_long = list(outcomes)
+    known, *guesses = forged(limits.queued_credentials + 3)
+    parsed = token_format.parse(known)
+    assert parsed
+    watched.cache.note_valid(parsed.digest, parsed.id)
+    first = start(guesses[0])
+    assert running.wait(10)
+    queued = [start(each) for each in guesses[1:-1]]
+    with pytest.raises(RateLimited):
+        start(guesses[-1])
+    urgent = start(known)
     release.set()
-    for thread in first:
-        thread.join(10)
-    present(forged()[0])
-    storage.close()
 
-    assert at_once == ["limited"]
-    assert 4 <= places <= 8
-    assert too_long == ["limited"] * (places - 1)
-    assert outcomes == [*too_long, *["nobody"] * 3]
+    for future in (first, *queued, urgent):
+        assert isinstance(future.exception(20), StorageUnavailable)
+    watched.loader.close()
+    storage.close()

@@ -8,26 +8,9 @@ from typing import Any
 
 import grpc
 import pytest
-from conftest import Site
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from sqlalchemy import func, select, update
-from test_tokens import (
-    CHECK_ONLY,
-    DAY,
-    DENIED,
-    INVALID,
-    OK,
-    UNAUTHENTICATED,
-    Desk,
-    found_other,
-    id_of,
-    nothing_written,
-    put_credential,
-    put_session,
-    restriction,
-    rows_of,
-)
 
 from rolecall.domain import CredentialKind
 from rolecall.storage import tables
@@ -37,6 +20,10 @@ from rolecall.v1 import member_pb2 as members
 from rolecall.v1 import organization_pb2 as organization
 from rolecall.v1 import session_pb2 as session
 from rolecall.v1 import token_pb2 as pb
+from support.credentials import CHECK_ONLY, DAY, found_other, id_of, put_credential, put_session, restriction
+from support.rows import nothing_written, rows_of
+from support.server_calls import DENIED, INVALID, OK, UNAUTHENTICATED, SiteCalls
+from support.sites import Site
 
 THREADS = 8
 
@@ -55,11 +42,11 @@ def requests_of(site: Site, request_id: str) -> list[Any]:
     owner = site.members["OWNER"].user_id
     rotated, deleted = (id_of(put_credential(site, owner)) for _ in range(2))
     return [
-        Personal(name="laptop", request_id=request_id, restriction=restriction(*CHECK_ONLY)),
-        Organizational(name="deploy", role="VIEWER", request_id=request_id),
+        Personal(display_name="laptop", request_id=request_id, restriction=restriction(*CHECK_ONLY)),
+        Organizational(display_name="deploy", role="VIEWER", request_id=request_id),
         pb.RotateTokenRequest(id=rotated, overlap=Duration(seconds=60), request_id=request_id),
         pb.DeleteTokenRequest(id=deleted, request_id=request_id),
-        Rename(display_name="Acme, Inc.", request_id=request_id),
+        Rename(organization=organization.Organization(display_name="Acme, Inc."), request_id=request_id),
     ]
 
 
@@ -75,7 +62,7 @@ def set_role(site: Site, role: str, to: str) -> None:
 
 
 def without_secret(answer: Any) -> Any:
-    """The answer as it is given again: a secret that it had is lost."""
+    """Return the answer as a repetition gets it: without its secret."""
     copy = type(answer)()
     copy.CopyFrom(answer)
     if "secret" in copy.DESCRIPTOR.fields_by_name:
@@ -84,12 +71,12 @@ def without_secret(answer: Any) -> Any:
 
 
 def test_a_repeated_request_has_one_effect_and_the_same_answer(site: Site) -> None:
-    """For every RPC that takes one; just the secret is lost, and the answer says so. One id serves all RPCs."""
-    desk = Desk(site)
+    """A repeated request of every RPC with an id has one answer, only without the secret. One id serves all RPCs."""
+    calls = SiteCalls(site)
     for request in requests_of(site, new_id()):
-        first = desk.send("OWNER", request)
+        first = calls.send("OWNER", request)
         with nothing_written(site):
-            again = [desk.send("OWNER", request) for _ in range(3)]
+            again = [calls.send("OWNER", request) for _ in range(3)]
 
         if "secret" in first.DESCRIPTOR.fields_by_name:
             assert first.secret
@@ -98,10 +85,10 @@ def test_a_repeated_request_has_one_effect_and_the_same_answer(site: Site) -> No
 
 
 def test_a_request_that_changed_nothing_keeps_its_id(site: Site) -> None:
-    """What it asked for was so already, and it was told so: another body under its id has no effect."""
-    desk, owner, viewer = Desk(site), site.members["OWNER"].user_id, site.members["VIEWER"].user_id
+    """A request that changed nothing keeps its id: another body under it has no effect."""
+    calls, owner, viewer = SiteCalls(site), site.members["OWNER"].user_id, site.members["VIEWER"].user_id
     dead, alive = (id_of(put_credential(site, owner)) for _ in range(2))
-    desk.send("OWNER", pb.DeleteTokenRequest(id=dead))
+    calls.send("OWNER", pb.DeleteTokenRequest(id=dead))
     pairs: list[tuple[Any, Any]] = [
         (pb.DeleteTokenRequest(id=dead), pb.DeleteTokenRequest(id=alive)),
         (
@@ -111,147 +98,155 @@ def test_a_request_that_changed_nothing_keeps_its_id(site: Site) -> None:
     ]
     for idle, other in pairs:
         idle.request_id = other.request_id = new_id()
-        first = desk.send("OWNER", idle)
+        first = calls.send("OWNER", idle)
 
         with nothing_written(site):
-            assert desk.refused("OWNER", other).reason == "REQUEST_ID_REUSED"
-            assert desk.send("OWNER", idle) == first
+            assert calls.refused("OWNER", other).reason == "REQUEST_ID_REUSED"
+            assert calls.send("OWNER", idle) == first
 
 
-def test_a_trial_leaves_its_id_to_the_change(site: Site) -> None:
-    """Who validates invitations first may send them under the same id."""
-    desk, request_id = Desk(site), new_id()
+def test_request_id_of_a_validation_stays_free(site: Site) -> None:
+    """Invitations that were validated only may be sent under the same id."""
+    calls, request_id = SiteCalls(site), new_id()
     entry = invitations.Invitee(email="new@acme.io", role="VIEWER")
-    trial = invitations.CreateInvitationsRequest(invitations=[entry], validate_only=True, request_id=request_id)
-    desk.send("OWNER", trial)
+    dry_run = invitations.CreateInvitationsRequest(invitations=[entry], validate_only=True, request_id=request_id)
+    calls.send("OWNER", dry_run)
 
-    made = desk.send("OWNER", invitations.CreateInvitationsRequest(invitations=[entry], request_id=request_id))
+    made = calls.send("OWNER", invitations.CreateInvitationsRequest(invitations=[entry], request_id=request_id))
 
     assert made.invitations[0].id
 
 
-def test_the_spelling_of_the_id_does_not_matter(sqlite_site: Site) -> None:
-    """A UUID in capitals is the same UUID."""
-    desk = Desk(sqlite_site)
+def test_case_of_the_request_id_does_not_matter(sqlite_site: Site) -> None:
+    """A request_id in capitals is the same id."""
+    calls = SiteCalls(sqlite_site)
     request_id = new_id()
-    first = desk.send("OWNER", Rename(display_name="x", request_id=request_id))
+    first = calls.send("OWNER", Rename(organization=organization.Organization(display_name="x"), request_id=request_id))
     # As the body differs, the request counts as another one: it never has a second effect.
-    said = desk.refused("OWNER", Rename(display_name="y", request_id=request_id.upper()))
+    failure = calls.refused(
+        "OWNER", Rename(organization=organization.Organization(display_name="y"), request_id=request_id.upper())
+    )
 
-    assert said.reason == "REQUEST_ID_REUSED"
+    assert failure.reason == "REQUEST_ID_REUSED"
     assert first.organization.display_name == "x"
 
 
 def test_another_body_under_the_same_id_is_refused(site: Site) -> None:
-    """INVALID_ARGUMENT REQUEST_ID_REUSED names the field; the first effect stands, and nothing else is written."""
-    desk = Desk(site)
+    """INVALID_ARGUMENT REQUEST_ID_REUSED names the field; the first change remains, and nothing else is written."""
+    calls = SiteCalls(site)
     request_id = new_id()
     other_bodies: list[Message] = [
-        Personal(name="other", request_id=request_id),
-        Organizational(name="deploy", role="ADMIN", request_id=request_id),
+        Personal(display_name="other", request_id=request_id),
+        Organizational(display_name="deploy", role="ADMIN", request_id=request_id),
         pb.RotateTokenRequest(id=id_of(site.tokens["OWNER"]), request_id=request_id),
         pb.DeleteTokenRequest(id=id_of(site.tokens["VIEWER"]), request_id=request_id),
-        Rename(display_name="Other", request_id=request_id),
+        Rename(organization=organization.Organization(display_name="Other"), request_id=request_id),
     ]
     for request in requests_of(site, request_id):
-        desk.send("OWNER", request)
+        calls.send("OWNER", request)
     with nothing_written(site):
         for request in other_bodies:
-            said = desk.refused("OWNER", request)
+            failure = calls.refused("OWNER", request)
 
-            assert (said.code, said.reason, said.field) == (INVALID, "REQUEST_ID_REUSED", "request_id")
+            assert (failure.code, failure.reason, failure.field) == (INVALID, "REQUEST_ID_REUSED", "request_id")
 
 
 def test_without_an_id_each_request_has_its_effect(sqlite_site: Site) -> None:
     """Two equal creations make two tokens."""
-    desk = Desk(sqlite_site)
-    made = [desk.send("OWNER", Personal(name="laptop")) for _ in range(2)]
+    calls = SiteCalls(sqlite_site)
+    made = [calls.send("OWNER", Personal(display_name="laptop")) for _ in range(2)]
 
     assert made[0].token.id != made[1].token.id
     assert all(answer.secret and not answer.secret_lost for answer in made)
 
 
 def test_a_refused_request_may_be_repeated(site: Site) -> None:
-    """What had no effect leaves its id free, for the same body and for a better one."""
-    desk = Desk(site)
+    """A refused request leaves its id free, for the same body and for a corrected one."""
+    calls = SiteCalls(site)
     request_id = new_id()
-    refused = Organizational(name="deploy", role="OWNER", request_id=request_id)
+    refused = Organizational(display_name="deploy", role="OWNER", request_id=request_id)
     with nothing_written(site):
         for _ in range(2):
-            assert desk.refused("OWNER", refused).reason == "ROLE_BEYOND_CALLER"
-    stale = Rename(display_name="x", etag="stale", request_id=request_id)
-    assert desk.refused("OWNER", stale).reason == "ETAG_MISMATCH"
+            assert calls.refused("OWNER", refused).reason == "ROLE_BEYOND_CALLER"
+    stale = Rename(organization=organization.Organization(display_name="x", etag="stale"), request_id=request_id)
+    assert calls.refused("OWNER", stale).reason == "ETAG_MISMATCH"
 
-    assert desk.send("OWNER", Organizational(name="deploy", role="ADMIN", request_id=request_id)).secret
-    assert desk.send("OWNER", Rename(display_name="x", request_id=request_id)).organization.display_name == "x"
+    assert calls.send("OWNER", Organizational(display_name="deploy", role="ADMIN", request_id=request_id)).secret
+    assert (
+        calls.send(
+            "OWNER", Rename(organization=organization.Organization(display_name="x"), request_id=request_id)
+        ).organization.display_name
+        == "x"
+    )
 
 
 def test_a_repeated_request_is_authorized_again(site: Site) -> None:
-    """Who may no longer gets no answer; who may once more gets the first one."""
-    desk = Desk(site)
+    """A repeated request is authorized again: refused while the right is lost, the first answer once it is back."""
+    calls = SiteCalls(site)
     requests = [
-        Personal(name="laptop", request_id=new_id()),
-        Organizational(name="deploy", role="VIEWER", request_id=new_id()),
+        Personal(display_name="laptop", request_id=new_id()),
+        Organizational(display_name="deploy", role="VIEWER", request_id=new_id()),
     ]
-    made = [desk.send("ADMIN", request) for request in requests]
+    made = [calls.send("ADMIN", request) for request in requests]
     set_role(site, "ADMIN", "VIEWER")
     with nothing_written(site):
         for request in requests:
-            said = desk.refused("ADMIN", request)
-            assert (said.code, said.reason) == (DENIED, "PERMISSION_MISSING")
+            failure = calls.refused("ADMIN", request)
+            assert (failure.code, failure.reason) == (DENIED, "PERMISSION_MISSING")
     set_role(site, "ADMIN", "ADMIN")
 
-    assert [desk.send("ADMIN", request) for request in requests] == [without_secret(answer) for answer in made]
+    assert [calls.send("ADMIN", request) for request in requests] == [without_secret(answer) for answer in made]
 
 
-def test_a_repeated_request_is_judged_by_the_credential_presented(site: Site) -> None:
+def test_repeated_request_is_authorized_by_the_presented_credential(site: Site) -> None:
     """A restricted one of the same person doesn't get the answer that an unrestricted one got."""
-    desk = Desk(site)
+    calls = SiteCalls(site)
     narrow = put_credential(site, site.members["OWNER"].user_id, only=(("personal-tokens", "create"),))
-    request = Personal(name="laptop", request_id=new_id())
-    made = desk.send("OWNER", request)
+    request = Personal(display_name="laptop", request_id=new_id())
+    made = calls.send("OWNER", request)
 
-    assert desk.refused(narrow, request).reason == "ROLE_BEYOND_CALLER"
-    assert desk.send(put_session(site, "OWNER"), request) == without_secret(made)
+    assert calls.refused(narrow, request).reason == "ROLE_BEYOND_CALLER"
+    assert calls.send(put_session(site, "OWNER"), request) == without_secret(made)
 
 
 def test_a_repeated_request_is_authenticated_again(site: Site) -> None:
     """A credential that died meanwhile gets UNAUTHENTICATED, even for the request that it died by."""
-    desk = Desk(site)
+    calls = SiteCalls(site)
     token = put_credential(site, site.members["OWNER"].user_id)
-    create = Personal(name="laptop", request_id=new_id())
+    create = Personal(display_name="laptop", request_id=new_id())
     suicide = pb.DeleteTokenRequest(id=id_of(token), request_id=new_id())
-    desk.send(token, create)
-    assert desk.code(token, suicide) is OK
+    calls.send(token, create)
+    assert calls.code(token, suicide) is OK
 
     with nothing_written(site):
-        assert desk.code(token, create) is UNAUTHENTICATED
-        assert desk.code(token, suicide) is UNAUTHENTICATED
+        assert calls.code(token, create) is UNAUTHENTICATED
+        assert calls.code(token, suicide) is UNAUTHENTICATED
 
 
 def test_ids_of_others_are_independent(site: Site) -> None:
     """Another person, RPC, organization or program may use the same one."""
-    desk = Desk(site)
+    calls = SiteCalls(site)
     stranger = found_other(site)
     request_id = new_id()
-    mine = desk.send("OWNER", Personal(name="laptop", request_id=request_id))
-    admins = desk.send("ADMIN", Personal(name="phone", request_id=request_id))
-    abroad = desk.send(stranger, Personal(name="desk", request_id=request_id))
+    mine = calls.send("OWNER", Personal(display_name="laptop", request_id=request_id))
+    admins = calls.send("ADMIN", Personal(display_name="phone", request_id=request_id))
+    abroad = calls.send(stranger, Personal(display_name="calls", request_id=request_id))
     program = put_credential(site, None, kind=CredentialKind.ORGANIZATION, role="ADMIN")
     gone = put_credential(site, None, kind=CredentialKind.ORGANIZATION, role="VIEWER")
-    deleted = desk.send(program, pb.DeleteTokenRequest(id=id_of(gone), request_id=request_id))
+    deleted = calls.send(program, pb.DeleteTokenRequest(id=id_of(gone), request_id=request_id))
 
-    assert {mine.token.name, admins.token.name, abroad.token.name} == {"laptop", "phone", "desk"}
+    names = {answer.token.display_name for answer in (mine, admins, abroad)}
+    assert names == {"laptop", "phone", "calls"}
     assert all(answer.secret for answer in (mine, admins, abroad))
     assert deleted.token.state == pb.TOKEN_STATE_DELETED
-    assert desk.send("ADMIN", Personal(name="phone", request_id=request_id)) == without_secret(admins)
+    assert calls.send("ADMIN", Personal(display_name="phone", request_id=request_id)) == without_secret(admins)
 
 
-def test_an_id_is_remembered_for_a_day(site: Site) -> None:
-    """Just before 24 hours the answer is repeated; after them the request is a new one, whatever its body."""
-    desk = Desk(site)
+def test_a_request_id_is_kept_for_a_day(site: Site) -> None:
+    """An answer is repeated up to 24 hours; after them the request is a new one, whatever its body."""
+    calls = SiteCalls(site)
     same, other = new_id(), new_id()
-    first = {key: desk.send("OWNER", Personal(name="laptop", request_id=key)) for key in (same, other)}
+    first = {key: calls.send("OWNER", Personal(display_name="laptop", request_id=key)) for key in (same, other)}
 
     def age(microseconds: int) -> None:
         table = tables.requests
@@ -260,23 +255,23 @@ def test_an_id_is_remembered_for_a_day(site: Site) -> None:
         )
 
     age(DAY - 60_000_000)
-    again = desk.send("OWNER", Personal(name="laptop", request_id=same))
+    again = calls.send("OWNER", Personal(display_name="laptop", request_id=same))
     age(61_000_000)
-    anew = desk.send("OWNER", Personal(name="laptop", request_id=same))
-    with_another_body = desk.send("OWNER", Personal(name="other", request_id=other))
+    anew = calls.send("OWNER", Personal(display_name="laptop", request_id=same))
+    with_another_body = calls.send("OWNER", Personal(display_name="other", request_id=other))
     kept = site.storage.read(lambda tx: tx.connection.scalar(select(func.count()).select_from(tables.requests)))
 
     assert again == without_secret(first[same])
     assert anew.secret
     assert anew.token.id != first[same].token.id
-    assert with_another_body.token.name == "other"
+    assert with_another_body.token.display_name == "other"
     assert kept == 2
 
 
 def test_no_secret_is_kept_for_repetition(site: Site) -> None:
     """The stored answer has the token, never its text."""
-    desk = Desk(site)
-    secrets = [answer.secret for answer in (desk.send("OWNER", r) for r in requests_of(site, new_id())[:3])]
+    calls = SiteCalls(site)
+    secrets = [answer.secret for answer in (calls.send("OWNER", r) for r in requests_of(site, new_id())[:3])]
     kept = repr(rows_of(site.storage)["requests"])
 
     assert all(secrets)
@@ -286,32 +281,32 @@ def test_no_secret_is_kept_for_repetition(site: Site) -> None:
 
 
 @pytest.mark.parametrize("number", range(5), ids=["personal", "organization", "rotate", "delete", "rename"])
-def test_at_once_a_request_has_one_effect(site: Site, number: int) -> None:
+def test_concurrent_repetitions_have_one_effect(site: Site, number: int) -> None:
     """Eight threads with one request: one is answered with the effect, the others with its repetition."""
     request = requests_of(site, new_id())[number]
-    desks = [Desk(site) for _ in range(THREADS)]
-    for desk in desks:
-        desk.send("OWNER", session.WhoAmIRequest())
+    callers = [SiteCalls(site) for _ in range(THREADS)]
+    for calls in callers:
+        calls.send("OWNER", session.WhoAmIRequest())
     before = rows_of(site.storage)
     start = Barrier(THREADS)
 
-    def send(desk: Desk) -> Any:
+    def send(calls: SiteCalls) -> Any:
         start.wait()
         while True:
             try:
-                return desk.send("OWNER", request)
+                return calls.send("OWNER", request)
             except grpc.RpcError as error:
                 if error.code() is not grpc.StatusCode.ABORTED:
                     raise
 
     with ThreadPoolExecutor(THREADS) as pool:
-        answers = list(pool.map(send, desks))
+        answers = list(pool.map(send, callers))
     after = rows_of(site.storage)
 
     assert len(after["audit_entries"]) == len(before["audit_entries"]) + 1
     assert len(after["requests"]) == 1
     assert {answer.revision for answer in answers} == {
-        desks[0].send("OWNER", session.WhoAmIRequest()).organization.revision
+        callers[0].send("OWNER", session.WhoAmIRequest()).organization.revision
     }
     if number < 3:
         assert sorted(answer.secret_lost for answer in answers) == [False] + [True] * (THREADS - 1)
@@ -321,24 +316,24 @@ def test_at_once_a_request_has_one_effect(site: Site, number: int) -> None:
 
 
 def test_a_repetition_after_the_expiry_gets_the_first_answer(sqlite_site: Site) -> None:
-    """What was answered once is answered again, however late within the day."""
-    desk = Desk(sqlite_site)
-    request = Personal(name="x", request_id=new_id())
+    """A repeated request gets the first answer within the day, though the token expired."""
+    calls = SiteCalls(sqlite_site)
+    request = Personal(display_name="x", request_id=new_id())
     request.expire_time.GetCurrentTime()
     request.expire_time.nanos = 0
     request.expire_time.seconds += 2
-    first = desk.send("OWNER", request)
+    first = calls.send("OWNER", request)
     time.sleep(2.1)
 
-    assert desk.send("OWNER", request).token.id == first.token.id
+    assert calls.send("OWNER", request).token.id == first.token.id
 
 
-def test_the_same_request_may_be_written_in_other_words(sqlite_site: Site) -> None:
+def test_equivalent_request_is_a_repetition(sqlite_site: Site) -> None:
     """An organization named or left out, and a UUID in capitals, are the same request."""
-    desk = Desk(sqlite_site)
+    calls = SiteCalls(sqlite_site)
     identifier = new_id()
-    first = desk.send("OWNER", Personal(name="x", request_id=identifier))
+    first = calls.send("OWNER", Personal(display_name="x", request_id=identifier))
 
-    again = desk.send("OWNER", Personal(name="x", request_id=identifier.upper(), organization="acme"))
+    again = calls.send("OWNER", Personal(display_name="x", request_id=identifier.upper(), organization="acme"))
 
     assert again.token.id == first.token.id

@@ -1,14 +1,15 @@
-"""The same server under every shipped policy: who may handle whom is the policy's to say, whatever roles are called."""
+"""A server under every shipped policy: the policy alone decides which roles may manage which, by any names."""
 
 from collections.abc import Callable
 from itertools import count, product
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, MakeSite, add_member
 
 from rolecall import Client
 from rolecall.errors import LastOwner, PermissionMissing, RoleBeyondCaller
+from support.environment import ROOT
+from support.sites import MakeSite, add_member
 
 BELOW_OWNER = {"ADMIN", "CONTRIBUTOR", "VIEWER", "VIEWERNOSECRETS"}
 ALL_FIVE = BELOW_OWNER | {"OWNER"}
@@ -29,7 +30,7 @@ _numbers = count()
 @pytest.mark.parametrize(
     ("folder", "verb", "handles"), TABLE, ids=lambda value: value if isinstance(value, str) else ""
 )
-def test_who_handles_whom(
+def test_each_variant_decides_who_may_change_which_roles(
     make_site: MakeSite, sqlite_url: str, folder: str, verb: str, handles: dict[str, set[str]]
 ) -> None:
     """Every role tries to invite to, change from, or remove from every role: it may exactly where the table says."""
@@ -57,14 +58,14 @@ def test_who_handles_whom(
 
     assert found == handles
     for caller, role, refusal in refusals:
-        # Whoever may handle some is told that it is the role.
+        # A caller that may handle some roles gets ROLE_BEYOND_CALLER.
         assert refusal is (RoleBeyondCaller if caller in handles else PermissionMissing), (caller, role)
 
 
 @pytest.mark.parametrize("folder", ["variants/owner-managed", "variants/viewer-editor-admin"])
 @pytest.mark.parametrize("act", ["demote", "leave"])
 def test_last_owner_stays_under_each_variant(make_site: MakeSite, sqlite_url: str, folder: str, act: str) -> None:
-    """Whichever role may `owners update`: the last member who holds it keeps it, and can go beside a second one."""
+    """With any role as the owner role, its last member can't leave or be demoted; with a second member, one can."""
     site = make_site(sqlite_url, folder=Path(ROOT / "policies" / folder))
     top, *_, lowest = site.members
     acts: dict[str, Callable[[Client], object]] = {

@@ -1,15 +1,16 @@
-"""What the database holds of an organization, held against the model."""
+"""Comparison of an organization's rows with the model."""
 
 import json
 from typing import Any
 
-from people_model import Entry, Org, Pattern, Rules
 from sqlalchemy import delete, select
 
 from rolecall.audit import AuditLog, verify
 from rolecall.domain import now
 from rolecall.storage import Transaction
 from rolecall.storage import tables as t
+from stateful.credential_model import ExpectedEntry, Pattern
+from stateful.people_model import ModelOrganization, Rules
 
 __all__ = ["clear", "compare", "requests_of", "rows_of"]
 
@@ -17,19 +18,19 @@ TABLES = (t.organizations, t.members, t.invitations, t.credentials, t.changes, t
 
 
 def clear(tx: Transaction) -> None:
-    """Drop what an earlier run left: one that failed may have left what no organization can be founded beside."""
+    """Delete what an earlier run left: after a failed run, no new organization might be possible."""
     for table in reversed(t.metadata.sorted_tables):
         tx.connection.execute(delete(table))
 
 
-def requests_of(tx: Transaction, org: Org) -> set[tuple[str, str, str]]:
-    """The requests that are remembered, as in the model."""
+def requests_of(tx: Transaction, org: ModelOrganization) -> set[tuple[str, str, str]]:
+    """The stored requests, as in the model."""
     columns = t.requests.c.principal, t.requests.c.action, t.requests.c.request_id
     return {tuple(row) for row in tx.connection.execute(select(*columns).where(t.requests.c.organization == org.name))}
 
 
-def rows_of(tx: Transaction, org: Org) -> list[str]:
-    """The organization's rows as text; not what is remembered of requests, even of those that changed nothing."""
+def rows_of(tx: Transaction, org: ModelOrganization) -> list[str]:
+    """The organization's rows as text; without stored requests, even of those that changed nothing."""
     lines = []
     for table in TABLES:
         column = "id" if table is t.organizations else "organization"
@@ -38,7 +39,7 @@ def rows_of(tx: Transaction, org: Org) -> list[str]:
     return lines
 
 
-def compare(tx: Transaction, log: AuditLog, rules: Rules, org: Org) -> None:
+def compare(tx: Transaction, log: AuditLog, rules: Rules, org: ModelOrganization) -> None:
     def rows(what: str, table: str) -> list[Any]:
         key = "id" if table == "organizations" else "organization"
         found = tx.connection.exec_driver_sql(f"SELECT {what} FROM {table} WHERE {key} = '{org.name}'")
@@ -50,7 +51,7 @@ def compare(tx: Transaction, log: AuditLog, rules: Rules, org: Org) -> None:
     assert any(role in rules.owners for _, _, role in members)
     assert len({key for _, key, _ in members}) == len(members)
 
-    columns = "id, email_key, role, inviter, restriction, generation, state, expire_time, create_time, user_id"
+    columns = "id, email_key, role, creator, restriction, generation, state, expire_time, create_time, user_id"
     invitations = [(*row[:4], restriction_in(row[4]), *row[5:]) for row in rows(columns, "invitations")]
     assert sorted(invitations, key=repr) == sorted(
         (
@@ -79,7 +80,7 @@ def compare(tx: Transaction, log: AuditLog, rules: Rules, org: Org) -> None:
     assert len(set(joined)) == len(joined)
     assert all((row[6] == "accepted") == (row[9] is not None) for row in invitations)
 
-    columns = "id, kind, user_id, role, restriction, created_by, expire_time, revoke_time"
+    columns = "id, kind, user_id, role, restriction, creator, expire_time, revoke_time"
     found = [(*row[:4], restriction_in(row[4]), *row[5:7], row[7] is not None) for row in rows(columns, "credentials")]
     assert sorted(found, key=repr) == sorted(
         (
@@ -89,7 +90,7 @@ def compare(tx: Transaction, log: AuditLog, rules: Rules, org: Org) -> None:
                 cred.person.id if cred.person else None,
                 None if cred.person else cred.own_role,
                 cred.restriction,
-                cred.made_by,
+                cred.creator,
                 cred.expire_time,
                 cred.deleted,
             )
@@ -109,10 +110,10 @@ def compare(tx: Transaction, log: AuditLog, rules: Rules, org: Org) -> None:
     entries = rows("sequence, actor, action, object, credential_id, reason", "audit_entries")
     entries.sort()
     assert [row[0] for row in entries] == list(range(1, org.revision + 1))
-    assert [Entry(*row[1:5]) for row in entries] == org.entries
+    assert [ExpectedEntry(*row[1:5]) for row in entries] == org.entries
     assert not any(row[5] for row in entries)
     verdict = verify(tx, log, org.name)
-    assert verdict.whole, verdict.problem
+    assert verdict.intact, verdict.problem
     assert verdict.entries == org.revision
 
 

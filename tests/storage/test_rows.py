@@ -1,9 +1,9 @@
-"""What the queries find, write and leave alone, on both databases."""
+"""Queries on both databases: the rows that they find, write and leave alone."""
 
 import itertools
 import os
 from collections.abc import Collection
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 
 import pytest
@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from sqlalchemy import delete, func, select
 from sqlalchemy.exc import IntegrityError
 
-from rolecall import credentials
-from rolecall.credentials import Minted
+from rolecall.credentials import token_format
+from rolecall.credentials.token_format import MintedCredential
 from rolecall.domain import Caller, CredentialKind, Effect, Member, Organization, Permission, Restriction
 from rolecall.errors import OrganizationNotFound
 from rolecall.storage import Storage, Transaction, tables
@@ -21,7 +21,7 @@ from rolecall.storage import credentials as credential_rows
 from rolecall.storage import members as member_rows
 from rolecall.storage import organizations as organization_rows
 from rolecall.storage.changes import record_change
-from rolecall.storage.credentials import Held, NewCredential
+from rolecall.storage.credentials import CredentialHolder, NewCredential
 
 EXAMPLES = 200 if os.environ.get("CI") == "true" else 25
 ROLES = ("OWNER", "EDITOR", "VIEWER")
@@ -55,23 +55,23 @@ def _add(storage: Storage, *members: Member) -> None:
         storage.mutate(member.organization, partial(member_rows.add, member=member, email_key=member.email.lower()))
 
 
-def _add_token(storage: Storage, user_id: str, organization: str = "acme", expires: int = EXPIRES) -> Minted:
-    minted = credentials.mint(CredentialKind.PERSONAL)
+def _add_token(storage: Storage, user_id: str, organization: str = "acme", expires: int = EXPIRES) -> MintedCredential:
+    minted = token_format.mint(CredentialKind.PERSONAL)
     new = NewCredential(minted, organization, user_id, None, "laptop", None, "operator", MADE, expires)
     storage.mutate(organization, lambda tx: credential_rows.add(tx, new))
     return minted
 
 
-def _add_organizations_token(storage: Storage, role: str, restriction: Restriction = None) -> Minted:
-    minted = credentials.mint(CredentialKind.ORGANIZATION)
+def _add_organizations_token(storage: Storage, role: str, restriction: Restriction = None) -> MintedCredential:
+    minted = token_format.mint(CredentialKind.ORGANIZATION)
     new = NewCredential(minted, "acme", None, role, "service", restriction, "user:ann", MADE, EXPIRES)
     storage.mutate("acme", lambda tx: credential_rows.add(tx, new))
     return minted
 
 
-def _rotate(storage: Storage, old: Minted, until: int) -> Minted:
+def _rotate(storage: Storage, old: MintedCredential, until: int) -> MintedCredential:
     """A new secret for the token; the old one works up to the moment `until`."""
-    minted = credentials.mint(old.kind, old.id)
+    minted = token_format.mint(old.kind, old.id)
     storage.mutate("acme", lambda tx: credential_rows.rotate(tx, "acme", minted, until))
     return minted
 
@@ -80,14 +80,14 @@ def _revoke(storage: Storage, credential_id: str, at: int) -> bool:
     return storage.mutate("acme", lambda tx: credential_rows.revoke(tx, "acme", credential_id, at))
 
 
-def _holder(storage: Storage, minted: Minted, at: int = MADE) -> Held | None:
-    return storage.read(lambda tx: credential_rows.live_holder(tx, minted.id, minted.digest, at))
+def _holder(storage: Storage, minted: MintedCredential, at: int = MADE) -> CredentialHolder | None:
+    return storage.read(lambda tx: credential_rows.live_holders(tx, [(minted.id, minted.digest)], at))[0]
 
 
 def _holders(
     storage: Storage, ids: list[str], at: int = MADE, organization: str = "acme"
 ) -> dict[str, tuple[str, Restriction, set[bytes]]]:
-    found = storage.read(lambda tx: credential_rows.live_holders(tx, organization, ids, at))
+    found = storage.read(lambda tx: credential_rows.live_tokens(tx, organization, ids, at))
     return {name: (token.role, token.restriction, set(token.digests)) for name, token in found.items()}
 
 
@@ -104,7 +104,7 @@ def _remove(tx: Transaction, organization: str, user_id: str) -> None:
 
 
 def _changes(storage: Storage, organization: str = "acme") -> list[tuple[int, str, str]]:
-    """What was noted, as (revision, kind, key)."""
+    """The recorded changes, as (revision, kind, key)."""
     columns = tables.changes.c
     query = select(columns.revision, columns.kind, columns.key).where(columns.organization == organization)
     return storage.read(
@@ -122,8 +122,8 @@ def _revision(storage: Storage, organization: str = "acme") -> int:
 # Organizations
 
 
-def test_organization_comes_back_as_it_was_written(storage: Storage) -> None:
-    """Every field survives, and of another name there is nothing."""
+def test_organization_is_read_as_it_was_written(storage: Storage) -> None:
+    """Every field is read as it was written; an unknown name gives None."""
     organization = Organization("acme", "Äcme & Söhne 🦊", 2**40, 2**50)
     before = storage.read(organization_rows.exists)
     storage.write(lambda tx: organization_rows.add(tx, organization))
@@ -147,16 +147,17 @@ def test_revision_of_a_missing_organization_is_not_found(acme: Storage) -> None:
 
 
 def test_member_is_found_by_address_key(acme: Storage) -> None:
-    """The whole member comes back, with the address as written; other keys and other organizations have nobody."""
+    """All fields of the member are read back, with the address as written; other keys and organizations have nobody."""
     ann = _member("ann")
     _add(acme, ann)
 
+    assert all(getattr(ann, field.name) for field in fields(ann)), "no field may have its default: it could get lost"
     assert acme.read(lambda tx: member_rows.by_email(tx, "acme", "ann@acme.io")) == ann
     assert acme.read(lambda tx: member_rows.by_email(tx, "acme", "Ann@acme.io")) is None
     assert acme.read(lambda tx: member_rows.by_email(tx, "other", "ann@acme.io")) is None
 
 
-def test_address_key_is_no_pattern(acme: Storage) -> None:
+def test_address_key_has_no_wildcards(acme: Storage) -> None:
     """An address is found letter for letter or not at all."""
     _add(acme, _member("ann"))
     keys = ["ann_acme.io", "%", "ann@acme.i_", "ann@acme.io ", " ann@acme.io", "ann@acme.io\n", ""]
@@ -166,7 +167,7 @@ def test_address_key_is_no_pattern(acme: Storage) -> None:
 
 
 def test_roles_are_found_by_id_and_by_address(acme: Storage) -> None:
-    """Those who are members are in the answer, others are not, and only of the organization asked about."""
+    """Members are in the answer, other subjects are not, and only of the organization asked about."""
     _add(acme, _member("ann", "OWNER"), _member("bob", "EDITOR"), _member("cyd", "VIEWER"))
     _add(acme, _member("ann", "VIEWER", "other"))
     ids, keys = ["ann", "bob", "nobody"], ["ann@acme.io", "cyd@acme.io", "nobody@acme.io"]
@@ -180,14 +181,14 @@ def test_roles_are_found_by_id_and_by_address(acme: Storage) -> None:
     assert acme.read(lambda tx: member_rows.roles_by_email(tx, "other", keys)) == {"ann@acme.io": ("VIEWER", "ann")}
 
 
-def test_nobody_asked_about_is_nobody_found(acme: Storage) -> None:
-    """Empty collections are fine and find nothing."""
+def test_no_subjects_find_no_roles(acme: Storage) -> None:
+    """Empty collections are accepted and find nothing."""
     _add(acme, _member("ann"))
 
     assert acme.read(lambda tx: member_rows.roles_by_id(tx, "acme", [])) == {}
     assert acme.read(lambda tx: member_rows.roles_by_email(tx, "acme", set())) == {}
     assert acme.read(lambda tx: member_rows.page_with_roles(tx, "acme", [], None, 10)) == []
-    assert acme.read(lambda tx: credential_rows.live_holders(tx, "acme", [], MADE)) == {}
+    assert acme.read(lambda tx: credential_rows.live_tokens(tx, "acme", [], MADE)) == {}
 
 
 def test_large_batch_is_looked_up_at_once(acme: Storage) -> None:
@@ -198,7 +199,7 @@ def test_large_batch_is_looked_up_at_once(acme: Storage) -> None:
     assert acme.read(lambda tx: member_rows.roles_by_id(tx, "acme", ids)) == {"ann": "OWNER"}
 
 
-def test_address_is_one_members_in_an_organization(acme: Storage) -> None:
+def test_address_is_unique_in_an_organization(acme: Storage) -> None:
     """A second member with the address is refused and leaves nothing, however the address was written."""
     _add(acme, _member("ann"))
     with pytest.raises(IntegrityError):
@@ -210,7 +211,7 @@ def test_address_is_one_members_in_an_organization(acme: Storage) -> None:
 
 
 def test_address_may_be_a_member_of_many_organizations(acme: Storage) -> None:
-    """The same person, with the same address and even the same id, may be in another organization too."""
+    """One person, with the same address and even the same id, may be in another organization too."""
     _add(acme, _member("ann", "OWNER"), _member("ann", "VIEWER", "other"))
 
     assert acme.read(lambda tx: member_rows.roles_by_email(tx, "acme", ["ann@acme.io"])) == {
@@ -221,7 +222,7 @@ def test_address_may_be_a_member_of_many_organizations(acme: Storage) -> None:
     }
 
 
-def test_id_is_one_members_in_an_organization(acme: Storage) -> None:
+def test_user_id_is_unique_in_an_organization(acme: Storage) -> None:
     """A second member with the id is refused and leaves nothing."""
     _add(acme, _member("ann"))
     with pytest.raises(IntegrityError):
@@ -232,7 +233,7 @@ def test_id_is_one_members_in_an_organization(acme: Storage) -> None:
 
 
 def test_roles_held_are_those_of_all_organizations(acme: Storage) -> None:
-    """Each role once, whoever holds it wherever; none while there are no members."""
+    """Each role that a member of any organization holds is listed once; without members the list is empty."""
     before = acme.read(member_rows.roles_held)
     _add(acme, _member("ann", "OWNER"), _member("bob", "OWNER"), _member("cyd", "EDITOR", "other"))
 
@@ -267,8 +268,8 @@ def test_organizations_without_a_role_are_named(acme: Storage) -> None:
     roles=st.sets(st.sampled_from(ROLES)),
     size=st.integers(1, 13),
 )
-def test_pages_joined_are_the_list(storage: Storage, people: dict[str, str], roles: set[str], size: int) -> None:
-    """Whatever the members and the page size: page after page gives each holder once, in the whole list's order."""
+def test_joined_pages_are_the_whole_list(storage: Storage, people: dict[str, str], roles: set[str], size: int) -> None:
+    """Pages of any size have each holder once, in the order of the complete list."""
     name = next(_names)
     _add_organization(storage, name)
     members = {key: _member(f"id-{index}", people[key], name, key) for index, key in enumerate(people)}
@@ -290,8 +291,8 @@ def test_pages_joined_are_the_list(storage: Storage, people: dict[str, str], rol
     assert all(len(page) == size for page in pages[:-2])
 
 
-def test_page_goes_on_behind_a_member_who_left(acme: Storage) -> None:
-    """The position is a place in the order, not a row: it may have gone, and the rest is still all there."""
+def test_page_continues_after_a_member_who_left(acme: Storage) -> None:
+    """A page's position is a place in the order: the list continues even if the row there is deleted."""
     _add(acme, *(_member(name) for name in ("ann", "bob", "cyd", "dan")))
     first = _page(acme, "acme", ROLES, None, 2)
     acme.mutate("acme", lambda tx: _remove(tx, "acme", "bob"))
@@ -304,14 +305,14 @@ def test_page_goes_on_behind_a_member_who_left(acme: Storage) -> None:
 # Credentials
 
 
-def test_live_credential_leads_to_its_holder(acme: Storage) -> None:
-    """Its holder comes with address key and role, and until when it works; the digest must be the right one."""
+def test_live_credential_has_its_holder(acme: Storage) -> None:
+    """A live credential gives its holder's address key and role, and its expiry; the digest must be the right one."""
     _add(acme, _member("ann", "EDITOR"), _member("bob", "OWNER"))
     token, bobs = _add_token(acme, "ann"), _add_token(acme, "bob")
     held = ("acme", token.id, CredentialKind.PERSONAL, "ann", "ann@acme.io", "EDITOR", None, EXPIRES, token.digest)
-    unknown = credentials.mint(CredentialKind.PERSONAL)
+    unknown = token_format.mint(CredentialKind.PERSONAL)
 
-    assert _holder(acme, token) == Held(Caller(*held), EXPIRES)
+    assert _holder(acme, token) == CredentialHolder(Caller(*held), EXPIRES)
     assert _holder(acme, unknown) is None
     for digest in (bobs.digest, unknown.digest, b"", token.digest[:31], token.digest + b"\0"):
         assert _holder(acme, replace(token, digest=digest)) is None
@@ -328,8 +329,8 @@ def test_credential_of_another_organization_is_unknown(acme: Storage) -> None:
     assert _holders(acme, ids, organization="other") == {theirs.id: ("VIEWER", None, {theirs.digest})}
 
 
-def test_credential_dies_at_its_expire_time(acme: Storage) -> None:
-    """It lives up to the microsecond before, and is dead from `expire_time` on."""
+def test_credential_expires_at_its_expire_time(acme: Storage) -> None:
+    """A credential works up to the microsecond before, and is dead from `expire_time` on."""
     _add(acme, _member("ann"))
     token = _add_token(acme, "ann")
     times = [MADE, EXPIRES - 1, EXPIRES, EXPIRES + 1, 2**62]
@@ -339,7 +340,7 @@ def test_credential_dies_at_its_expire_time(acme: Storage) -> None:
 
 
 def test_revoked_credential_is_dead_at_any_time(acme: Storage) -> None:
-    """From the revocation on it is never found, whatever the clock says, and others live on."""
+    """A revoked credential is never found, at any time, and others stay valid."""
     _add(acme, _member("ann"))
     dead, other = _add_token(acme, "ann"), _add_token(acme, "ann")
     done = _revoke(acme, dead.id, EXPIRES - 5)
@@ -350,8 +351,8 @@ def test_revoked_credential_is_dead_at_any_time(acme: Storage) -> None:
         assert _holders(acme, [dead.id, other.id], at) == {other.id: ("VIEWER", None, {other.digest})}
 
 
-def test_only_a_living_credential_of_the_organization_can_be_revoked(acme: Storage) -> None:
-    """Twice, a foreign one, an unknown one: False, no change is noted, and the first time of revocation stays."""
+def test_only_a_live_credential_of_the_organization_can_be_revoked(acme: Storage) -> None:
+    """Revoking twice, or a foreign or unknown credential, returns False and records no change; the first time stays."""
     _add(acme, _member("ann"), _member("ann", "VIEWER", "other"))
     token, foreign = _add_token(acme, "ann"), _add_token(acme, "ann", "other")
     _revoke(acme, token.id, MADE)
@@ -365,8 +366,8 @@ def test_only_a_living_credential_of_the_organization_can_be_revoked(acme: Stora
     assert times == {(token.id, MADE), (foreign.id, None)}
 
 
-def test_removed_member_takes_credentials_along(acme: Storage) -> None:
-    """They go with the row; a person who comes back under the same id has none, and others keep theirs."""
+def test_credentials_are_deleted_with_the_member(acme: Storage) -> None:
+    """A member's credentials are deleted with the row; a new member with that id has none, others keep theirs."""
     _add(acme, _member("ann"), _member("bob"), _member("ann", "VIEWER", "other"))
     gone = [_add_token(acme, "ann"), _add_token(acme, "ann")]
     kept, foreign = _add_token(acme, "bob"), _add_token(acme, "ann", "other")
@@ -379,7 +380,7 @@ def test_removed_member_takes_credentials_along(acme: Storage) -> None:
 
 
 def test_credential_needs_a_member(acme: Storage) -> None:
-    """None is stored for somebody who is no member of that very organization."""
+    """No token can be stored for a person who is not a member of the token's organization."""
     _add(acme, _member("ann"))
     for user_id, organization in (("nobody", "acme"), ("ann", "other")):
         with pytest.raises(IntegrityError):
@@ -396,28 +397,28 @@ def test_stored_credential_is_a_digest(acme: Storage) -> None:
 
     assert row.digest == token.digest
     assert row.last_four == token.text[-4:]
-    assert (row.kind, row.name, row.create_time, row.expire_time) == ("rcp", "laptop", MADE, EXPIRES)
+    assert (row.kind, row.display_name, row.create_time, row.expire_time) == ("rcp", "laptop", MADE, EXPIRES)
     secret = token.text.rpartition("_")[2]
     assert not any(secret[start : start + 8] in str(value) for value in row for start in range(len(secret) - 7))
 
 
 def test_organizations_token_has_a_role_and_no_holder(acme: Storage) -> None:
-    """It acts with its own role, with no member behind it, and stays when its creator goes."""
+    """An organization token has its own role and no member, and stays after its creator is removed."""
     _add(acme, _member("ann", "OWNER"))
     token = _add_organizations_token(acme, "EDITOR")
     acme.mutate("acme", lambda tx: _remove(tx, "acme", "ann"))
     caller = Caller("acme", token.id, CredentialKind.ORGANIZATION, "", "", "EDITOR", None, EXPIRES, token.digest)
 
-    assert _holder(acme, token) == Held(caller, EXPIRES)
+    assert _holder(acme, token) == CredentialHolder(caller, EXPIRES)
     assert _holders(acme, [token.id]) == {token.id: ("EDITOR", None, {token.digest})}
     assert _holders(acme, [token.id], organization="other") == {}
 
 
 @pytest.mark.parametrize(("user_id", "role"), [(None, None), ("ann", "EDITOR")])
 def test_credential_has_a_holder_or_a_role(acme: Storage, user_id: str | None, role: str | None) -> None:
-    """None is stored that has neither, nor one that has both."""
+    """No token can be stored without a holder and a role, or with both."""
     _add(acme, _member("ann"))
-    minted = credentials.mint(CredentialKind.ORGANIZATION)
+    minted = token_format.mint(CredentialKind.ORGANIZATION)
     new = NewCredential(minted, "acme", user_id, role, "service", None, "user:ann", MADE, EXPIRES)
     with pytest.raises(IntegrityError):
         acme.mutate("acme", lambda tx: credential_rows.add(tx, new))
@@ -433,8 +434,8 @@ def test_credential_has_a_holder_or_a_role(acme: Storage, user_id: str | None, r
         (Permission("secrets/ä/*", "view", Effect.ALLOW), Permission("*", "*", Effect.ALLOW)),
     ],
 )
-def test_restriction_comes_back_as_it_was_written(acme: Storage, restriction: Restriction) -> None:
-    """With the holder and with the holders, whatever it names; none stays none."""
+def test_restriction_is_read_as_it_was_written(acme: Storage, restriction: Restriction) -> None:
+    """A restriction comes back with the holder as it was written; None stays None."""
     token = _add_organizations_token(acme, "EDITOR", restriction)
     held = _holder(acme, token)
 
@@ -464,8 +465,8 @@ def test_rotated_credential_has_two_secrets_for_a_while(acme: Storage) -> None:
     assert _holders(acme, [old.id], until)[old.id][2] == {new.digest}
 
 
-def test_old_secret_dies_with_its_credential(acme: Storage) -> None:
-    """A credential that is revoked, or has expired, is dead by any of its secrets, overlap or not."""
+def test_old_secret_ends_with_its_credential(acme: Storage) -> None:
+    """A credential that is revoked, or has expired, is invalid with each of its secrets, within an overlap too."""
     _add(acme, _member("ann"))
     old = _add_token(acme, "ann")
     new = _rotate(acme, old, EXPIRES + 1000)
@@ -482,8 +483,8 @@ def test_old_secret_dies_with_its_credential(acme: Storage) -> None:
 # Changes
 
 
-def test_each_mutation_notes_what_it_changed(acme: Storage) -> None:
-    """Under the revision that the mutation made, kind and key; one that touches nothing notes its revision."""
+def test_each_mutation_records_its_changes(acme: Storage) -> None:
+    """A mutation records kind and key under its revision; one that changes nothing records its revision."""
     _add(acme, _member("ann"), _member("bob", "VIEWER", "other"))
     token = _add_token(acme, "ann")
     acme.mutate("acme", lambda tx: None)
@@ -498,8 +499,8 @@ def test_each_mutation_notes_what_it_changed(acme: Storage) -> None:
     assert _changes(acme, "other") == [(1, "member", "bob")]
 
 
-def test_one_mutation_may_note_many_changes(acme: Storage) -> None:
-    """All that one transaction changes stands under its one revision."""
+def test_one_mutation_may_record_many_changes(acme: Storage) -> None:
+    """All changes of one transaction are recorded under its one revision."""
 
     def work(tx: Transaction) -> None:
         for name in ("ann", "bob"):
@@ -511,8 +512,8 @@ def test_one_mutation_may_note_many_changes(acme: Storage) -> None:
     assert _changes(acme) == [(1, "member", "ann"), (1, "member", "bob"), (1, "organization", "acme")]
 
 
-def test_failed_mutation_notes_nothing(acme: Storage) -> None:
-    """With the rows the notes of them are rolled back."""
+def test_failed_mutation_records_nothing(acme: Storage) -> None:
+    """A failed mutation rolls its recorded changes back with the rows."""
 
     def work(tx: Transaction) -> None:
         member_rows.add(tx, _member("ann"), "ann@acme.io")

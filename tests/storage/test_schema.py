@@ -17,15 +17,18 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, inspect, text
 
-from rolecall import credentials, operator
 from rolecall.audit import AuditLog, begin_first, check_key, verify
-from rolecall.cli import db as upgrade
-from rolecall.credentials import Minted
-from rolecall.directory import Directory
+from rolecall.cli.operator import db as upgrade
+from rolecall.credentials import token_format
+from rolecall.credentials.token_format import MintedCredential
 from rolecall.domain import CredentialKind, Organization, now
 from rolecall.errors import ConfigError, StorageUnavailable
+from rolecall.identity.authentication import Authenticator
+from rolecall.limits import Limits
+from rolecall.services import operator_tokens
 from rolecall.storage import Storage, engine, organizations, schema, tables, tokens
 from rolecall.storage.engine import WRITES
+from support.engines import engine_of
 
 PASSWORD = "hunter2"
 HOUR = 3_600_000_000
@@ -43,6 +46,10 @@ FIRST_TABLES = {
     ),
     "changes": ("organization", "revision", "kind", "key"),
 }
+# The tables of those in which a later version has other names for the same columns.
+RENAMED = {
+    "credentials": tuple("display_name" if name == "name" else name for name in FIRST_TABLES["credentials"]),
+}
 
 
 @pytest.fixture
@@ -55,12 +62,12 @@ def storage_file(sqlite_url: str, tmp_path: Path) -> Path:
 
 
 def _writing(storage: Storage) -> Connection:
-    """A connection past `Storage.write`, which may write."""
-    return storage._engine.connect().execution_options(**{WRITES: True})
+    """Return a connection that may write, without `Storage.write`."""
+    return engine_of(storage).connect().execution_options(**{WRITES: True})
 
 
-def _shape(database: Engine) -> dict[str, dict[str, Any]]:
-    """All that the database says of each of our tables, with the names of constraints and indexes."""
+def _schema_of(database: Engine) -> dict[str, dict[str, Any]]:
+    """The database's description of each of our tables, with the names of constraints and indexes."""
     inspector = inspect(database)
     return {
         table: {
@@ -89,7 +96,7 @@ def _name(part: Any) -> str:
 
 
 def _version(storage: Storage) -> str | None:
-    with storage._engine.connect() as connection:
+    with engine_of(storage).connect() as connection:
         return MigrationContext.configure(connection).get_current_revision()
 
 
@@ -99,7 +106,7 @@ def _set_version(storage: Storage, version: str) -> None:
 
 
 def _add_migration(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on Rolecall is a version with one migration more, which makes the table `later`."""
+    """Add a migration to Rolecall that makes the table `later`."""
     migrations = folder / "migrations"
     shutil.copytree(
         Path(schema.__file__).parent / "migrations", migrations, ignore=shutil.ignore_patterns("__pycache__")
@@ -117,7 +124,7 @@ def _add_migration(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(schema, "_config", lambda: config)
 
 
-def _make_first_version(storage: Storage) -> dict[str, Minted]:
+def _make_first_version(storage: Storage) -> dict[str, MintedCredential]:
     """Tables as the first version made them, with `acme` (ann OWNER, bob VIEWER) and `other` (ann EDITOR).
 
     Answers a token for each `acme/ann`; `acme/dead` is one that was revoked.
@@ -127,7 +134,7 @@ def _make_first_version(storage: Storage) -> dict[str, Minted]:
         config.attributes["connection"] = connection
         command.upgrade(config, "0001")
     people = {"acme/ann": "OWNER", "acme/bob": "VIEWER", "other/ann": "EDITOR"}
-    minted = {name: credentials.mint(CredentialKind.PERSONAL) for name in [*people, "acme/dead"]}
+    minted = {name: token_format.mint(CredentialKind.PERSONAL) for name in [*people, "acme/dead"]}
     rows: dict[str, list[tuple[object, ...]]] = {
         "organizations": [("acme", "Äcme 🦊", 7, 11), ("other", "Other", 2, 12)],
         "members": [
@@ -150,17 +157,17 @@ def _make_first_version(storage: Storage) -> dict[str, Minted]:
     return minted
 
 
-def _first_rows(storage: Storage) -> dict[str, list[tuple[Any, ...]]]:
+def _first_rows(storage: Storage, *, first: bool = False) -> dict[str, list[tuple[Any, ...]]]:
     """All rows of the first version's tables, as far as that version knew them."""
-    with storage._engine.connect() as connection:
+    with engine_of(storage).connect() as connection:
         return {
             table: sorted(tuple(row) for row in connection.execute(text(f"SELECT {', '.join(columns)} FROM {table}")))
-            for table, columns in FIRST_TABLES.items()
+            for table, columns in (FIRST_TABLES if first else {**FIRST_TABLES, **RENAMED}).items()
         }
 
 
 def _whole_text(error: BaseException) -> str:
-    """The error as a log would show it, with everything that led to it."""
+    """Return the error as a log would show it, with its causes."""
     return "".join(traceback.format_exception(error))
 
 
@@ -169,7 +176,7 @@ def _whole_text(error: BaseException) -> str:
 
 def test_migrations_make_the_tables(storage: Storage) -> None:
     """Alembic finds no difference between the migrated database and the tables that the queries use."""
-    with storage._engine.connect() as connection:
+    with engine_of(storage).connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         differences = compare_metadata(context, tables.metadata)
 
@@ -178,18 +185,18 @@ def test_migrations_make_the_tables(storage: Storage) -> None:
 
 def test_migrations_make_every_name(storage: Storage) -> None:
     """Columns, constraints and indexes are those that the tables themselves would make, names included."""
-    migrated = _shape(storage._engine)
+    migrated = _schema_of(engine_of(storage))
     with _writing(storage) as connection, connection.begin():
         tables.metadata.drop_all(connection)
         tables.metadata.create_all(connection)
 
-    assert migrated == _shape(storage._engine)
+    assert migrated == _schema_of(engine_of(storage))
     assert set(migrated) == set(tables.metadata.tables)
 
 
 def test_every_constraint_has_a_name(storage: Storage) -> None:
     """No constraint or index is left to the database to name: a later migration must be able to drop it."""
-    shapes = _shape(storage._engine).values()
+    shapes = _schema_of(engine_of(storage)).values()
     made = [
         made
         for shape in shapes
@@ -204,23 +211,23 @@ def test_every_constraint_has_a_name(storage: Storage) -> None:
 
 def test_upgrade_twice_is_harmless(storage: Storage) -> None:
     """A second upgrade, and a second create, change nothing."""
-    before = _shape(storage._engine), _version(storage)
+    before = _schema_of(engine_of(storage)), _version(storage)
     storage.upgrade()
     storage.create()
 
-    assert (_shape(storage._engine), _version(storage)) == before
+    assert (_schema_of(engine_of(storage)), _version(storage)) == before
 
 
-def test_upgrade_makes_no_database_of_its_own(tmp_path: Path) -> None:
+def test_upgrade_creates_no_database(tmp_path: Path) -> None:
     """A mistyped path is refused, where a new, empty database would look like success."""
     storage = Storage(f"sqlite:///{tmp_path}/mistyped.db")
-    with pytest.raises(ConfigError, match="There is no database"):
+    with pytest.raises(ConfigError, match="does not exist"):
         storage.upgrade()
 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_sqlite_file_is_this_users_alone(sqlite_url: str, tmp_path: Path) -> None:
+def test_sqlite_file_is_readable_by_its_user_only(sqlite_url: str, tmp_path: Path) -> None:
     """The file that `create` makes is readable by nobody else, and so are those that SQLite puts beside it."""
     storage = Storage(sqlite_url)
     storage.create()
@@ -232,7 +239,7 @@ def test_sqlite_file_is_this_users_alone(sqlite_url: str, tmp_path: Path) -> Non
 
 
 def test_folder_with_a_percent_sign_is_fine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the database nor the migrations mind a `%` in their path."""
+    """The database and the migrations work with a `%` in their path."""
     folder = tmp_path / "100%s"
     folder.mkdir()
     shutil.copytree(Path(schema.__file__).parent / "migrations", folder / "migrations")
@@ -248,7 +255,7 @@ def test_folder_with_a_percent_sign_is_fine(tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.fixture
-def first_version(database_url: str, tmp_path: Path) -> Iterator[tuple[Storage, dict[str, Minted]]]:
+def first_version(database_url: str, tmp_path: Path) -> Iterator[tuple[Storage, dict[str, MintedCredential]]]:
     """A database as the first version left it, and the tokens in it."""
     storage = Storage(database_url)
     if database_url.startswith("sqlite"):
@@ -258,16 +265,16 @@ def first_version(database_url: str, tmp_path: Path) -> Iterator[tuple[Storage, 
 
 
 def test_upgrade_from_the_first_version_keeps_every_row(
-    first_version: tuple[Storage, dict[str, Minted]],
+    first_version: tuple[Storage, dict[str, MintedCredential]],
 ) -> None:
-    """What was in the tables is there afterwards, value for value, in tables that are this version's."""
+    """Every row of the first version is there after the upgrade, value for value, in tables that are this version's."""
     storage, _ = first_version
-    before = _first_rows(storage)
-    with pytest.raises(ConfigError, match="run `rolecall db upgrade`"):
+    before = _first_rows(storage, first=True)
+    with pytest.raises(ConfigError, match="run `rolecall operator db upgrade`"):
         storage.check()
     storage.upgrade()
     storage.check()
-    with storage._engine.connect() as connection:
+    with engine_of(storage).connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
         differences = compare_metadata(context, tables.metadata)
 
@@ -276,12 +283,12 @@ def test_upgrade_from_the_first_version_keeps_every_row(
     assert differences == []
 
 
-def test_upgraded_tokens_work(first_version: tuple[Storage, dict[str, Minted]]) -> None:
-    """Who held a live token holds it still, in the same role; a dead one stays dead. Each was the operator's work."""
+def test_upgraded_tokens_work(first_version: tuple[Storage, dict[str, MintedCredential]]) -> None:
+    """Live tokens are live after the upgrade, with the same role, and dead ones dead. The operator created them all."""
     storage, minted = first_version
     storage.upgrade()
-    directory = Directory(storage)
-    callers = {name: directory.caller(token.text) for name, token in minted.items()}
+    authenticator = Authenticator(storage)
+    callers = {name: authenticator.authenticate(token.text) for name, token in minted.items()}
     token = storage.read(lambda tx: tokens.get(tx, "acme", minted["acme/ann"].id))
 
     assert {
@@ -294,12 +301,12 @@ def test_upgraded_tokens_work(first_version: tuple[Storage, dict[str, Minted]]) 
     }
     assert [caller.restriction for caller in callers.values() if caller] == [None] * 3
     assert token is not None
-    assert (token.name, token.user_id, token.created_by) == ("laptop", "ann", "operator")
-    assert (token.restriction, token.last_used_time, token.etag) == (None, None, "1")
+    assert (token.display_name, token.user_id, token.creator) == ("laptop", "ann", "operator")
+    assert (token.restriction, token.last_use_time, token.etag) == (None, None, "1")
 
 
 def test_upgraded_organizations_audit_log_begins(
-    first_version: tuple[Storage, dict[str, Minted]], log: AuditLog
+    first_version: tuple[Storage, dict[str, MintedCredential]], log: AuditLog
 ) -> None:
     """Until its log is begun, no server starts on it; begun once, it verifies and takes entries."""
     storage, minted = first_version
@@ -308,26 +315,26 @@ def test_upgraded_organizations_audit_log_begins(
     storage.upgrade(lambda tx, found: begun.extend(begin_first(tx, log, found)))
     check_key(storage, log)
     empty = storage.read(lambda tx: [verify(tx, log, name) for name in ("acme", "other")])
-    issued = operator.issue(storage, log, "acme", "bob@acme.io")
-    operator.revoke(storage, log, "acme", minted["acme/ann"].id)
+    issued = operator_tokens.issue(storage, log, "acme", "bob@acme.io")
+    operator_tokens.revoke(storage, log, "acme", minted["acme/ann"].id)
     used = storage.read(lambda tx: [verify(tx, log, name) for name in ("acme", "other")])
-    directory = Directory(storage)
+    authenticator = Authenticator(storage)
 
     assert sorted(begun) == ["acme", "other"]
     assert [(verdict.problem, verdict.entries) for verdict in empty] == [("", 1), ("", 1)]
     assert [(verdict.problem, verdict.entries) for verdict in used] == [("", 3), ("", 1)]
-    assert directory.caller(issued.text) is not None
-    assert directory.caller(minted["acme/ann"].text) is None
+    assert authenticator.authenticate(issued.text) is not None
+    assert authenticator.authenticate(minted["acme/ann"].text) is None
 
 
 def test_upgrade_command_does_all_of_it(
-    first_version: tuple[Storage, dict[str, Minted]],
+    first_version: tuple[Storage, dict[str, MintedCredential]],
     database_url: str,
     log: AuditLog,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """`rolecall db upgrade` brings tables and logs to what a server needs; the second time it begins nothing."""
+    """`rolecall operator db upgrade` brings tables and logs up to date; a second one changes nothing."""
     storage, _ = first_version
     upgrade.upgrade(database=database_url, key_file=tmp_path / "rolecall.key")
     first = capfd.readouterr().err.splitlines()
@@ -336,27 +343,26 @@ def test_upgrade_command_does_all_of_it(
     storage.check()
     check_key(storage, log)
 
-    assert sorted(first[:-1]) == [f"The audit log of {name} begins now." for name in ("acme", "other")]
-    assert (
-        first[-1:] == second == [f"The schema is up to date; the audit logs are signed with the key {log.seal.key_id}."]
-    )
+    assert sorted(first[:-1]) == [f"The audit log of {name} starts now." for name in ("acme", "other")]
+    key_id = log.signer.key_id
+    assert first[-1:] == second == [f"The schema is up to date; the audit logs are signed with the key {key_id}."]
 
 
 # What `check` refuses
 
 
 def test_check_refuses_a_missing_file(sqlite_url: str, tmp_path: Path) -> None:
-    """No database file: the message tells how to make one, and none is made."""
+    """A missing database file is reported with how to make one, and none is made."""
     with pytest.raises(ConfigError) as caught:
         Storage(sqlite_url).check()
 
-    assert "There is no database" in caught.value.message
+    assert "does not exist" in caught.value.message
     assert "rolecall init" in caught.value.message
     assert list(tmp_path.iterdir()) == []
 
 
 def test_check_refuses_an_empty_database(database_url: str, tmp_path: Path) -> None:
-    """A database without tables: the message tells how to make them."""
+    """A database without tables is reported with how to make them."""
     (tmp_path / "rolecall.db").touch()
     storage = Storage(database_url)
     with pytest.raises(ConfigError) as caught:
@@ -365,7 +371,7 @@ def test_check_refuses_an_empty_database(database_url: str, tmp_path: Path) -> N
 
     assert "is empty" in caught.value.message
     assert "rolecall init" in caught.value.message
-    assert "rolecall db upgrade" in caught.value.message
+    assert "rolecall operator db upgrade" in caught.value.message
 
 
 def test_older_schema_is_refused_until_the_upgrade(
@@ -374,13 +380,13 @@ def test_older_schema_is_refused_until_the_upgrade(
     """A schema that lacks a migration is refused by `check` and `create`; `upgrade` brings just that one."""
     _add_migration(tmp_path, monkeypatch)
     for refusing in (storage.check, storage.create):
-        with pytest.raises(ConfigError, match=r"is older than this Rolecall: run `rolecall db upgrade`\.$"):
+        with pytest.raises(ConfigError, match=r"is older than this Rolecall: run `rolecall operator db upgrade`\.$"):
             refusing()
-    assert "later" not in _shape(storage._engine)
+    assert "later" not in _schema_of(engine_of(storage))
 
     storage.upgrade()
     storage.check()
-    assert "later" in _shape(storage._engine)
+    assert "later" in _schema_of(engine_of(storage))
 
 
 def test_newer_schema_is_refused(storage: Storage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -388,13 +394,13 @@ def test_newer_schema_is_refused(storage: Storage, tmp_path: Path, monkeypatch: 
     with monkeypatch.context() as newer:
         _add_migration(tmp_path, newer)
         storage.upgrade()
-    before = _shape(storage._engine)
+    before = _schema_of(engine_of(storage))
     for refusing in (storage.check, storage.create, storage.upgrade):
         with pytest.raises(ConfigError, match=r"is newer than this Rolecall: install a newer Rolecall\.$"):
             refusing()
 
     assert _version(storage) == "9999"
-    assert _shape(storage._engine) == before
+    assert _schema_of(engine_of(storage)) == before
 
 
 def test_unknown_schema_is_refused(storage: Storage) -> None:
@@ -421,14 +427,14 @@ def test_file_that_is_no_database_is_refused(sqlite_url: str, tmp_path: Path) ->
 def test_file_in_a_missing_folder_cannot_be_made(tmp_path: Path) -> None:
     """`create` says why no file can be made, and makes no folder."""
     storage = Storage(f"sqlite:///{tmp_path}/nowhere/rolecall.db")
-    with pytest.raises(ConfigError, match=r"can't be made: No such file or directory\.$"):
+    with pytest.raises(ConfigError, match=r"can't be created: No such file or directory\.$"):
         storage.create()
 
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_replaced_file_is_read_anew(sqlite_url: str, tmp_path: Path) -> None:
-    """A database restored under a running server is the one that counts; while there is none, nothing is answered."""
+def test_replaced_file_is_read_again(sqlite_url: str, tmp_path: Path) -> None:
+    """A file that is replaced under a running server is read; while it is missing, reads and writes fail."""
     storage = Storage(sqlite_url)
     storage.create()
     storage.write(lambda tx: organizations.add(tx, Organization("old", "Old", 1, 1)))
@@ -449,10 +455,9 @@ def test_replaced_file_is_read_anew(sqlite_url: str, tmp_path: Path) -> None:
 def test_locked_file_cannot_be_upgraded(
     sqlite_url: str, storage_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While another program writes, an upgrade is given up on after a moment, and works afterwards."""
-    monkeypatch.setattr(engine, "WAIT_SECONDS", 0.1)
+    """An upgrade beside another writer fails after its wait, and works afterwards."""
     _add_migration(tmp_path, monkeypatch)
-    storage = Storage(sqlite_url)
+    storage = Storage(sqlite_url, limits=Limits(database_seconds=0.1))
     other = sqlite3.connect(storage_file, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(ConfigError, match="database is locked"):
@@ -472,8 +477,8 @@ def test_table_of_the_same_name_is_left_alone(database_url: str) -> None:
     with pytest.raises(ConfigError, match="already exists"):
         storage.create()
 
-    assert set(_shape(storage._engine)) == {"members"}
-    assert [column for column, *_ in _shape(storage._engine)["members"]["columns"]] == ["name"]
+    assert set(_schema_of(engine_of(storage))) == {"members"}
+    assert [column for column, *_ in _schema_of(engine_of(storage))["members"]["columns"]] == ["name"]
     storage.close()
 
 
@@ -483,7 +488,7 @@ def test_existing_data_survives_create(storage: Storage) -> None:
         connection.execute(tables.organizations.insert().values(id="acme", display_name="A", revision=7, create_time=1))
     storage.create()
 
-    with storage._engine.connect() as connection:
+    with engine_of(storage).connect() as connection:
         assert connection.execute(tables.organizations.select()).all() == [("acme", "A", 7, 1, 1)]
 
 
@@ -514,10 +519,10 @@ def test_url_that_is_not_served_is_refused(url: str, says: str) -> None:
 
 @pytest.mark.parametrize("driver", ["postgresql", "postgresql+psycopg", "postgresql+psycopg2"])
 def test_postgresql_url_means_psycopg(driver: str) -> None:
-    """Whatever driver the URL names, ours is used."""
+    """A PostgreSQL URL means psycopg, whatever driver it names."""
     storage = Storage(f"{driver}://rolecall@db/rolecall")
 
-    assert storage._engine.dialect.driver == "psycopg"
+    assert engine_of(storage).dialect.driver == "psycopg"
 
 
 def test_refusing_server_is_named_without_the_password() -> None:
@@ -537,7 +542,7 @@ def test_refusing_server_is_named_without_the_password() -> None:
 
 
 def test_password_in_the_query_is_not_shown() -> None:
-    """A password that stands elsewhere in the URL than usual is as secret."""
+    """A password in an unusual part of the URL is kept secret too."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         port = held.getsockname()[1]
@@ -562,18 +567,18 @@ def test_silent_server_is_given_up_on() -> None:
 
 @pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 def test_missing_postgresql_database_is_named(database_url: str) -> None:
-    """A database that the server hasn't is missed by name."""
+    """An error about a database that doesn't exist has its name."""
     storage = Storage(f"{database_url}_missing")
     with pytest.raises(ConfigError, match='_missing" does not exist'):
         storage.create()
     storage.close()
 
 
-def test_sqlite_writes_reach_the_disk(sqlite_url: str) -> None:
+def test_sqlite_commits_are_synchronous(sqlite_url: str) -> None:
     """Each connection has the settings that durability and cascades rest on, those that come later too."""
     storage = Storage(sqlite_url)
     storage.create()
-    with storage._engine.connect() as first, storage._engine.connect() as second:
+    with engine_of(storage).connect() as first, engine_of(storage).connect() as second:
         found = [
             [connection.exec_driver_sql(f"PRAGMA {name}").scalar_one() for name in names]
             for connection in (first, second)
@@ -595,6 +600,6 @@ def test_rollback_journal_becomes_wal(sqlite_url: str) -> None:
     tool.close()
     storage.check()
 
-    with storage._engine.connect() as connection:
+    with engine_of(storage).connect() as connection:
         assert connection.exec_driver_sql("PRAGMA journal_mode").scalar_one() == "wal"
     storage.close()

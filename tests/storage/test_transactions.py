@@ -1,4 +1,4 @@
-"""A transaction is wholly there or wholly absent, whatever others do to the database meanwhile."""
+"""A transaction is committed as a whole or not at all, whatever others do in the database at the same time."""
 
 import os
 import socket
@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import psycopg
@@ -17,21 +17,17 @@ import pytest
 from sqlalchemy import event, select, text, update
 from sqlalchemy.exc import DBAPIError, MultipleResultsFound, NoResultFound, SQLAlchemyError
 
-from rolecall import organizations
 from rolecall import policy as policies
 from rolecall.audit import AuditLog
 from rolecall.domain import Organization
-from rolecall.errors import (
-    OrganizationExists,
-    OrganizationNotFound,
-    RolecallError,
-    StorageUnavailable,
-    WriteConflict,
-)
+from rolecall.errors import OrganizationExists, OrganizationNotFound, RolecallError, StorageUnavailable, WriteConflict
+from rolecall.limits import Limits
 from rolecall.policy import Policy
-from rolecall.storage import TRIES, Storage, Transaction, engine, tables
+from rolecall.services import organizations
+from rolecall.storage import TRIES, Rollback, Storage, Transaction, tables
 from rolecall.storage import organizations as rows
 from rolecall.storage.changes import record_change
+from support.engines import engine_of
 
 CI = os.environ.get("CI") == "true"
 THREADS = 8
@@ -39,7 +35,7 @@ WRITES = 15 if CI else 6
 ROUNDS = 20 if CI else 4
 only_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
 
-# A process of its own that writes as often as it is told, and prints the revisions that it made.
+# Program that makes the given number of writes, and prints the revisions that it made.
 WRITER = """
 import sys
 from rolecall.storage import Storage
@@ -51,17 +47,18 @@ storage.close()
 """
 
 
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Databases that are opened from now on wait a tenth of a second for others, instead of two."""
-    monkeypatch.setattr(engine, "WAIT_SECONDS", 0.1)
+# A tenth of a second for others, instead of two.
+IMPATIENT = Limits(database_seconds=0.1)
 
 
 @pytest.fixture
-def acme(impatient: None, storage: Storage) -> Storage:
-    """An impatient database with the organizations `acme` and `other`, both at revision 0."""
+def acme(database_url: str) -> Iterator[Storage]:
+    """A database with short timeouts and the organizations `acme` and `other`, both at revision 0."""
+    storage = Storage(database_url, limits=IMPATIENT)
+    storage.create()
     _add_organizations(storage)
-    return storage
+    yield storage
+    storage.close()
 
 
 @pytest.fixture
@@ -102,7 +99,7 @@ def _name(tx: Transaction) -> str:
 
 
 def _require_plain(error: RolecallError) -> None:
-    """Of what a driver said, nothing is in what a client may see."""
+    """Assert that a client sees nothing of a driver's message."""
     assert error.message in (
         "All database connections are in use: try again in a moment.",
         "The database can't be reached: try again in a moment.",
@@ -124,7 +121,7 @@ def _refused(work: Callable[[], object], kind: type[RolecallError]) -> float:
 
 @contextmanager
 def _holding(url: str, *statements: str) -> Iterator[None]:
-    """Another program's connection to an SQLite file, which holds on to what `statements` took."""
+    """Hold the locks of `statements` on an SQLite file in another connection."""
     other = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None, check_same_thread=False)
     try:
         for statement in statements:
@@ -134,26 +131,26 @@ def _holding(url: str, *statements: str) -> Iterator[None]:
         other.close()
 
 
-def _found_twice(storage: Storage, log: AuditLog, policy: Policy, name: str) -> set[str]:
-    """What comes of two who found `name` and insert it at the same moment: the owner, or the error's reason."""
+def _create_twice(storage: Storage, log: AuditLog, policy: Policy, name: str) -> set[str]:
+    """The results of two that create `name` at the same moment: the owner, or the error's reason."""
     both_about_to_insert = threading.Barrier(2)
 
     def meet(*arguments: object) -> None:
-        # SQLite lets only one writer in, who waits here for nobody.
+        # SQLite has only one writer at a time, which doesn't wait here for another.
         if "INSERT INTO organizations" in str(arguments[2]):
             with suppress(threading.BrokenBarrierError):
                 both_about_to_insert.wait(0.1)
 
     def found(owner: str) -> str:
         try:
-            return organizations.found(storage, log, policy, name, owner).owner.email
+            return organizations.create(storage, log, policy, name, owner).owner.email
         except OrganizationExists as error:
             return error.reason
 
-    event.listen(storage._engine, "before_cursor_execute", meet)
+    event.listen(engine_of(storage), "before_cursor_execute", meet)
     with ThreadPoolExecutor(2) as pool:
         outcomes = set(pool.map(found, ["ann@acme.io", "bob@acme.io"]))
-    event.remove(storage._engine, "before_cursor_execute", meet)
+    event.remove(engine_of(storage), "before_cursor_execute", meet)
     return outcomes
 
 
@@ -179,7 +176,7 @@ def _kill_all(url: str) -> None:
 
 
 def test_threads_lose_no_revision(storage: Storage) -> None:
-    """What 8 threads write at once gets the revisions 1 to n, each once."""
+    """Writes of 8 threads at once get the revisions 1 to n, each once."""
     _add_organizations(storage)
     start = threading.Barrier(THREADS)
 
@@ -194,8 +191,8 @@ def test_threads_lose_no_revision(storage: Storage) -> None:
     assert _revisions(storage) == {"acme": THREADS * WRITES, "other": 0}
 
 
-def test_what_threads_read_and_write_back_is_not_lost(storage: Storage) -> None:
-    """A value read in `mutate` and written back there is nobody else's: 8 threads count to n together."""
+def test_read_modify_write_of_threads_loses_no_update(storage: Storage) -> None:
+    """A value read and written back in `mutate` is not lost: 8 threads count to n together."""
     _add_organizations(storage)
     storage.write(lambda tx: _rename(tx, "0"))
 
@@ -209,8 +206,8 @@ def test_what_threads_read_and_write_back_is_not_lost(storage: Storage) -> None:
     assert storage.read(_name) == str(THREADS * WRITES)
 
 
-def test_sqlite_writer_is_alone_from_the_start(sqlite_url: str) -> None:
-    """What a write reads can't change before it writes: it has the file's write lock before its first statement."""
+def test_sqlite_writer_holds_the_lock_from_the_start(sqlite_url: str) -> None:
+    """A write's rows can't change after it read them: it has the file's write lock before its first statement."""
     storage = Storage(sqlite_url)
     storage.create()
 
@@ -225,7 +222,7 @@ def test_sqlite_writer_is_alone_from_the_start(sqlite_url: str) -> None:
 
 
 def test_processes_lose_no_revision(sqlite_url: str) -> None:
-    """What several processes write to one SQLite file at once gets the revisions 1 to n, each once."""
+    """Writes of several processes to one SQLite file get the revisions 1 to n, each once."""
     storage = Storage(sqlite_url)
     storage.create()
     _add_organizations(storage)
@@ -261,7 +258,7 @@ def test_organizations_have_revisions_of_their_own(acme: Storage) -> None:
 
 
 def test_missing_organization_cannot_be_mutated(acme: Storage) -> None:
-    """Without the organization `work` isn't even called."""
+    """`work` isn't called where the organization is missing."""
     calls: list[int] = []
     with pytest.raises(OrganizationNotFound) as caught:
         acme.mutate("nowhere", lambda tx: calls.append(tx.revision))
@@ -276,10 +273,10 @@ def test_only_mutations_have_a_revision(acme: Storage) -> None:
     assert acme.write(lambda tx: tx.revision) == 0
 
 
-def test_one_name_is_founded_once(storage: Storage, log: AuditLog, policy: Policy) -> None:
-    """Of two who found the same organization at once one wins, and the other is told that there is one."""
+def test_concurrent_creations_of_one_organization_make_one(storage: Storage, log: AuditLog, policy: Policy) -> None:
+    """One of two that create the same organization at once succeeds, and the other gets that it exists."""
     names = [f"acme-{number}" for number in range(ROUNDS)]
-    outcomes = [_found_twice(storage, log, policy, name) for name in names]
+    outcomes = [_create_twice(storage, log, policy, name) for name in names]
     owners = storage.read(
         lambda tx: {row.organization: row.email for row in tx.connection.execute(select(tables.members))}
     )
@@ -288,11 +285,13 @@ def test_one_name_is_founded_once(storage: Storage, log: AuditLog, policy: Polic
     assert outcomes == [{owners[name], "ORGANIZATION_EXISTS"} for name in names]
 
 
-def test_many_names_are_founded_at_once(storage: Storage, log: AuditLog, policy: Policy) -> None:
-    """Founders of different organizations don't hinder each other."""
+def test_concurrent_creations_of_different_organizations_succeed(
+    storage: Storage, log: AuditLog, policy: Policy
+) -> None:
+    """Concurrent creations of different organizations all succeed."""
     names = [f"acme-{number}" for number in range(THREADS)]
     with ThreadPoolExecutor(THREADS) as pool:
-        list(pool.map(lambda name: organizations.found(storage, log, policy, name, "ann@acme.io"), names))
+        list(pool.map(lambda name: organizations.create(storage, log, policy, name, "ann@acme.io"), names))
 
     assert _revisions(storage) == dict.fromkeys(names, 1)
 
@@ -302,7 +301,7 @@ def test_many_names_are_founded_at_once(storage: Storage, log: AuditLog, policy:
 
 @pytest.mark.parametrize("kind", [RuntimeError, OrganizationNotFound, KeyboardInterrupt])
 def test_failed_work_writes_nothing(acme: Storage, kind: type[BaseException]) -> None:
-    """What `work` raises comes out as it is, after one try, and neither the revision nor a row has changed."""
+    """An exception of `work` is raised unchanged, after one attempt; neither the revision nor a row has changed."""
     raised = kind("broken off")
     calls: list[int] = []
 
@@ -320,11 +319,31 @@ def test_failed_work_writes_nothing(acme: Storage, kind: type[BaseException]) ->
     assert acme.mutate("acme", lambda tx: tx.revision) == 1
 
 
+def test_rollback_answers_and_commits_nothing(acme: Storage) -> None:
+    """The answer in a `Rollback` is returned, and the transaction is rolled back without a call of the listeners."""
+    noted: list[object] = []
+    done: list[str] = []
+    acme.on_change(noted.append)
+
+    def work(tx: Transaction) -> int | Rollback[int]:
+        _rename(tx, "half done")
+        record_change(tx, "acme", "member", "ann")
+        tx.on_commit.append(lambda: done.append("committed"))
+        return Rollback(tx.previous_revision)
+
+    answer = acme.mutate("acme", work)
+
+    assert answer == 0
+    assert (noted, done) == ([], [])
+    assert acme.read(_name) == "acme"
+    assert acme.mutate("acme", lambda tx: tx.revision) == 1
+
+
 @pytest.mark.parametrize("fails", [False, True])
-def test_what_was_committed_is_told(acme: Storage, fails: bool) -> None:
-    """Whoever remembers rows is told what changed, after the commit and before the writer goes on; else nothing."""
-    told: list[tuple[list[str], str]] = []
-    acme.on_change(lambda changes: told.append(([change.key for change in changes or ()], acme.read(_name))))
+def test_listeners_get_what_was_committed(acme: Storage, fails: bool) -> None:
+    """Listeners get the changes after the commit and before the writer continues; without a commit, nothing."""
+    notified: list[tuple[list[str], str]] = []
+    acme.on_change(lambda changes: notified.append(([change.key for change in changes or ()], acme.read(_name))))
 
     def work(tx: Transaction) -> None:
         _rename(tx, "renamed")
@@ -338,17 +357,17 @@ def test_what_was_committed_is_told(acme: Storage, fails: bool) -> None:
     acme.mutate("acme", lambda tx: None)
     acme.read(_name)
 
-    assert told == [([""], "acme")] if fails else [(["ann", "laptop"], "renamed"), ([""], "renamed")]
+    assert notified == [([""], "acme")] if fails else [(["ann", "laptop"], "renamed"), ([""], "renamed")]
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_what_is_for_afterwards_happens_after_the_commit_alone(acme: Storage, fails: bool) -> None:
-    """It sees the committed rows; with a transaction that is rolled back it is dropped."""
+def test_on_commit_callbacks_run_only_after_a_commit(acme: Storage, fails: bool) -> None:
+    """A callback for after the commit sees the committed rows; with a rolled-back transaction it is dropped."""
     seen: list[str] = []
 
     def work(tx: Transaction) -> None:
         _rename(tx, "renamed")
-        tx.afterwards.append(lambda: seen.append(acme.read(_name)))
+        tx.on_commit.append(lambda: seen.append(acme.read(_name)))
         if fails:
             raise KeyError
 
@@ -372,7 +391,7 @@ def test_writes_are_invisible_until_commit(acme: Storage) -> None:
 
 
 def test_reader_sees_one_snapshot(acme: Storage) -> None:
-    """What commits while a read is under way is not in it, in rows already read and in others; the next read has it."""
+    """A commit during a read is not in it, in rows already read or in others; the next read has it."""
 
     def work(tx: Transaction) -> list[int]:
         found = [rows.revision_of(tx, "acme")]
@@ -384,9 +403,9 @@ def test_reader_sees_one_snapshot(acme: Storage) -> None:
     assert _revisions(acme) == {"acme": 1, "other": 1}
 
 
-def test_read_leaves_the_connection_fit_for_writing(impatient: None, database_url: str) -> None:
+def test_connection_can_write_after_a_read(database_url: str) -> None:
     """With a single connection, reads and writes take turns on it."""
-    storage = Storage(database_url, pool_size=1)
+    storage = Storage(database_url, pool_size=1, limits=IMPATIENT)
     storage.create()
     _add_organizations(storage)
     made = []
@@ -401,9 +420,9 @@ def test_read_leaves_the_connection_fit_for_writing(impatient: None, database_ur
 # Locked files, and waits that end
 
 
-def test_reads_go_on_beside_an_sqlite_writer(impatient: None, sqlite_url: str) -> None:
+def test_reads_continue_during_an_sqlite_write(sqlite_url: str) -> None:
     """While another program writes, reads are answered, and writes are refused as a conflict after a bounded wait."""
-    storage = Storage(sqlite_url)
+    storage = Storage(sqlite_url, limits=IMPATIENT)
     storage.create()
     _add_organizations(storage)
     with _holding(sqlite_url, "BEGIN IMMEDIATE", "UPDATE organizations SET revision = 99"):
@@ -411,14 +430,14 @@ def test_reads_go_on_beside_an_sqlite_writer(impatient: None, sqlite_url: str) -
         waited = _refused(lambda: storage.mutate("acme", lambda tx: None), WriteConflict)
 
     assert seen == {"acme": 0, "other": 0}
-    assert 0.1 * TRIES <= waited < 5
+    assert 0.1 <= waited < 5
     assert storage.mutate("acme", lambda tx: tx.revision) == 1
     storage.close()
 
 
-def test_locked_sqlite_file_is_unavailable(impatient: None, sqlite_url: str) -> None:
-    """While another program has the file to itself, reads and writes end within a bounded time; then all is well."""
-    storage = Storage(sqlite_url)
+def test_locked_sqlite_file_is_unavailable(sqlite_url: str) -> None:
+    """While another program locks the file, reads and writes end within a bounded time; afterwards they work."""
+    storage = Storage(sqlite_url, limits=IMPATIENT)
     storage.create()
     _add_organizations(storage)
     storage.close()
@@ -435,7 +454,7 @@ def test_locked_sqlite_file_is_unavailable(impatient: None, sqlite_url: str) -> 
     storage.close()
 
 
-def test_write_waits_for_a_lock_that_goes(sqlite_url: str) -> None:
+def test_write_waits_for_a_lock_that_is_released(sqlite_url: str) -> None:
     """A writer that another program holds up for a moment is not refused."""
     storage = Storage(sqlite_url)
     storage.create()
@@ -451,27 +470,27 @@ def test_write_waits_for_a_lock_that_goes(sqlite_url: str) -> None:
     assert made == 1
 
 
-def test_writer_gives_way_after_a_bounded_wait(acme: Storage) -> None:
-    """While one writer is at an organization another one is refused as a conflict; then its turn comes."""
+def test_writer_gives_up_after_a_bounded_wait(acme: Storage) -> None:
+    """A second writer of an organization fails with a conflict after a bounded wait; later it succeeds."""
 
     def work(_: Transaction) -> float:
         return _refused(lambda: acme.mutate("acme", lambda tx: None), WriteConflict)
 
     waited = acme.mutate("acme", work)
 
-    assert 0.1 * TRIES <= waited < 5
+    assert 0.1 <= waited < 5
     assert acme.mutate("acme", lambda tx: tx.revision) == 2
 
 
 @only_postgresql
-def test_writers_of_two_organizations_pass_each_other(acme: Storage) -> None:
+def test_writers_of_two_organizations_do_not_block_each_other(acme: Storage) -> None:
     """PostgreSQL's writers wait only for those of the same organization."""
     assert acme.mutate("acme", lambda _: acme.mutate("other", lambda tx: tx.revision)) == 1
 
 
-def test_exhausted_pool_is_unavailable(impatient: None, database_url: str) -> None:
+def test_exhausted_pool_is_unavailable(database_url: str) -> None:
     """Where all connections are in use a call is refused after a short wait; one that is given back serves again."""
-    storage = Storage(database_url, pool_size=2)
+    storage = Storage(database_url, pool_size=2, limits=IMPATIENT)
     storage.create()
     _add_organizations(storage)
 
@@ -493,7 +512,7 @@ def test_exhausted_pool_is_unavailable(impatient: None, database_url: str) -> No
 
 @only_postgresql
 def test_deadlock_is_tried_again(storage: Storage) -> None:
-    """Two that take two organizations in opposite orders block each other; the one that PostgreSQL ends comes again."""
+    """Two transactions on two organizations in opposite orders deadlock; the one that PostgreSQL ends is retried."""
     _add_organizations(storage)
     both_have_one = threading.Barrier(2)
     tries = {"acme": 0, "other": 0}
@@ -521,20 +540,22 @@ def test_deadlock_is_tried_again(storage: Storage) -> None:
 
 @only_postgresql
 @pytest.mark.parametrize("losses", [1, TRIES - 1])
-def test_serialization_failure_is_tried_again(acme: Storage, losses: int) -> None:
+def test_serialization_failure_is_tried_again(acme: Storage, database_url: str, losses: int) -> None:
     """A transaction that loses against others up to three times is written at the next try."""
     lost: list[int] = []
+    with closing(Storage(database_url)) as patient:
+        assert patient.write(lambda tx: _bump_after_losses(patient, tx, lost, losses)) == losses + 1
 
-    assert acme.write(lambda tx: _bump_after_losses(acme, tx, lost, losses)) == losses + 1
     assert lost == list(range(1, losses + 1))
     assert _revisions(acme)["acme"] == losses + 1
 
 
 @only_postgresql
-def test_serialization_failure_at_each_try_is_a_conflict(acme: Storage) -> None:
+def test_serialization_failure_at_each_try_is_a_conflict(acme: Storage, database_url: str) -> None:
     """A transaction that loses four times is not written, and not tried a fifth time."""
     lost: list[int] = []
-    _refused(lambda: acme.write(lambda tx: _bump_after_losses(acme, tx, lost, TRIES + 1)), WriteConflict)
+    with closing(Storage(database_url)) as patient:
+        _refused(lambda: patient.write(lambda tx: _bump_after_losses(patient, tx, lost, TRIES + 1)), WriteConflict)
 
     assert lost == [1, 2, 3, 4]
     assert _revisions(acme)["acme"] == 4
@@ -545,7 +566,7 @@ def test_serialization_failure_at_each_try_is_a_conflict(acme: Storage) -> None:
 
 @only_postgresql
 def test_killed_idle_connections_are_replaced(acme: Storage, database_url: str) -> None:
-    """After PostgreSQL ended all idle connections the next read and write are answered as if nothing had been."""
+    """After PostgreSQL ended all idle connections, the next read and write succeed."""
     acme.read(lambda _: acme.read(lambda _: acme.read(_name)))
     _kill_all(database_url)
     first = acme.read(_name)
@@ -557,7 +578,7 @@ def test_killed_idle_connections_are_replaced(acme: Storage, database_url: str) 
 
 @only_postgresql
 def test_connection_killed_during_a_read_is_unavailable(acme: Storage, database_url: str) -> None:
-    """A read whose connection is ended under it says that the database is away; the next one is answered."""
+    """A read whose connection is ended raises `StorageUnavailable`; the next one is answered."""
 
     def work(tx: Transaction) -> str:
         _kill_all(database_url)
@@ -583,7 +604,7 @@ def test_connection_killed_before_commit_writes_nothing(acme: Storage, database_
 
 
 def test_unreachable_server_is_unavailable() -> None:
-    """Where nothing listens reads and writes are refused at once, without a word of where the database is."""
+    """Where no server listens, reads and writes fail at once, without the database's address in the error."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         storage = Storage(f"postgresql://rolecall:hunter2@127.0.0.1:{held.getsockname()[1]}/rolecall")
@@ -605,7 +626,7 @@ def test_silent_server_is_unavailable() -> None:
 
 
 def test_sqlite_file_in_a_vanished_folder_is_unavailable(tmp_path: Path) -> None:
-    """A file that can't be opened any more is a database that is away, for as long as it is."""
+    """A file that can't be opened raises `StorageUnavailable`, until it can be opened again."""
     folder = tmp_path / "mounted"
     folder.mkdir()
     storage = Storage(f"sqlite:///{folder}/rolecall.db")
@@ -622,7 +643,7 @@ def test_sqlite_file_in_a_vanished_folder_is_unavailable(tmp_path: Path) -> None
 
 
 def test_damaged_sqlite_file_is_unavailable(sqlite_url: str) -> None:
-    """A file that is no database any more is one that is away, not a defect of ours."""
+    """A damaged file raises `StorageUnavailable`, not an internal error."""
     storage = Storage(sqlite_url)
     storage.create()
     storage.close()
@@ -641,8 +662,8 @@ def test_damaged_sqlite_file_is_unavailable(sqlite_url: str) -> None:
         ("SELECT id FROM organizations", MultipleResultsFound),
     ],
 )
-def test_defect_is_no_outage(acme: Storage, statement: str, kind: type[SQLAlchemyError]) -> None:
-    """A statement, or an expectation of its rows, that is wrong is tried once, and what went before is rolled back."""
+def test_defect_is_not_reported_as_an_outage(acme: Storage, statement: str, kind: type[SQLAlchemyError]) -> None:
+    """A wrong statement, or a wrong number of rows, is tried once, and the transaction is rolled back."""
     calls: list[int] = []
 
     def work(tx: Transaction) -> None:
@@ -654,3 +675,32 @@ def test_defect_is_no_outage(acme: Storage, statement: str, kind: type[SQLAlchem
 
     assert calls == [1]
     assert _revisions(acme)["acme"] == 0
+
+
+# The change feed
+
+
+@only_postgresql
+def test_follower_reads_the_changes_only_where_there_are_some(acme: Storage) -> None:
+    """An idle server polls twice a second, by one statement past SQLAlchemy, until a transaction has committed."""
+    statements: list[str] = []
+    watched = engine_of(acme)
+
+    def note(*arguments: object) -> None:
+        statements.append(str(arguments[2]))
+
+    with acme.follow() as follower:
+        assert follower.read_committed().changes == []
+        event.listen(watched, "before_cursor_execute", note)
+        idle = [follower.read_committed().changes for _ in range(3)]
+        assert statements == []
+        acme.mutate("acme", lambda _: None)
+        statements.clear()
+        found = follower.read_committed().changes
+        event.remove(watched, "before_cursor_execute", note)
+        after = follower.read_committed().changes
+
+    assert idle == [[], [], []]
+    assert [(change.organization, change.revision) for change in found] == [("acme", 1)]
+    assert len(statements) == 1
+    assert after == []

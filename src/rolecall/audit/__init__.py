@@ -1,19 +1,18 @@
-"""The log of every change and every refused attempt: hash-chained, signed with the server's key, erasable by person."""
+"""Audit log of changes and denied attempts: hash-chained, signed with the server's key, erasable by person."""
 
 from rolecall.audit.denials import Denials
-from rolecall.audit.export import AuditFormat, export_lines
+from rolecall.audit.entries import AuditFormat, export_lines, list_entries, read_entries
 from rolecall.audit.log import OPERATOR, AuditLog, Event, Private
-from rolecall.audit.reading import list_entries, read_entries
-from rolecall.audit.upkeep import begin_first, check_key, erase, prune, restart
-from rolecall.audit.verify import Mark, Verdict, verify
+from rolecall.audit.maintenance import begin_first, check_key, erase, prune, restart
+from rolecall.audit.verify import EntryHash, Verdict, verify
 
 __all__ = [
     "OPERATOR",
     "AuditFormat",
     "AuditLog",
     "Denials",
+    "EntryHash",
     "Event",
-    "Mark",
     "Private",
     "Verdict",
     "begin_first",

@@ -1,4 +1,4 @@
-"""Refused attempts, recorded so that nobody can fill the log, or hold up its writers, by being refused."""
+"""Denied attempts, recorded in batches so that nobody can fill the log, or block its writers, by being denied."""
 
 import threading
 import time
@@ -10,15 +10,12 @@ import structlog
 from rolecall.audit.log import AuditLog, Event
 from rolecall.domain import now
 from rolecall.errors import OrganizationNotFound, RolecallError, StorageUnavailable
+from rolecall.limits import DEFAULT_LIMITS, Limits
 from rolecall.storage import Storage, Transaction
 from rolecall.storage import audit as rows
 
 __all__ = ["Denials"]
 
-# Design, section 5: at most one entry per actor, action and reason a minute.
-QUIET_SECONDS = 60.0
-# More kinds of refusals of one organization than this at once are told together.
-MAX_KINDS = 100
 OTHERS = "others"
 
 _log = structlog.get_logger("rolecall.audit")
@@ -26,8 +23,8 @@ _Key = tuple[str, str, str, str]
 
 
 @dataclass(slots=True)
-class _Waiting:
-    """The first of the refusals that are not recorded yet, and how many there are."""
+class _PendingDenial:
+    """Denials of one kind that are not recorded yet: the first of them, and their number."""
 
     event: Event
     count: int = 0
@@ -35,92 +32,93 @@ class _Waiting:
 
 
 class Denials:
-    """Counts refusals in memory; `flush`, called again and again, writes them down."""
+    """Counts denials in memory; `flush`, called periodically, records them."""
 
-    def __init__(self, storage: Storage, log: AuditLog) -> None:
+    def __init__(self, storage: Storage, log: AuditLog, limits: Limits = DEFAULT_LIMITS) -> None:
         self._storage = storage
+        self._limits = limits
         self._audit = log
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
-        self._waiting: dict[_Key, _Waiting] = {}
+        self._pending: dict[_Key, _PendingDenial] = {}
         self._kinds: Counter[str] = Counter()
 
     def note(self, event: Event) -> None:
-        """Count a refusal. Costs no database work."""
+        """Count a denial, without a database access."""
         with self._lock:
-            waiting = self._waiting.get(_key(event))
-            if waiting is None and self._kinds[event.organization] >= MAX_KINDS:
-                # Nobody shall fill the log by being many.
+            pending = self._pending.get(_key(event))
+            if pending is None and self._kinds[event.organization] >= self._limits.denial_kinds:
+                # Many different callers must not fill the log either.
                 event = Event(event.organization, OTHERS, OTHERS, reason=event.reason)
-                waiting = self._waiting.get(_key(event))
-            if waiting is None:
-                waiting = self._waiting[_key(event)] = _Waiting(event)
+                pending = self._pending.get(_key(event))
+            if pending is None:
+                pending = self._pending[_key(event)] = _PendingDenial(event)
                 self._kinds[event.organization] += 1
-            if not waiting.count:
-                waiting.event = event
-            waiting.count += 1
+            if not pending.count:
+                pending.event = event
+            pending.count += 1
 
     def flush(self, *, closing: bool = False) -> None:
-        """Record what may be recorded by now; when closing, all. Raises `StorageUnavailable`."""
+        """Record the denials whose minute is over; when closing, all. Raises `StorageUnavailable`."""
         with self._flushing:
             at = time.monotonic()
             with self._lock:
-                due = [key for key, waiting in self._waiting.items() if closing or waiting.quiet_until <= at]
+                due = [key for key, pending in self._pending.items() if closing or pending.quiet_until <= at]
             for key in due:
                 try:
                     self._flush(key, at, closing=closing)
                 except StorageUnavailable:
                     raise
                 except RolecallError as error:
-                    # One organization's trouble must not keep others from their entries.
-                    _log.warning("a refusal can't be recorded yet", organization=key[0], error=error.message)
+                    # A failure in one organization must not keep others from their entries.
+                    _log.warning("denial can't be recorded yet", organization=key[0], error=error.message)
 
     def _flush(self, key: _Key, at: float, *, closing: bool) -> None:
         with self._lock:
-            waiting = self._waiting[key]
-            count, waiting.count = waiting.count, 0
-            waiting.quiet_until = at + QUIET_SECONDS
+            pending = self._pending[key]
+            count, pending.count = pending.count, 0
+            pending.quiet_until = at + self._limits.denial_seconds
             if not count:
-                # A minute of quiet is over, and nothing came.
-                del self._waiting[key]
+                # A minute passed without a further denial.
+                del self._pending[key]
                 self._kinds[key[0]] -= 1
                 return
         try:
-            # Another process may have recorded one like it; to find that out must lock nothing.
-            left = 0.0 if closing else self._storage.read(lambda tx: _seconds_left(tx, waiting.event))
+            # Another process may have recorded one of this kind; checking that must lock nothing.
+            left = 0.0 if closing else self._storage.read(lambda tx: self._seconds_left(tx, pending.event))
             if not left:
-                left = self._storage.write(lambda tx: self._record(tx, waiting.event, count, closing=closing))
+                left = self._storage.write(lambda tx: self._record(tx, pending.event, count, closing=closing))
         except OrganizationNotFound:
             return
         except BaseException as error:
-            # During an outage soon again; what is wrong with one organization takes longer to be put right.
-            self._return(waiting, count, at if isinstance(error, StorageUnavailable) else at + QUIET_SECONDS)
+            # After an outage, retry soon; a defect in one organization takes longer to be repaired.
+            pause = 0.0 if isinstance(error, StorageUnavailable) else self._limits.denial_seconds
+            self._put_back(pending, count, at + pause)
             raise
         if left:
-            self._return(waiting, count, at + left)
+            self._put_back(pending, count, at + left)
 
-    def _return(self, waiting: _Waiting, count: int, again_at: float) -> None:
-        """Take back what could not be recorded yet."""
+    def _put_back(self, pending: _PendingDenial, count: int, again_at: float) -> None:
+        """Count denials again that could not be recorded yet; the next attempt is at `again_at`."""
         with self._lock:
-            waiting.count += count
-            waiting.quiet_until = again_at
+            pending.count += count
+            pending.quiet_until = again_at
 
     def _record(self, tx: Transaction, event: Event, count: int, *, closing: bool) -> float:
-        """Write one entry, unless another process has just done so; answers for how long to wait then."""
+        """Write one entry; return 0, or the seconds left of the minute in which another process wrote one."""
         self._audit.locked_head(tx, event.organization)
-        left = 0.0 if closing else _seconds_left(tx, event)
+        left = 0.0 if closing else self._seconds_left(tx, event)
         if not left:
             self._audit.record(tx, replace(event, details={**event.details, "count": count}))
         return left
 
+    def _seconds_left(self, tx: Transaction, event: Event) -> float:
+        """Return the seconds for which no further denial of this kind is recorded, as one was lately; else 0."""
+        at = now()
+        since = at - int(self._limits.denial_seconds * 1_000_000)
+        last = rows.denied_at(tx, event.organization, event.actor, event.action, event.reason, since, at)
+        return 0.0 if last is None else (last - since) / 1_000_000
+
 
 def _key(event: Event) -> _Key:
     return event.organization, event.actor, event.action, event.reason
-
-
-def _seconds_left(tx: Transaction, event: Event) -> float:
-    """How much is left of the minute since a refusal like it was recorded; 0 where none was."""
-    at = now()
-    since = at - int(QUIET_SECONDS * 1_000_000)
-    last = rows.denied_at(tx, event.organization, event.actor, event.action, event.reason, since, at)
-    return 0.0 if last is None else (last - since) / 1_000_000

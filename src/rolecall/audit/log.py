@@ -1,4 +1,4 @@
-"""Writing entries, in the transaction of the change that they are about."""
+"""Writer of audit entries, in the transaction of the change that they describe."""
 
 import os
 from collections.abc import Mapping
@@ -8,22 +8,23 @@ from typing import Any, Literal
 
 import structlog
 
-from rolecall.audit.chain import NO_HASH, Seal, commitment, hash_of, text_of
+from rolecall.audit.chain import NO_HASH, Signer, canonical_json, commitment, hash_of
+from rolecall.credentials.server_key import ServerKey
 from rolecall.domain import now
 from rolecall.errors import AuditLogBroken
-from rolecall.keys import ServerKey
 from rolecall.storage import Transaction
 from rolecall.storage import audit as rows
-from rolecall.storage.audit import Checkpoint, Head, Stored, Value
+from rolecall.storage.audit import Checkpoint, Head, PersonalValue, StoredEntry
 
 __all__ = ["CHECKPOINT_EVERY", "ERASE", "OPERATOR", "AuditLog", "Event", "Private"]
 
-# Who acts where somebody works on the database itself.
+# Actor of changes made by commands at the database.
 OPERATOR = "operator"
 
-# The action by which an operator erases a person's values.
+# Action of the entry that an operator's erasure of a person's values leaves.
 ERASE = "EraseAuditValues"
 
+# Entries between two checkpoints.
 CHECKPOINT_EVERY = 100
 SALT_BYTES = 16
 
@@ -32,7 +33,7 @@ _log = structlog.get_logger("rolecall.audit")
 
 @dataclass(frozen=True, slots=True)
 class Private:
-    """An address or name in the details of an event, of the person with this user id: it can be erased later."""
+    """Personal value in the details of an event: an address or name of the person with this user id, erasable later."""
 
     person: str
     value: str
@@ -41,7 +42,10 @@ class Private:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """What happened. `details` are JSON values, and `Private` ones; never a secret. `reason`: why it was denied."""
+    """Change or denied attempt. `details` holds JSON values and `Private` ones, never a secret.
+
+    `reason` is empty for a change, else the reason of the denial.
+    """
 
     organization: str
     actor: str
@@ -49,41 +53,42 @@ class Event:
     object: str = ""
     details: Mapping[str, Any] = field(default_factory=dict)
     credential_id: str = ""
-    request_id: str = ""
+    call_id: str = ""
     reason: str = ""
 
 
 class AuditLog:
-    """Writes the logs of all organizations."""
+    """Writes the audit logs of all organizations."""
 
     def __init__(self, key: ServerKey) -> None:
-        self.seal = Seal(key)
+        self.signer = Signer(key)
 
     def begin(self, tx: Transaction, organization: str) -> None:
         """Start the log of a new organization."""
-        sign = partial(self.seal.sign, organization=organization, sequence=0, digest=NO_HASH)
-        rows.add_head(tx, Head(organization, 0, NO_HASH, sign("head"), 0, NO_HASH, sign("start"), self.seal.key_id))
+        sign = partial(self.signer.sign, organization=organization, sequence=0, digest=NO_HASH)
+        rows.add_head(tx, Head(organization, 0, NO_HASH, sign("head"), 0, NO_HASH, sign("start"), self.signer.key_id))
 
     def locked_head(self, tx: Transaction, organization: str) -> Head:
-        """The end of the log; nobody else writes to it until the transaction ends.
+        """Read and lock the end of the log: no other transaction writes to the log before this one ends.
 
-        Raises `AuditLogBroken` where it isn't what this server signed: to go on would sign what somebody forged.
+        Raises `AuditLogBroken` where this server didn't sign it: appending would sign a forgery.
         """
         head = rows.head(tx, organization, locked=True)
-        if head is None or not self.seal.holds_head(head) or not self.seal.holds_start(head):
+        if head is None or not self.signer.is_head_signed(head) or not self.signer.is_start_signed(head):
             raise AuditLogBroken(
                 f"The audit log of {organization} has no valid end, so nothing can be changed there: somebody tampered"
-                " with it. Its operator can restore the database, or begin anew with `rolecall audit restart`.",
+                " with it. Its operator can restore the database, or start a new log with"
+                " `rolecall operator audit restart`.",
                 organization=organization,
             )
         return head
 
     def record(self, tx: Transaction, event: Event) -> None:
-        """Append an entry. It is there once the transaction is committed, as are the changes it tells of."""
+        """Append an entry; it is committed together with the change that it describes."""
         head = self.locked_head(tx, event.organization)
         sequence = head.sequence + 1
-        values: list[Value] = []
-        entry = Stored(
+        values: list[PersonalValue] = []
+        entry = StoredEntry(
             sequence=sequence,
             time=now(),
             actor=event.actor,
@@ -91,8 +96,8 @@ class AuditLog:
             action=event.action,
             object=event.object,
             reason=event.reason,
-            details=text_of(_committed(event.details, sequence, values)),
-            request_id=event.request_id,
+            details=canonical_json(_committed(event.details, sequence, values)),
+            call_id=event.call_id,
             previous_hash=head.hash,
             hash=b"",
         )
@@ -100,29 +105,29 @@ class AuditLog:
         rows.add(tx, event.organization, entry)
         if values:
             rows.add_values(tx, event.organization, values)
-        signature = self.seal.sign("head", event.organization, sequence, entry.hash)
+        signature = self.signer.sign("head", event.organization, sequence, entry.hash)
         rows.move_head(
-            tx, replace(head, sequence=sequence, hash=entry.hash, signature=signature, key_id=self.seal.key_id)
+            tx, replace(head, sequence=sequence, hash=entry.hash, signature=signature, key_id=self.signer.key_id)
         )
         if sequence % CHECKPOINT_EVERY == 0:
             self._checkpoint(tx, event.organization, entry)
 
-    def _checkpoint(self, tx: Transaction, organization: str, entry: Stored) -> None:
-        """Keep a signed mark in the table, and one in the server's log, which other people may look after."""
-        signature = self.seal.sign("checkpoint", organization, entry.sequence, entry.hash)
-        rows.add_checkpoint(tx, Checkpoint(organization, entry.sequence, entry.hash, self.seal.key_id, signature))
-        told = {"organization": organization, "sequence": entry.sequence, "hash": entry.hash.hex()}
-        tx.afterwards.append(partial(_log.info, "audit checkpoint", **told, signature=signature.hex()))
+    def _checkpoint(self, tx: Transaction, organization: str, entry: StoredEntry) -> None:
+        """Store a signed checkpoint, and log it: the server's log may be kept out of reach of an attacker."""
+        signature = self.signer.sign("checkpoint", organization, entry.sequence, entry.hash)
+        rows.add_checkpoint(tx, Checkpoint(organization, entry.sequence, entry.hash, self.signer.key_id, signature))
+        named = {"organization": organization, "sequence": entry.sequence, "hash": entry.hash.hex()}
+        tx.on_commit.append(partial(_log.info, "audit checkpoint", **named, signature=signature.hex()))
 
 
-def _committed(value: Any, sequence: int, values: list[Value]) -> Any:
-    """The details with a commitment in the place of each personal value; those are added to `values`."""
+def _committed(value: Any, sequence: int, values: list[PersonalValue]) -> Any:
+    """Return the details with a commitment in place of each personal value, which is added to `values`."""
     match value:
         case Private():
-            kept = Value(sequence, len(values), value.person, value.kind, os.urandom(SALT_BYTES), value.value)
-            values.append(kept)
-            sealed = commitment(kept.salt, kept.person, kept.kind, kept.value)
-            return {"private": kept.number, "person": kept.person, "sha256": sealed}
+            stored = PersonalValue(sequence, len(values), value.person, value.kind, os.urandom(SALT_BYTES), value.value)
+            values.append(stored)
+            digest = commitment(stored.salt, stored.person, stored.kind, stored.value)
+            return {"private": stored.number, "person": stored.person, "sha256": digest}
         case Mapping():
             return {key: _committed(item, sequence, values) for key, item in value.items()}
         case list() | tuple():

@@ -4,21 +4,25 @@ import os
 import sys
 import traceback
 
+from rolecall.environment import SERVER_EXTRA_MISSING, lacks_server_extra
+
+if lacks_server_extra():
+    raise ImportError(SERVER_EXTRA_MISSING)
+
 import typer
 
 from rolecall import __version__
 from rolecall.cli import (
     audit,
     check,
-    db,
-    entering,
     init,
     invitations,
     members,
-    organizations,
+    operator,
     output,
     policy,
     serve,
+    sign_in,
     tokens,
     whoami,
 )
@@ -42,15 +46,14 @@ app.command()(check.check)
 app.command()(check.permissions)
 app.command()(check.subjects)
 app.command()(whoami.whoami)
-app.command()(entering.accept)
-app.command("sign-in")(entering.sign_in)
+app.command()(sign_in.accept)
+app.command("sign-in")(sign_in.sign_in)
 app.add_typer(policy.app, name="policy")
 app.add_typer(members.app, name="members")
 app.add_typer(invitations.app, name="invitations")
 app.add_typer(tokens.app, name="tokens")
-app.add_typer(organizations.app, name="organizations")
 app.add_typer(audit.app, name="audit")
-app.add_typer(db.app, name="db")
+app.add_typer(operator.app, name="operator")
 
 
 def _show_version(wanted: bool) -> None:
@@ -75,26 +78,27 @@ def main() -> None:
         hint = ""
         if isinstance(error, UnauthenticatedCredential) and not error.field:
             hint = (
-                " Is ROLECALL_TOKEN live? `rolecall sign-in ADDRESS` opens a session; the operator can print a token"
-                " with `rolecall tokens issue`."
+                " Has ROLECALL_TOKEN expired, or was it deleted? `rolecall sign-in ADDRESS` opens a"
+                " session; the operator can print a token"
+                " with `rolecall operator tokens issue`."
             )
         if error.all:
-            output.say(f"error: {len(error.all)} things are wrong, so nothing was done:")
+            output.say(f"error: {len(error.all)} problems, nothing was changed:")
             for problem in error.all:
-                output.say(f"  {output.in_commands(problem.message)}")
+                output.say(f"  {output.with_command_names(problem.message)}")
         else:
-            output.say(f"error: {output.in_commands(error.message)}{hint}")
+            output.say(f"error: {output.with_command_names(error.message)}{hint}")
         sys.exit(output.ERROR)
     except BrokenPipeError:
-        # Whoever read our output has enough of it; Python must not complain when it flushes the rest.
+        # The reader of standard output closed it; Python must not report that when it flushes the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(output.ERROR)
     except UnicodeEncodeError:
-        # Not repeated, as it may be a secret with a stray byte.
-        output.say("error: what was given is no UTF-8 text.")
+        # Not quoted, as it may be a secret with a stray byte.
+        output.say("error: an argument or the input is not valid UTF-8.")
         sys.exit(output.ERROR)
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception:  # noqa: BLE001 - a defect must not end with Python's 1, which says deny
+    except Exception:  # noqa: BLE001 - a defect must not exit with Python's 1, which means deny
         traceback.print_exc()
         sys.exit(output.ERROR)

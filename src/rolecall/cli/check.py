@@ -1,4 +1,4 @@
-"""`rolecall check`, `permissions` and `subjects`: questions to a server."""
+"""`rolecall check`, `permissions` and `subjects`: decisions of a server."""
 
 from dataclasses import asdict
 from typing import Annotated
@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from rolecall.cli import output
-from rolecall.cli.opening import Json, open_client
+from rolecall.cli.connect import Json, open_client
 from rolecall.domain import CheckResult
 
 __all__ = ["check", "permissions", "subjects"]
@@ -20,12 +20,12 @@ def check(
     subject: Subject,
     action: Action,
     resource: Resource,
-    explain: Annotated[bool, typer.Option("--explain", help="Say which rule decided.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Print the rule that decided.")] = False,
     json: Json = False,
 ) -> None:
     """May SUBJECT do ACTION on RESOURCE? Exits with 0 for allow, 1 for deny, 2 for an error.
 
-    Asks the server at ROLECALL_ADDRESS with ROLECALL_TOKEN.
+    Calls the server at ROLECALL_ADDRESS with ROLECALL_TOKEN.
     """
     with open_client() as client:
         result = client.check(subject, action, resource, explain=explain)
@@ -40,14 +40,14 @@ def check(
 
 
 def permissions(subject: Subject, json: Json = False) -> None:
-    """List the rules that SUBJECT holds. A deny among them beats any allow."""
+    """List the permissions of SUBJECT. A deny overrides any allow."""
     with open_client() as client:
         found = list(client.permissions(subject))
     if json:
         output.print_json([asdict(permission) for permission in found])
         return
     if not found:
-        output.say(f"{subject} holds no rule; perhaps there is no such member, token or role.")
+        output.say(f"{subject} has no permissions: there may be no such member, token or role.")
     rows = [(permission.resource, permission.action, permission.effect) for permission in found]
     output.print_table(("resource", "action", "effect"), rows)
 
@@ -62,7 +62,7 @@ def subjects(action: Action, resource: Resource, json: Json = False) -> None:
         )
         return
     if not found:
-        output.say(f"Nobody may `{resource} {action}`; `rolecall check --explain` says more.")
+        output.say(f"Nobody may `{resource} {action}`: see `rolecall check --explain`.")
     rows = [(member.email, member.display_name, member.role, member.user_id) for member in found]
     output.print_table(("address", "name", "role", "user id"), rows)
 

@@ -1,4 +1,4 @@
-"""`rolecall invitations`: people are asked in, through a server."""
+"""`rolecall invitations`: create, list, resend and delete invitations, through a server."""
 
 import csv
 import re
@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from rolecall import addresses
+from rolecall import email_address
 from rolecall.cli import output
-from rolecall.cli.opening import Json, open_client, plain
+from rolecall.cli.connect import Json, open_client, to_dict
 from rolecall.errors import CallFailed, InvalidField, InvitationNotFound, RolecallError
 
 if TYPE_CHECKING:
@@ -18,20 +18,19 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Invite people, look after their invitations.", no_args_is_help=True)
+app = typer.Typer(help="Create, list, resend and delete invitations.", no_args_is_help=True)
 
 Which = Annotated[str, typer.Argument(metavar="INVITATION", help="The invitation's id, or the invited address.")]
 
-# So many the server takes at once.
-AT_ONCE = 200
+# Maximum invitations in one request.
+MAX_INVITATIONS = 200
 
 _ENTRY = re.compile(r"\binvitations\[(\d{1,3})\]")
 
 
 class State(StrEnum):
-    """In which state the listed invitations are."""
+    """State of the listed invitations."""
 
-    ALL = "all"
     PENDING = "pending"
     EXPIRED = "expired"
     ACCEPTED = "accepted"
@@ -40,20 +39,20 @@ class State(StrEnum):
 
 @app.command()
 def create(
-    addresses: Annotated[str, typer.Argument(help="Addresses, with commas between them.")] = "",
-    role: Annotated[str, typer.Option(help="The role that they will have.")] = "",
+    addresses: Annotated[str, typer.Argument(help="Addresses, separated by commas.")] = "",
+    role: Annotated[str, typer.Option(help="Role of the invited people.")] = "",
     file: Annotated[
         Path | None, typer.Option(help="A CSV file with an address and a role on each line, instead.")
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Don't show who gets which role, nor ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Skip the confirmation.")] = False,
     json: Json = False,
 ) -> None:
-    """Invite people, all or nobody; each gets a mail."""
+    """Invite people by mail, all or none."""
     people = _people(addresses, role, file)
     with open_client() as client:
-        # A list that is too long for one call is looked at whole, before the first is invited.
-        parts = [people[start : start + AT_ONCE] for start in range(0, len(people), AT_ONCE)]
-        problems = _twice(people) if len(parts) > 1 else []
+        # A list that is too long for one request is validated as a whole before the first person is invited.
+        parts = [people[start : start + MAX_INVITATIONS] for start in range(0, len(people), MAX_INVITATIONS)]
+        problems = _duplicates(people) if len(parts) > 1 else []
         for part in parts:
             problems += _problems(client, part, validate_only=True)[1]
         if problems:
@@ -68,29 +67,33 @@ def create(
             if problems and not made:
                 raise _all_of(problems)
             if problems:
-                told = "; ".join(problem.message for problem in problems)
+                listed = "; ".join(problem.message for problem in problems)
                 raise CallFailed(
-                    f"{len(made)} of {len(people)} were invited, nobody after that. Mend this, and leave out whom"
-                    f" `rolecall invitations list` shows: {told}"
+                    f"Only the first {len(made)} of {len(people)} were invited. Correct this, and remove those that"
+                    f" `rolecall invitations list` shows: {listed}"
                 )
     if json:
         output.print_json(made)
     else:
-        output.say(f"{len(made)} invited: each gets a mail. See `rolecall invitations list`.")
+        output.say(f"{len(made)} invited by mail. See `rolecall invitations list`.")
 
 
 @app.command("list")
 def list_invitations(
-    state: Annotated[State, typer.Option(help="In which state.")] = State.PENDING,
-    role: Annotated[str, typer.Option(help="To this role only.")] = "",
-    text: Annotated[str, typer.Option(help="With this in their address.")] = "",
+    state: Annotated[State | None, typer.Option(help="Only invitations in this state.")] = None,
+    role: Annotated[str, typer.Option(help="Only invitations to this role.")] = "",
+    text: Annotated[str, typer.Option(help="Only invitations with this text in the address.")] = "",
+    show_deleted: Annotated[
+        bool, typer.Option("--show-deleted", help="List accepted and deleted invitations too.")
+    ] = False,
     json: Json = False,
 ) -> None:
-    """List invitations, the newest first."""
-    wanted = "" if state is State.ALL else state.value
+    """List invitations, the newest first: without options the pending and expired ones."""
+    wanted = state.value if state else ""
     with open_client() as client:
-        found = [plain(item) for item in client.invitations.list(state=wanted, role=role, text=text)]
-        inviters = {actor: _inviter(client, actor) for actor in {item["inviter"] for item in found} if not json}
+        listed = client.invitations.list(state=wanted, role=role, text=text, show_deleted=show_deleted)
+        found = [to_dict(item) for item in listed]
+        inviters = {actor: _inviter(client, actor) for actor in {item["creator"] for item in found} if not json}
     if json:
         output.print_json(found)
         return
@@ -100,7 +103,7 @@ def list_invitations(
             item["role"],
             item["state"],
             item["delivery"],
-            inviters[item["inviter"]],
+            inviters[item["creator"]],
             output.short_time(item["expire_time"]),
             item["id"],
         )
@@ -111,28 +114,28 @@ def list_invitations(
 
 @app.command()
 def resend(which: Which, json: Json = False) -> None:
-    """Mail a new secret; the older one is dead at once."""
+    """Mail a new secret; the older one stops working at once."""
     with open_client() as client:
-        renewed = plain(client.invitations.resend(_id(client, which)))
+        renewed = to_dict(client.invitations.resend(_id(client, which)))
     if json:
         output.print_json(renewed)
     else:
-        output.say(f"{renewed['invitation']['email']} gets another mail.")
+        output.say(f"{renewed['invitation']['email']} gets a new mail.")
 
 
 @app.command()
 def delete(which: Which, json: Json = False) -> None:
-    """Withdraw an invitation; its secret is dead at once."""
+    """Delete an invitation; its secret stops working at once."""
     with open_client() as client:
-        deleted = plain(client.invitations.delete(_id(client, which)))
+        deleted = to_dict(client.invitations.delete(_id(client, which)))
     if json:
         output.print_json(deleted)
     else:
-        output.say(f"The invitation of {deleted['invitation']['email']} is withdrawn.")
+        output.say(f"The invitation of {deleted['invitation']['email']} is deleted.")
 
 
 def _inviter(client: "Client", actor: str) -> str:
-    """The address of the member who invited, where the caller may see it; else what the server knows."""
+    """Return the inviter's address, or the actor where the caller may not see members."""
     kind, _, identifier = actor.partition(":")
     try:
         return client.members.get(identifier).email if kind == "user" else actor
@@ -141,7 +144,7 @@ def _inviter(client: "Client", actor: str) -> str:
 
 
 class _Person(NamedTuple):
-    """Somebody to be invited, and where they stand in what was given."""
+    """Person to be invited, and their place in the input."""
 
     address: str
     role: str
@@ -149,17 +152,19 @@ class _Person(NamedTuple):
 
 
 def _people(addresses: str, role: str, file: Path | None) -> list[_Person]:
-    """Who is to be invited to what. Raises `InvalidField`."""
+    """Read the people to invite and their roles. Raises `InvalidField`."""
     if file is None:
         if not addresses or not role:
             message = "Give addresses and --role, or --file with an address and a role on each line."
             raise InvalidField(message, field="invitations")
         given = [address.strip() for address in addresses.split(",") if address.strip()]
         if not given:
-            raise InvalidField("There is no address: write some, with commas between them.", field="invitations")
+            raise InvalidField("The list has no address: give addresses, separated by commas.", field="invitations")
         return [_Person(address, role, f"number {number}") for number, address in enumerate(given, 1)]
     if addresses or role:
-        raise InvalidField("With --file, the addresses and roles stand there.", field="invitations")
+        raise InvalidField(
+            "--file has the addresses and roles: leave out the argument and --role.", field="invitations"
+        )
     try:
         with file.open(encoding="utf-8-sig", newline="") as opened:
             rows = [[cell.strip() for cell in row] for row in csv.reader(opened)]
@@ -168,25 +173,25 @@ def _people(addresses: str, role: str, file: Path | None) -> list[_Person]:
     people: list[_Person] = []
     for number, row in enumerate(rows, 1):
         if not any(row) or row[0].startswith("#") or (number == 1 and row[-1].lower() == "role"):
-            # Nothing, a comment, or a header.
+            # An empty line, a comment, or a header.
             continue
         if len(row) != 2:
             raise InvalidField(f"{file}:{number}: write an address, a comma and a role.", field="file")
         people.append(_Person(row[0], row[1], f"{file}:{number}"))
     if not people:
-        raise InvalidField(f"{file} names nobody.", field="file")
+        raise InvalidField(f"{file} lists nobody: write an address, a comma and a role on each line.", field="file")
     return people
 
 
-def _twice(people: list[_Person]) -> list[RolecallError]:
-    """Who stands there twice: over several calls, the server sees it too late."""
+def _duplicates(people: list[_Person]) -> list[RolecallError]:
+    """Find people who are listed twice: over several calls, the server would find them too late."""
     first: dict[str, _Person] = {}
     problems: list[RolecallError] = []
     for person in people:
         try:
-            key = addresses.parse(person.address).key
+            key = email_address.parse(person.address).key
         except InvalidField:
-            # The server will say so.
+            # The server reports it.
             continue
         earlier = first.setdefault(key, person)
         if earlier is not person:
@@ -198,7 +203,7 @@ def _twice(people: list[_Person]) -> list[RolecallError]:
 def _problems(
     client: "Client", people: list[_Person], *, validate_only: bool = False
 ) -> tuple[list[dict[str, Any]], list[RolecallError]]:
-    """The invitations, or everything that is in their way, with the people's own names."""
+    """Create or validate invitations; return them and the errors, whose messages name the people."""
     try:
         answer = client.invitations.create([person[:2] for person in people], validate_only=validate_only)
     except RolecallError as error:
@@ -206,7 +211,7 @@ def _problems(
         for problem in problems:
             problem.message = _named(problem, people)
         return [], problems
-    return plain(answer)["invitations"], []
+    return to_dict(answer)["invitations"], []
 
 
 def _all_of(problems: list[RolecallError]) -> RolecallError:
@@ -221,25 +226,25 @@ def _named(problem: RolecallError, people: list[_Person]) -> str:
         return problem.message
     who = ", ".join(_at(people, int(number)) for number in numbers)
     said = problem.message.removeprefix(problem.field + ": ")
-    # What the server calls somebody else on the list.
+    # The message may name another entry of the list.
     return f"{who}: {_ENTRY.sub(lambda found: _at(people, int(found[1])) or found[0], said)}"
 
 
 def _at(people: list[_Person], number: int) -> str:
-    """Somebody as they stand in what was given; empty beyond its end."""
+    """Person at this place of the input; empty beyond its end."""
     return "".join(f"{person.address} ({person.place})" for person in people[number : number + 1])
 
 
 def _id(client: "Client", which: str) -> str:
-    """The id of the address's invitation, a pending one first, else the newest; an id is one already.
+    """Return the id of the address's invitation, a pending one first, else the newest; an id as it is.
 
     Raises `InvitationNotFound`.
     """
     if "@" not in which:
         return which
-    key = addresses.parse(which).key
+    key = email_address.parse(which).key
     for state in ("pending", ""):
-        for found in client.invitations.list(state=state, text=key):
-            if addresses.parse(found.email).key == key:
+        for found in client.invitations.list(state=state, text=key, show_deleted=True):
+            if email_address.parse(found.email).key == key:
                 return found.id
-    raise InvitationNotFound(f"{which} has no invitation: see `rolecall invitations list --state all`.")
+    raise InvitationNotFound(f"{which} has no invitation: see `rolecall invitations list --show-deleted`.")

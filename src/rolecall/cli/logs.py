@@ -1,91 +1,81 @@
-"""Where the log goes: standard error, so that answers and secrets are alone on standard output."""
+"""Log and messages of the program, on standard error: standard output is for results and secrets only."""
 
 import logging
 import os
 import sys
-import threading
-from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
 import structlog
 
-__all__ = ["configure_logs", "say"]
+from rolecall.background import BackgroundWriter
 
-# So long a line is waited for, and so many wait behind one that isn't taken; of more, the oldest are lost.
+__all__ = ["configure_logs", "write_message"]
+
+# How long a caller waits until its line is written. After one wait was too short, no caller waits before a line is
+# written again.
 PATIENCE_SECONDS = 0.1
+# Maximum queued lines, while nobody reads standard error; above it the oldest are dropped.
 MAX_LINES = 1000
 
 
 class _StandardError:
-    """Standard error that nobody fails or waits for: its reader may be gone or asleep, or its disk full.
+    """Standard error that neither fails nor blocks a caller: its reader may have ended or stopped, or its disk be full.
 
-    While the reader keeps up, a line is written before the next step is taken.
+    While the reader keeps up, a line is written before the caller continues, the last one of the process included.
     """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self._waiting: deque[str] = deque(maxlen=MAX_LINES)
-        self._is_writing = False
         self._is_stuck = False
-        self._thread: threading.Thread | None = None
+        self._writer = BackgroundWriter(
+            "log", self._write, capacity=MAX_LINES, batch=MAX_LINES, keep="newest", on_dropped=_announce
+        )
 
     def write(self, text: str) -> None:
-        """Have it written by a thread that may wait."""
-        with self._changed:
-            self._waiting.append(text)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="log", daemon=True)
-                self._thread.start()
-            self._changed.notify_all()
+        """Queue the text for the thread that writes it."""
+        self._writer.enqueue(text)
 
     def flush(self) -> None:
-        """Wait until all is written, unless that is stuck."""
-        with self._changed:
-            if not self._is_stuck:
-                self._is_stuck = not self._changed.wait_for(self._is_done, PATIENCE_SECONDS)
+        """Wait until all is written, unless the reader is known to have stopped."""
+        if not self._is_stuck:
+            self._is_stuck = not self._writer.flush(PATIENCE_SECONDS)
 
-    def _is_done(self) -> bool:
-        return not self._waiting and not self._is_writing
+    def _write(self, texts: Sequence[str]) -> None:
+        # Nobody can be notified where standard error itself fails.
+        with suppress(Exception):
+            _put("".join(texts))
+        self._is_stuck = False
 
-    def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._changed.wait_for(lambda: self._waiting)
-                text = "".join(self._waiting)
-                self._waiting.clear()
-                self._is_writing = True
-            with suppress(OSError, ValueError):
-                self._put(text)
-            with self._changed:
-                self._is_writing = self._is_stuck = False
-                self._changed.notify_all()
 
-    @staticmethod
-    def _put(text: str) -> None:
-        try:
-            descriptor = sys.stderr.fileno()
-        except (OSError, ValueError):
-            sys.stderr.write(text)
-            sys.stderr.flush()
-            return
-        # Past the stream, whose lock the end of the process would wait for.
-        rest = text.encode(errors="backslashreplace")
-        while rest:
-            rest = rest[os.write(descriptor, rest) :]
+def _put(text: str) -> None:
+    try:
+        descriptor = sys.stderr.fileno()
+    except (OSError, ValueError):
+        sys.stderr.write(text)
+        sys.stderr.flush()
+        return
+    # Not by the stream: the end of the process would wait for its lock.
+    rest = text.encode(errors="backslashreplace")
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def _announce(dropped: int) -> None:
+    structlog.get_logger("rolecall.log").warning("log lines dropped, standard error is not read", dropped=dropped)
 
 
 _standard_error = _StandardError()
 
 
-def say(text: str) -> None:
-    """Tell the person at the terminal, whether they listen or not."""
+def write_message(text: str) -> None:
+    """Write a message for the person at the terminal; it is lost where standard error can't be written."""
     _standard_error.write(f"{text}\n")
     _standard_error.flush()
 
 
 def configure_logs(level: str = "info", form: str = "auto") -> None:
-    """Log from `level` on, as `text`, `json`, or `auto`: text on a terminal."""
+    """Log events of `level` and above, as `text`, `json`, or `auto`: text on a terminal, else JSON."""
     text = form == "text" or (form == "auto" and sys.stderr.isatty())
     renderer: Any = (
         structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if text else structlog.processors.JSONRenderer()
@@ -94,7 +84,7 @@ def configure_logs(level: str = "info", form: str = "auto") -> None:
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            # Locals of a traceback's frames would show requests and secrets.
+            # Without the local variables of frames, which would disclose requests and secrets.
             structlog.processors.ExceptionRenderer(),
             renderer,
         ],

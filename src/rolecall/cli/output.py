@@ -1,4 +1,4 @@
-"""What goes where: answers and secrets on standard output, everything said about them on standard error."""
+"""Output of the commands: answers and secrets on standard output, everything else on standard error."""
 
 import csv
 import json
@@ -20,31 +20,25 @@ __all__ = [
     "ALLOW",
     "DENY",
     "ERROR",
-    "GRPC_EXPERIMENTS",
     "compact",
     "confirm",
     "day",
-    "hurry_grpc",
-    "in_commands",
     "print_csv",
     "print_explanation",
     "print_json",
     "print_table",
     "print_value",
     "progress",
-    "quiet_grpc",
     "say",
     "short_time",
+    "silence_grpc_logs",
+    "with_command_names",
 ]
-
-# The thread that polls reads the sockets itself, which nearly doubles its calls; and what a call passes through is put
-# together into one part, which is worth another seventh.
-GRPC_EXPERIMENTS = "-event_engine_listener,fuse_filters"
 
 T = TypeVar("T")
 
 _COMMANDS = {
-    "ChangeMemberRole": "members role",
+    "ChangeMemberRole": "members set-role",
     "AcceptInvitation": "accept",
     "DeleteInvitation": "invitations delete",
     "DeleteToken": "tokens delete",
@@ -67,12 +61,12 @@ ALLOW, DENY, ERROR = 0, 1, 2
 
 
 def say(text: str) -> None:
-    """Tell the person at the terminal."""
-    print(text, file=sys.stderr)  # noqa: T201 - this module is where printing happens
+    """Print a message for the person at the terminal, on standard error."""
+    print(text, file=sys.stderr)  # noqa: T201 - all output passes here
 
 
-def in_commands(text: str) -> str:
-    """A server's text with its RPCs as the commands that call them."""
+def with_command_names(text: str) -> str:
+    """Replace the names of RPCs in a server's text by the commands that call them."""
     return _RPC.sub(lambda found: f"`rolecall {_COMMANDS[found[0]]}`", text)
 
 
@@ -82,22 +76,22 @@ def print_value(text: str) -> None:
 
 
 def print_json(value: object) -> None:
-    """Print a value for programs."""
+    """Print a value as JSON."""
     print_value(json.dumps(value, ensure_ascii=False))
 
 
-def print_explanation(said: Explanation) -> None:
-    """Print why a decision came out as it did."""
-    print_value(said.summary)
-    if said.rule:
-        print_value(f"  rule: {said.rule}  ({said.file}:{said.line})")
-    if said.nearest_miss:
-        where = f"  (line {said.nearest_miss_line})" if said.nearest_miss_line else ""
-        print_value(f"  nearest miss: {said.nearest_miss}{where}")
+def print_explanation(explanation: Explanation) -> None:
+    """Print the rule that decided, or the nearest one."""
+    print_value(explanation.summary)
+    if explanation.rule:
+        print_value(f"  rule: {explanation.rule}  ({explanation.file}:{explanation.line})")
+    if explanation.nearest_miss:
+        where = f"  (line {explanation.nearest_miss_line})" if explanation.nearest_miss_line else ""
+        print_value(f"  nearest miss: {explanation.nearest_miss}{where}")
 
 
 def print_csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """Print a table for programs."""
+    """Print a table as CSV."""
     writer = csv.writer(sys.stdout, lineterminator="\n")
     writer.writerow(header)
     writer.writerows(rows)
@@ -125,14 +119,14 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str
 
 
 def progress(items: Sequence[T], what: str) -> Iterable[T]:
-    """The items one by one, with a bar on standard error where a person looks on and there are several."""
+    """Yield the items, with a progress bar on standard error if that is a terminal."""
     if len(items) < 2 or not sys.stderr.isatty():
         return items
     return track(items, description=what, console=Console(stderr=True))
 
 
 def confirm(question: str) -> None:
-    """Ask the person. Raises `CallFailed` where they, or a program, don't say yes."""
+    """Ask for a confirmation. Raises `CallFailed` unless the answer is yes."""
     try:
         agreed = typer.confirm(question, err=True)
     except typer.Abort:
@@ -140,21 +134,21 @@ def confirm(question: str) -> None:
         agreed = False
         say("")
     if not agreed:
-        raise CallFailed("Nothing was done. A program says --yes.")
+        raise CallFailed("Cancelled. Programs pass --yes.")
 
 
 def short_time(text: str | None) -> str:
-    """A moment for people, to the second; empty for none."""
+    """Format a time, to the second; empty for none."""
     return f"{text[:10]} {text[11:19]}Z" if text else ""
 
 
 def day(text: str | None) -> str:
-    """The day of a moment, in UTC; empty for none."""
+    """Return the date of a time, in UTC; empty for none."""
     return text[:10] if text else ""
 
 
 def compact(value: object) -> str:
-    """A value of JSON on one line, without the marks that people don't need."""
+    """Format a JSON value on one line, without quotation marks."""
     if isinstance(value, dict):
         return ", ".join(f"{key}: {compact(item)}" for key, item in value.items() if item is not None)
     if isinstance(value, list):
@@ -162,11 +156,6 @@ def compact(value: object) -> str:
     return str(value)
 
 
-def quiet_grpc() -> None:
-    """Keep grpc from writing its own lines beside ours. It looks when it is first imported."""
+def silence_grpc_logs() -> None:
+    """Silence grpc's own log; has an effect before grpc is imported."""
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-
-
-def hurry_grpc() -> None:
-    """Have grpc do with less of itself for each call; as `quiet_grpc`. A version that lacks a name ignores it."""
-    os.environ.setdefault("GRPC_EXPERIMENTS", GRPC_EXPERIMENTS)

@@ -1,4 +1,4 @@
-"""`rolecall policy`: look at a policy folder, without a server."""
+"""`rolecall policy`: lint, test and explain a policy folder, without a server."""
 
 from enum import StrEnum
 from pathlib import Path
@@ -15,13 +15,13 @@ from rolecall.policy import TEST_FILE, Policy, PolicyError
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Check a policy folder, and see what it says.", no_args_is_help=True)
+app = typer.Typer(help="Lint, test and explain a policy folder.", no_args_is_help=True)
 
-Folder = Annotated[Path | None, typer.Argument(help="The policy folder; ROLECALL_POLICY, or policies, without it.")]
+Folder = Annotated[Path | None, typer.Argument(help="The policy folder; default: ROLECALL_POLICY, or `policies`.")]
 
 
 class Format(StrEnum):
-    """How a matrix is printed."""
+    """Format of a matrix."""
 
     TABLE = "table"
     CSV = "csv"
@@ -32,43 +32,45 @@ class Format(StrEnum):
 def lint(
     folder: Folder = None,
     full: Annotated[
-        bool, typer.Option("--full", help="Compare all answers with Casbin's, however long it takes.")
+        bool, typer.Option("--full", help="Compare all decisions with Casbin's, without a time limit.")
     ] = False,
 ) -> None:
-    """Say what is wrong with a policy, where, and what to do. Exits with 1 where it could not go live."""
+    """Report the errors and warnings of a policy. Exits with 1 if a server would refuse it."""
     folder = _folder(folder)
     result = policies.build(folder, None if full else 2.0)
     for finding in result.findings:
         output.print_value(f"{folder}/{finding}")
     if result.policy is None:
-        output.say(f"Errors: {len(result.errors)}. This policy would not go live.")
+        output.say(f"Errors: {len(result.errors)}. A server would refuse this policy.")
         raise typer.Exit(1)
     output.say(
-        f"{folder}: {len(result.policy.roles)} roles, {len(result.policy.rules)} rules, {result.tested} tests,"
-        f" no error. Compared {result.compared} answers with Casbin's: all the same."
+        f"{folder}: {len(result.policy.roles)} roles, {len(result.policy.rules)} rules, {result.tests} tests,"
+        f" no error. {result.comparisons} decisions compared with Casbin's: all equal."
     )
 
 
 @app.command("test")
 def run_tests(folder: Folder = None) -> None:
-    """Hold a policy against its policy_test.csv. Exits with 1 where it answers otherwise."""
+    """Run the tests in policy_test.csv. Exits with 1 if one fails."""
     folder = _folder(folder)
     result = policies.build(folder, 0.0)
     for finding in result.errors:
         output.print_value(f"{folder}/{finding}")
     if result.policy is None:
         failed = sum(finding.file == TEST_FILE for finding in result.errors)
-        output.say(f"Tests: {result.tested}, failed: {failed}, other errors: {len(result.errors) - failed}.")
+        output.say(f"Tests: {result.tests}, failed: {failed}, other errors: {len(result.errors) - failed}.")
         raise typer.Exit(1)
-    output.say(f"Tests: {result.tested}, all pass.")
+    output.say(f"Tests: {result.tests}, all pass.")
 
 
 @app.command()
 def matrix(
     folder: Folder = None,
-    format_: Annotated[Format, typer.Option("--format", help="test: as a new policy_test.csv.")] = Format.TABLE,
+    format_: Annotated[
+        Format, typer.Option("--format", help="table, csv, or test: a new policy_test.csv.")
+    ] = Format.TABLE,
 ) -> None:
-    """Show which role may do what."""
+    """Print the permissions of each role."""
     policy = _index(_folder(folder))
     permissions = list(dict.fromkeys((rule.resource, rule.action) for rule in policy.rules))
     if format_ is Format.TEST:
@@ -94,8 +96,8 @@ def explain(
     resource: Annotated[str, typer.Argument(help="A resource, as in secrets/billing.")],
     folder: Annotated[Path | None, typer.Option("--policy", help="The policy folder.")] = None,
 ) -> None:
-    """Say whether ROLE may do ACTION on RESOURCE, and which rule says so. Exits with 0 for allow, 1 for deny."""
-    if problem := policies.asked_problem("resource", resource) or policies.asked_problem("action", action):
+    """Decide whether ROLE may do ACTION on RESOURCE, by which rule. Exits with 0 for allow, 1 for deny."""
+    if problem := policies.request_problem("resource", resource) or policies.request_problem("action", action):
         raise InvalidField(problem)
     decision = _index(_folder(folder)).decide(role, action, resource)
     output.print_value(f"{decision.decision.upper()}: {decision.reason.value}.")
@@ -108,8 +110,8 @@ def _folder(given: Path | None) -> Path:
 
 
 def _index(folder: Path) -> Policy:
-    """The policy of `folder`, tested or not. Raises `PolicyError`."""
-    source, policy = policies.index(folder)
+    """Return the policy of `folder`, without running its tests. Raises `PolicyError`."""
+    source, policy = policies.read_and_index(folder)
     if policy is None:
         raise PolicyError(folder, tuple(source.errors))
     return policy

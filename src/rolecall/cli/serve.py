@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from rolecall import config
-from rolecall.cli import output, running
+from rolecall.cli import output, process
 from rolecall.cli.logs import configure_logs
 from rolecall.cli.supervisor import supervise
 from rolecall.config import Settings
@@ -21,17 +21,21 @@ def serve(
     config_file: Annotated[Path | None, typer.Option("--config", help="A TOML file with settings.")] = None,
     database: Annotated[str | None, typer.Option(help="SQLAlchemy URL of the database.")] = None,
     listen: Annotated[str | None, typer.Option(help="host:port. Beyond loopback, TLS is needed.")] = None,
-    policy: Annotated[Path | None, typer.Option(help="The folder with the policy's files.")] = None,
-    key_file: Annotated[Path | None, typer.Option(help="The server's key, made by init.")] = None,
+    policy: Annotated[Path | None, typer.Option(help="Folder with the policy files.")] = None,
+    key_file: Annotated[Path | None, typer.Option(help="File with the server's key, created by init.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file with the certificate chain.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="PEM file with its private key.")] = None,
     plaintext_exposes_tokens: Annotated[
-        bool | None, typer.Option("--plaintext-exposes-tokens", help="Listen beyond loopback without TLS all the same.")
+        bool | None, typer.Option("--plaintext-exposes-tokens", help="Allow listening beyond loopback without TLS.")
     ] = None,
-    reflection: Annotated[bool | None, typer.Option(help="Tell grpcurl what the API is.")] = None,
-    workers: Annotated[str | None, typer.Option(help="How many processes share the port; auto: one a core.")] = None,
-    threads: Annotated[int | None, typer.Option(help="How many calls are worked on at once.")] = None,
-    decision_log: Annotated[str | None, typer.Option(help="Which decisions to note: off, denies or all.")] = None,
+    reflection: Annotated[
+        bool | None, typer.Option(help="Serve reflection, which describes the API to grpcurl.")
+    ] = None,
+    workers: Annotated[
+        str | None, typer.Option(help="Number of processes that share the port; auto: one per core.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Number of calls processed at the same time.")] = None,
+    decision_log: Annotated[str | None, typer.Option(help="Decisions to log: off, denies or all.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     log_format: Annotated[str | None, typer.Option(help="auto, text or json.")] = None,
 ) -> None:
@@ -54,19 +58,19 @@ def serve(
     )
     configure_logs(settings.log_level, settings.log_format)
     if settings.workers > 1:
-        raise typer.Exit(supervise(settings, running.catch_signals()))
-    server, signals = running.begin(settings)
-    running.tell_start(settings, server.address, server.live.in_force.policy.version, server.mail)
-    running.go_on(server, signals)
-    running.tell(settings, "Stopping.")
-    running.end(server)
+        raise typer.Exit(supervise(settings, process.catch_signals()))
+    server, signals = process.start_server(settings)
+    process.announce_start(settings, server.address, server.live.in_force.policy.version, server.mail)
+    process.serve_until_stopped(server, signals)
+    process.announce(settings, "Stopping.")
+    process.stop_server(server)
 
 
 def serve_worker() -> None:
-    """Be one of several that share a port: told its settings on standard input, which ends with who started it."""
+    """Serve as one of several workers on a port: reads its settings from standard input, whose end stops it."""
     settings = Settings.model_validate_json(sys.stdin.readline())
     configure_logs(settings.log_level, settings.log_format)
-    server, signals = running.begin(settings, shares_port=True)
+    server, signals = process.start_server(settings, shares_port=True)
     output.print_json({"policy_version": server.live.in_force.policy.version, "mail": server.mail})
     sys.stdout.flush()
 
@@ -75,5 +79,5 @@ def serve_worker() -> None:
         signals.put(signal.SIGTERM)
 
     threading.Thread(target=stop_with_parent, name="parent", daemon=True).start()
-    running.go_on(server, signals)
-    running.end(server)
+    process.serve_until_stopped(server, signals)
+    process.stop_server(server)

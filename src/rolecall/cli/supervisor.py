@@ -1,7 +1,7 @@
-"""Several serving processes on one port: started, watched, and started again when they die.
+"""Supervisor of several worker processes on one port: starts them, and restarts those that die.
 
-The kernel shares new connections out among them (SO_REUSEPORT). Each is a fresh process, as grpc can't be forked, is
-given its settings on standard input, which ends when we do, and answers a line when it is ready.
+The kernel distributes new connections among them (SO_REUSEPORT). Each is a fresh process, as grpc can't be forked. It
+reads its settings from standard input, which closes with the supervisor, and writes a line when it is ready.
 """
 
 import json
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from rolecall.cli import output, running
+from rolecall.cli import output, process
 from rolecall.config import Settings, check_listening, split_address
 from rolecall.errors import ConfigError
 
@@ -26,18 +26,18 @@ __all__ = ["WORKER_COMMAND", "supervise"]
 
 WORKER_COMMAND = "serve-worker"
 
-# Between a worker's death and its next start: twice as long each time, until one has lived for a while.
+# Pause before a worker is restarted: doubled each time, and reset once a worker has run for 30 s.
 FIRST_PAUSE_SECONDS = 0.1
 LAST_PAUSE_SECONDS = 10.0
-LONG_LIFE_SECONDS = 30.0
-# How long all of them may take to stop, before they are killed.
+HEALTHY_SECONDS = 30.0
+# How long all workers may take to stop before they are killed.
 STOP_SECONDS = 10.0
 
 _log = structlog.get_logger("rolecall.supervisor")
 
 
 class _Ready(NamedTuple):
-    """A worker answers calls; what it says of itself."""
+    """Event: a worker answers calls, with the policy and the mail transport that it reported."""
 
     worker: "_Worker"
     policy_version: str
@@ -45,13 +45,13 @@ class _Ready(NamedTuple):
 
 
 class _Failed(NamedTuple):
-    """A worker ended with this code before it ever answered, and has said why."""
+    """Event: a worker ended with this exit code before it answered calls; it has logged why."""
 
     code: int
 
 
 def supervise(settings: Settings, signals: "SimpleQueue[Any]") -> int:
-    """Serve until SIGTERM or SIGINT come by `signals`; SIGHUP is passed on. Answers the code to exit with.
+    """Serve until SIGTERM or SIGINT is in `signals`; pass SIGHUP on to the workers. Returns the exit code.
 
     Raises `ConfigError`.
     """
@@ -60,7 +60,7 @@ def supervise(settings: Settings, signals: "SimpleQueue[Any]") -> int:
         numbers = range(1, settings.workers + 1)
         workers = [_Worker(number, _settings_of(number, address, settings), signals) for number in numbers]
         try:
-            # The first tells what is wrong with the settings, once.
+            # Only the first at first: it reports wrong settings, once.
             workers[0].start()
             return _watch(settings, address, workers, signals)
         finally:
@@ -70,40 +70,40 @@ def supervise(settings: Settings, signals: "SimpleQueue[Any]") -> int:
 def _watch(settings: Settings, address: str, workers: "list[_Worker]", signals: "SimpleQueue[Any]") -> int:
     ready: set[_Worker] = set()
     while True:
-        match running.next_of(signals):
+        match process.next_event(signals):
             case _Failed(code) if not ready:
                 return max(code, output.ERROR)
             case _Failed():
-                # The others serve; it is tried again.
+                # The others serve; this one is restarted.
                 pass
             case _Ready(worker) if worker in ready:
-                _log.info("a worker answers again", worker=worker.number)
+                _log.info("worker answers again", worker=worker.number)
             case _Ready(worker, policy_version, mail):
                 ready.add(worker)
                 if len(ready) == 1:
                     for other in workers[1:]:
                         other.start()
                 if len(ready) == len(workers):
-                    running.tell_start(settings, address, policy_version, mail, len(workers))
+                    process.announce_start(settings, address, policy_version, mail, len(workers))
             case signal.SIGHUP:
-                # Those that are starting read the policy anyway, and may not know the signal yet.
-                for each in workers:
-                    each.hang_up()
+                # Workers that are starting read the policy anyway, and may not handle the signal yet.
+                for worker in workers:
+                    worker.hang_up()
             case signal.SIGTERM | signal.SIGINT:
-                running.tell(settings, "Stopping.")
+                process.announce(settings, "Stopping.")
                 return 0
 
 
 def _stop(workers: "list[_Worker]") -> None:
     for worker in workers:
-        worker.end()
+        worker.stop()
     give_up_at = time.monotonic() + STOP_SECONDS
     for worker in workers:
         worker.join(max(0.0, give_up_at - time.monotonic()))
 
 
 def _settings_of(number: int, address: str, settings: Settings) -> str:
-    """A worker's settings as JSON: each has a decision log of its own, as `decisions.1.jsonl`."""
+    """Return a worker's settings as JSON, with a decision log of its own, as `decisions.1.jsonl`."""
     file = settings.decision_log_file
     own = file.with_name(f"{file.stem}.{number}{file.suffix}")
     return settings.model_copy(update={"listen": address, "decision_log_file": own}).model_dump_json()
@@ -111,12 +111,12 @@ def _settings_of(number: int, address: str, settings: Settings) -> str:
 
 @contextmanager
 def _port_held(listen: str) -> Iterator[str]:
-    """Hold the port, which workers share: nobody else gets it while they start anew. Raises `ConfigError`."""
+    """Reserve the port that the workers share, also while they restart. Raises `ConfigError` where it is in use."""
     host, port = split_address(listen)
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, socket.SOCK_STREAM) as alone:
-            # Others that share the port are found only by somebody who doesn't want to.
+            # Without SO_REUSEPORT: binding fails where other processes share the port already.
             alone.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             alone.bind(address)
         with socket.socket(family, socket.SOCK_STREAM) as held:
@@ -126,79 +126,79 @@ def _port_held(listen: str) -> Iterator[str]:
             yield f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     except OSError as error:
         raise ConfigError(
-            f"{listen} can't be listened on ({error.strerror}): perhaps another server does so already. End that one,"
-            " or choose another address with --listen or ROLECALL_LISTEN."
+            f"{listen} can't be listened on ({error.strerror}): perhaps another server uses it. Stop that one, or"
+            " choose another address with --listen or ROLECALL_LISTEN."
         ) from error
 
 
 class _Worker:
-    """One process after the other."""
+    """Worker with a number: one process after the other, each restarted by a thread."""
 
-    def __init__(self, number: int, settings: str, tell: "SimpleQueue[Any]") -> None:
+    def __init__(self, number: int, settings: str, events: "SimpleQueue[Any]") -> None:
         self._settings = settings
         self.number = number
-        self._tell = tell
+        self._events = events
         self._lock = threading.Lock()
         self._process: subprocess.Popen[str] | None = None
-        self._answers = False
-        self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._keep, name=f"worker-{number}", daemon=True)
+        self._is_ready = False
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._keep_running, name=f"worker-{number}", daemon=True)
 
     def start(self) -> None:
-        """Keep a process running from now on."""
+        """Start a process, and restart it when it ends."""
         self._thread.start()
 
     def send(self, number: int) -> None:
-        """Send the process a signal, if there is one."""
+        """Send a signal to the process, if one runs."""
         with self._lock:
             if self._process:
                 self._process.send_signal(number)
 
     def hang_up(self) -> None:
-        """Have the process read the policy again, if it answers calls."""
-        if self._answers:
+        """Have the process reload the policy, if it answers calls."""
+        if self._is_ready:
             self.send(signal.SIGHUP)
 
-    def end(self) -> None:
-        """Have the process stop, and start no other."""
-        self._ending.set()
+    def stop(self) -> None:
+        """Have the process stop, and restart it no more."""
+        self._stopping.set()
         self.send(signal.SIGTERM)
 
     def join(self, seconds: float) -> None:
-        """Wait for the end, and kill what takes longer."""
+        """Wait at most this time for the process to stop; then kill it."""
         if not self._thread.is_alive():
             return
         self._thread.join(seconds)
         if self._thread.is_alive():
-            _log.warning("a worker didn't stop and is killed", worker=self.number)
+            _log.warning("worker did not stop in time, killed", worker=self.number)
             self.send(signal.SIGKILL)
             self._thread.join(1.0)
 
-    def _keep(self) -> None:
+    def _keep_running(self) -> None:
         pause = FIRST_PAUSE_SECONDS
-        while not self._ending.is_set():
+        while not self._stopping.is_set():
             began = time.monotonic()
-            code, answered = -1, False
+            code, was_ready = -1, False
             try:
-                code, answered = self._run()
-            except Exception as error:  # noqa: BLE001 - whatever it is, the next start may go well
-                _log.error("a worker can't be started", worker=self.number, error=str(error))
-            if self._ending.is_set():
+                code, was_ready = self._run()
+            except Exception as error:  # noqa: BLE001 - whatever failed, the next start may succeed
+                _log.error("worker can't be started", worker=self.number, error=str(error))
+            if self._stopping.is_set():
                 return
-            if not answered:
-                self._tell.put(_Failed(code))
-            if time.monotonic() - began > LONG_LIFE_SECONDS:
+            if not was_ready:
+                self._events.put(_Failed(code))
+            if time.monotonic() - began > HEALTHY_SECONDS:
                 pause = FIRST_PAUSE_SECONDS
-            _log.error("a worker ended and is started again", worker=self.number, code=code, seconds=pause)
-            self._ending.wait(pause)
+            _log.error("worker ended, restarting", worker=self.number, code=code, again_in=pause)
+            self._stopping.wait(pause)
             pause = min(2 * pause, LAST_PAUSE_SECONDS)
 
     def _run(self) -> tuple[int, bool]:
-        """Run a process to its end: its exit code, and whether it ever answered."""
+        """Run one process to its end. Returns its exit code, and whether it was ever ready."""
         with self._lock:
-            if self._ending.is_set():
+            if self._stopping.is_set():
                 return 0, False
-            # A terminal's interrupt comes to us alone: we stop them in order.
+            # A terminal's interrupt reaches only the supervisor, which stops the workers in order.
             process = self._process = subprocess.Popen(  # noqa: S603 - our own command
                 [sys.executable, "-P", "-m", "rolecall", WORKER_COMMAND],
                 stdin=subprocess.PIPE,
@@ -212,14 +212,14 @@ class _Worker:
                 process.stdin.write(self._settings + "\n")
                 process.stdin.flush()
             except BrokenPipeError:
-                # It is dead already.
+                # The process has ended already.
                 pass
-            said = process.stdout.readline()
-            if said:
-                self._answers = True
-                self._tell.put(_Ready(self, **json.loads(said)))
+            report = process.stdout.readline()
+            if report:
+                self._is_ready = True
+                self._events.put(_Ready(self, **json.loads(report)))
             code = process.wait()
-            self._answers = False
+            self._is_ready = False
         with self._lock:
             self._process = None
-        return code, bool(said)
+        return code, bool(report)

@@ -1,4 +1,4 @@
-"""`rolecall tokens`: through a server for those who hold a token, and at the database for the operator."""
+"""`rolecall tokens`: create, list, rotate and delete tokens, through a server."""
 
 from datetime import timedelta
 from enum import StrEnum
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from rolecall.cli import output
-from rolecall.cli.opening import ConfigFile, Database, Json, KeyFile, Organization, open_client, open_database, plain
+from rolecall.cli.connect import Json, open_client, to_dict
 from rolecall.errors import CallFailed, InvalidField
 
 __all__ = ["app"]
@@ -18,7 +18,7 @@ TokenId = Annotated[str, typer.Argument(metavar="ID", help="The token's id: the 
 
 
 class Kind(StrEnum):
-    """Whose tokens are listed."""
+    """Kind of the tokens that are listed."""
 
     ALL = "all"
     PERSONAL = "personal"
@@ -26,41 +26,43 @@ class Kind(StrEnum):
 
 
 class State(StrEnum):
-    """In which state the listed tokens are."""
+    """State of the listed tokens."""
 
-    ALL = "all"
-    LIVE = "live"
+    ACTIVE = "active"
     EXPIRED = "expired"
     DELETED = "deleted"
 
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(help="What to call it, as in laptop.")],
-    role: Annotated[str | None, typer.Option(help="Make it an organization's token, with this role.")] = None,
+    display_name: Annotated[str, typer.Argument(metavar="NAME", help="Display name, as in laptop.")],
+    role: Annotated[str | None, typer.Option(help="Create an organization token with this role.")] = None,
     restrict: Annotated[
         list[str] | None,
-        typer.Option(help="A permission to cut it down to, as in 'authorization check'; may be repeated."),
+        typer.Option(help="Restrict the token to this permission, as in 'authorization check'; may be repeated."),
     ] = None,
-    days: Annotated[int | None, typer.Option(min=1, max=365, help="For how long it works; 90 without it.")] = None,
+    days: Annotated[int | None, typer.Option(min=1, max=365, help="Days until it expires; default: 90.")] = None,
     json: Json = False,
 ) -> None:
-    """Print a new token for yourself, or with --role for a program, once."""
+    """Create a token for yourself, or with --role for a program; print it, once."""
     expires = None if days is None else timedelta(days=days)
     restriction = [_permission(text) for text in restrict] if restrict else None
     with open_client() as client:
         if role is None:
-            made = plain(client.tokens.create_personal(name, expires=expires, restriction=restriction))
+            made = to_dict(client.tokens.create_personal(display_name, expires=expires, restriction=restriction))
         else:
-            made = plain(client.tokens.create_organization(name, role, expires=expires, restriction=restriction))
+            made = to_dict(
+                client.tokens.create_organization(display_name, role, expires=expires, restriction=restriction)
+            )
     _show_issued(made, json)
 
 
 @app.command("list")
 def list_tokens(
-    kind: Annotated[Kind, typer.Option(help="Whose.")] = Kind.ALL,
-    user: Annotated[str, typer.Option(metavar="USER_ID", help="Of this person only.")] = "",
-    state: Annotated[State, typer.Option(help="In which state.")] = State.LIVE,
+    kind: Annotated[Kind, typer.Option(help="Only tokens of this kind.")] = Kind.ALL,
+    user: Annotated[str, typer.Option(metavar="USER_ID", help="Only tokens of this person.")] = "",
+    state: Annotated[State | None, typer.Option(help="Only tokens in this state.")] = None,
+    show_deleted: Annotated[bool, typer.Option("--show-deleted", help="List deleted tokens too.")] = False,
     json: Json = False,
 ) -> None:
     """List the tokens that you may see, the newest first."""
@@ -68,9 +70,10 @@ def list_tokens(
         tokens = client.tokens.list(
             kind="" if kind is Kind.ALL else kind.value,
             user_id=user,
-            state="" if state is State.ALL else state.value,
+            state=state.value if state else "",
+            show_deleted=show_deleted,
         )
-        found = [plain(token) for token in tokens]
+        found = [to_dict(token) for token in tokens]
     if json:
         output.print_json(found)
         return
@@ -78,14 +81,14 @@ def list_tokens(
         (
             token["id"],
             f"{token['prefix']}_…{token['last_four']}",
-            token["name"],
+            token["display_name"],
             token["role"],
-            _bound(token),
+            _restriction(token),
             token["user_id"] or "(organization)",
             output.day(token["create_time"]),
-            token["created_by"],
+            token["creator"],
             output.day(token["expire_time"]),
-            output.day(token["last_used_time"]) or "never",
+            output.day(token["last_use_time"]) or "never",
             token["state"],
         )
         for token in found
@@ -110,87 +113,54 @@ def list_tokens(
 def rotate(
     token_id: TokenId,
     overlap: Annotated[
-        float, typer.Option(metavar="HOURS", min=0, max=24, help="For how long the old secret works yet, 0 to 24.")
+        float, typer.Option(metavar="HOURS", min=0, max=24, help="How long the old secret keeps working, 0 to 24.")
     ] = 0,
     json: Json = False,
 ) -> None:
-    """Print a token's new secret, once. Its id, role and expiry stay."""
+    """Give a token a new secret; print it, once. Its id, role and expiry stay."""
     span = timedelta(hours=overlap)
     with open_client() as client:
-        made = plain(client.tokens.rotate(token_id, overlap=span))
+        made = to_dict(client.tokens.rotate(token_id, overlap=span))
     _show_issued(made, json)
 
 
 @app.command()
 def delete(token_id: TokenId) -> None:
-    """Kill a token, at once and for ever."""
+    """Delete a token; it stops working at once."""
     with open_client() as client:
         client.tokens.delete(token_id)
-    output.say(f"The token {token_id} is dead.")
-
-
-@app.command()
-def issue(
-    organization: Organization,
-    email: Annotated[str, typer.Option(help="The member's mail address.")],
-    config_file: ConfigFile = None,
-    database: Database = None,
-    key_file: KeyFile = None,
-) -> None:
-    """For the operator, at the database: print a new token for a member, once. Older ones stay valid."""
-    from rolecall import operator
-    from rolecall.token_rules import LIFE_DAYS
-
-    with open_database(config_file, database, key_file) as (storage, log):
-        minted = operator.issue(storage, log, organization, email)
-    output.say(f"The token {minted.id} of {email}, shown this once, is valid for {LIFE_DAYS} days:")
-    output.print_value(minted.text)
-
-
-@app.command()
-def revoke(
-    organization: Organization,
-    token_id: Annotated[str, typer.Option("--id", help="The token's id: the part between its two underscores.")],
-    config_file: ConfigFile = None,
-    database: Database = None,
-    key_file: KeyFile = None,
-) -> None:
-    """For the operator, at the database: kill a token for ever. Servers know within a second."""
-    from rolecall import operator
-
-    with open_database(config_file, database, key_file) as (storage, log):
-        operator.revoke(storage, log, organization, token_id)
-    output.say(f"The token {token_id} is dead.")
+    output.say(f"The token {token_id} is deleted.")
 
 
 def _permission(text: str) -> tuple[str, str]:
     words = text.split()
     if len(words) != 2:
         raise InvalidField(
-            f"`{text}` is no permission: give a resource and an action, as in 'authorization check'.", field="restrict"
+            f"`{text}` is not a permission: give a resource and an action, as in 'authorization check'.",
+            field="restrict",
         )
     return words[0], words[1]
 
 
 def _show_issued(issued: dict[str, Any], json: bool) -> None:
-    """The secret alone on standard output; in JSON, all of it."""
+    """Print the secret alone on standard output; with `json`, the whole response."""
     token = issued["token"]
     if issued["secret_lost"]:
         raise CallFailed(
-            f"The token {token['id']} was made, but its secret was lost with the first answer: run"
-            f" `rolecall tokens rotate {token['id']}` for another, or delete it."
+            f"The token {token['id']} was created, but its secret was lost with the first response: run"
+            f" `rolecall tokens rotate {token['id']}` for a new one, or delete it."
         )
     if json:
         output.print_json(issued)
         return
-    bound = f", restricted to {_bound(token)}" if token["restriction"] else ""
+    restricted = f", restricted to {_restriction(token)}" if token["restriction"] else ""
     output.say(
-        f"The token {token['id']} ({token['name']}, {token['role']}{bound}), shown this once, works until"
+        f"The token {token['id']} ({token['display_name']}, {token['role']}{restricted}), shown this once, works until"
         f" {output.short_time(token['expire_time'])}:"
     )
     output.print_value(issued["secret"])
 
 
-def _bound(token: dict[str, Any]) -> str:
+def _restriction(token: dict[str, Any]) -> str:
     permissions = token["restriction"]["permissions"] if token["restriction"] else []
     return ", ".join(f"{item['resource']} {item['action']}" for item in permissions)

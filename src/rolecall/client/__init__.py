@@ -1,4 +1,4 @@
-"""The client library: typed calls with deadlines, lists without pages, errors as the server meant them.
+"""The client library: typed calls with deadlines, lists without pages, the server's errors as exceptions.
 
 with Client() as rolecall:  # ROLECALL_ADDRESS, ROLECALL_TOKEN, ROLECALL_ORGANIZATION
     if rolecall.check("ann@acme.io", "view", "secrets/billing"):
@@ -10,33 +10,27 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rolecall.client import convert
-from rolecall.client.connection import PAGE_SIZE, Connected, connect
-from rolecall.client.guest import Guest
-from rolecall.client.management import (
-    AuditClient,
-    OrganizationClient,
-    SessionClient,
-    TokenClient,
-    audit_filter,
-)
+from rolecall.client.connection import MAX_PAGE_SIZE, ClientBase, connect
+from rolecall.client.management import AuditClient, OrganizationClient, SessionClient, TokenClient, audit_filter
+from rolecall.client.messages import to_dict
 from rolecall.client.people import InvitationClient, MemberClient
-from rolecall.client.plain import plain
-from rolecall.config import PREFIX
+from rolecall.client.unauthenticated import UnauthenticatedClient
 from rolecall.domain import CheckResult, Member, Permission, Role
+from rolecall.environment import PREFIX
 from rolecall.errors import ConfigError
 from rolecall.v1 import authorization_pb2 as pb
 from rolecall.v1 import policy_pb2
 from rolecall.v1.authorization_pb2_grpc import AuthorizationServiceStub
 from rolecall.v1.policy_pb2_grpc import PolicyServiceStub
 
-__all__ = ["Client", "Guest", "audit_filter", "plain"]
+__all__ = ["Client", "UnauthenticatedClient", "audit_filter", "to_dict"]
 
 
-class Client(Connected):
-    """A connection to a Rolecall server. Threads may share it.
+class Client(ClientBase):
+    """A connection to a Rolecall server that presents a token. Threads may share it.
 
-    `tokens`, `session`, `organization`, `members`, `invitations` and `audit` manage what their names say, for whoever
-    may. Whoever has no token yet is a `Guest`.
+    `tokens`, `session`, `organization`, `members`, `invitations` and `audit` manage what their names say, where the
+    token's role permits it. `UnauthenticatedClient` is for callers who have no token yet.
     """
 
     def __init__(
@@ -48,17 +42,30 @@ class Client(Connected):
         timeout: float = 5.0,
         ca_file: Path | str | None = None,
         plaintext: bool | None = None,
+        page_size: int = MAX_PAGE_SIZE,
     ) -> None:
-        """What is None comes from ROLECALL_ADDRESS, _TOKEN, _ORGANIZATION, _CA_FILE; no call connects before its time.
+        """Set up the client without connecting: the first call connects.
 
-        `timeout`: seconds that one call may take, its retries included. A loopback address is spoken to in plain text,
-        unless `ca_file` says otherwise; any other with TLS, unless `plaintext` (ROLECALL_PLAINTEXT_EXPOSES_TOKENS=true)
-        says otherwise. Raises `ConfigError` where there is no token, or the address is none.
+        An argument that is None or empty is read from ROLECALL_ADDRESS, ROLECALL_TOKEN, ROLECALL_ORGANIZATION or
+        ROLECALL_CA_FILE. `timeout`: seconds that one call may take, its retries included. The connection is in plain
+        text to a loopback address, unless a CA file is given, and with TLS to any other, unless
+        ROLECALL_PLAINTEXT_EXPOSES_TOKENS=true; `plaintext` overrides both. `page_size`: entries fetched at once of a
+        list, 1 to 1,000. Raises `ConfigError` if no token is given, or the address is malformed.
         """
         token = token or os.environ.get(f"{PREFIX}TOKEN", "")
         if not token:
             raise ConfigError("There is no token to present: set ROLECALL_TOKEN to one.")
-        super().__init__(connect(address, token, organization, timeout=timeout, ca_file=ca_file, plaintext=plaintext))
+        super().__init__(
+            connect(
+                address,
+                token,
+                organization,
+                timeout=timeout,
+                ca_file=ca_file,
+                plaintext=plaintext,
+                page_size=page_size,
+            )
+        )
         self._organization = self._connection.organization
         channel = self._connection.channel
         self._authorization = AuthorizationServiceStub(channel)
@@ -73,7 +80,11 @@ class Client(Connected):
     def check(
         self, subject: str, action: str, resource: str, *, explain: bool = False, at_least_revision: int = 0
     ) -> CheckResult:
-        """May `subject` do `action` on `resource`? The result is true only for ALLOW. Raises `RolecallError`."""
+        """Decide whether `subject` may do `action` on `resource`. The result is true only for ALLOW.
+
+        `explain` asks for the rule that decided; `at_least_revision` refuses an answer from an older revision of the
+        organization. Raises `RolecallError`.
+        """
         request = pb.CheckRequest(
             organization=self._organization,
             subject=subject,
@@ -85,7 +96,10 @@ class Client(Connected):
         return convert.result(self._connection.call(self._authorization.Check, request))
 
     def check_token(self, token: str, action: str, resource: str, *, at_least_revision: int = 0) -> CheckResult:
-        """May the holder of `token`, which somebody presented, do `action` on `resource`? Raises as `check`."""
+        """Decide whether the holder of `token`, presented by a third party, may do `action` on `resource`.
+
+        A token that is not live is a DENY with the reason TOKEN_INVALID, not an error. Raises as `check`.
+        """
         request = pb.CheckRequest(
             organization=self._organization,
             subject_token=token,
@@ -95,14 +109,12 @@ class Client(Connected):
         )
         return convert.result(self._connection.call(self._authorization.Check, request))
 
-    def batch_check(
-        self, questions: Iterable[tuple[str, str, str]], *, at_least_revision: int = 0
-    ) -> list[CheckResult]:
-        """The answers to 1 to 1,000 (subject, action, resource), in order, from one snapshot. Raises as `check`.
+    def batch_check(self, checks: Iterable[tuple[str, str, str]], *, at_least_revision: int = 0) -> list[CheckResult]:
+        """Decide 1 to 1,000 checks of (subject, action, resource), from one snapshot; the results keep their order.
 
-        A malformed question is a DENY with an `error`.
+        A malformed check is a DENY with an `error`. Raises as `check`.
         """
-        items = [pb.BatchCheckItem(subject=subject, action=action, resource=r) for subject, action, r in questions]
+        items = [pb.BatchCheckItem(subject=subject, action=action, resource=r) for subject, action, r in checks]
         request = pb.BatchCheckRequest(
             organization=self._organization, checks=items, at_least_revision=at_least_revision
         )
@@ -110,18 +122,18 @@ class Client(Connected):
         return [convert.batch_result(item, response) for item in response.results]
 
     def permissions(self, subject: str, *, at_least_revision: int = 0) -> Iterator[Permission]:
-        """The rules that `subject` holds, page by page. A deny among them beats any allow. Raises as `check`."""
+        """List the rules that `subject` holds, fetched page by page. A deny overrides any allow. Raises as `check`."""
         request = pb.ListPermissionsRequest(
             organization=self._organization,
             subject=subject,
-            page_size=PAGE_SIZE,
+            page_size=self._connection.page_size,
             at_least_revision=at_least_revision,
         )
         for page in self._connection.pages(self._authorization.ListPermissions, request):
             yield from (convert.permission(permission) for permission in page.permissions)
 
     def subjects(self, action: str, resource: str, *, at_least_revision: int = 0) -> Iterator[Member]:
-        """The members who may do `action` on `resource`, page by page, by address. Raises as `check`.
+        """List the members who may do `action` on `resource`, by address, fetched page by page. Raises as `check`.
 
         Their `organization` is the one that this client names, empty for the token's own.
         """
@@ -129,21 +141,21 @@ class Client(Connected):
             organization=self._organization,
             action=action,
             resource=resource,
-            page_size=PAGE_SIZE,
+            page_size=self._connection.page_size,
             at_least_revision=at_least_revision,
         )
         for page in self._connection.pages(self._authorization.ListSubjects, request):
             yield from (convert.member(member, self._organization) for member in page.members)
 
     def policy(self) -> policy_pb2.GetPolicyResponse:
-        """The policy in force, and why a later one was refused. Raises as `check`."""
+        """Return the policy in force, and why a later one was refused. Raises as `check`."""
         return self._connection.call(
             self._policy.GetPolicy, policy_pb2.GetPolicyRequest(organization=self._organization)
         )
 
     def roles(self) -> Iterator[Role]:
-        """The roles of the policy with their own rules, fetched page by page. Raises as `check`."""
-        request = policy_pb2.ListRolesRequest(organization=self._organization, page_size=PAGE_SIZE)
+        """List the roles of the policy with their own rules, fetched page by page. Raises as `check`."""
+        request = policy_pb2.ListRolesRequest(organization=self._organization, page_size=self._connection.page_size)
         for page in self._connection.pages(self._policy.ListRoles, request):
             for role in page.roles:
                 permissions = tuple(convert.permission(permission) for permission in role.permissions)

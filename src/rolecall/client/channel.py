@@ -1,4 +1,4 @@
-"""How the client reaches a server: in plain text on this machine, with TLS beyond it."""
+"""The gRPC channel of a client: plain text to a loopback address, TLS to any other; retries."""
 
 import json
 import os
@@ -6,16 +6,16 @@ from pathlib import Path
 
 import grpc
 
-from rolecall.config import PREFIX, is_loopback, split_address
+from rolecall.environment import PREFIX, is_loopback, split_address
 from rolecall.errors import ConfigError
 
 __all__ = ["open_channel"]
 
-# Trying again is safe: calls that change something carry a request_id.
+# Retries are safe: calls that change something carry a request_id.
 _SERVICE_CONFIG = json.dumps(
     {
         "methodConfig": [
-            # A second try would find the credential dead, or the secret used up, by the first one.
+            # Not retried: the first attempt may have ended the credential or used up the secret; a second fails.
             {
                 "name": [
                     {"service": "rolecall.v1.SessionService", "method": "SignOut"},
@@ -40,7 +40,7 @@ _SERVICE_CONFIG = json.dumps(
 
 
 def open_channel(address: str, ca_file: Path | str | None, *, plaintext: bool | None) -> grpc.Channel:
-    """A channel to `address`; connects when the first call is made. Raises `ConfigError`."""
+    """Open a channel to `address`, which connects when the first call is made. Raises `ConfigError`."""
     try:
         host, _ = split_address(address)
     except ValueError as error:
@@ -50,13 +50,13 @@ def open_channel(address: str, ca_file: Path | str | None, *, plaintext: bool | 
         plaintext = not ca_file and (exposed or is_loopback(host))
     options: list[tuple[str, str | int]] = [
         ("grpc.service_config", _SERVICE_CONFIG),
-        # gRPC's own second between two attempts to connect outlasts all retries of a call during a restart.
+        # gRPC's default of 1 s between two attempts to connect is longer than all retries of a call during a restart.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.min_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1000),
     ]
     if plaintext:
-        # A proxy from the environment would get to see the token.
+        # A proxy that the environment names would see the token.
         return grpc.insecure_channel(address, [*options, ("grpc.enable_http_proxy", 0)])
     try:
         roots = Path(ca_file).read_bytes() if ca_file else None

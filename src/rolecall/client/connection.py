@@ -1,4 +1,4 @@
-"""One connection to a server: every call with its deadline, its credential, and the errors that the server meant."""
+"""A connection to a server: each call with its deadline and credential; failures as the server's errors."""
 
 import os
 import uuid
@@ -11,29 +11,36 @@ import grpc
 
 from rolecall.client import convert
 from rolecall.client.channel import open_channel
-from rolecall.config import PREFIX, unknown_variables
+from rolecall.environment import PREFIX, unknown_variables
 from rolecall.errors import CallFailed, ConfigError, InvalidField
 
-__all__ = ["PAGE_SIZE", "Connected", "Connection", "connect", "pick"]
+__all__ = ["MAX_PAGE_SIZE", "ClientBase", "Connection", "choose", "connect"]
 
-PAGE_SIZE = 1000
+# Most entries in a page of a list (docs/concepts.md); the server cuts larger sizes down to it.
+MAX_PAGE_SIZE = 1000
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 
 T = TypeVar("T")
 
 
 class Connection:
-    """What the parts of a `Client` share. Without a token, no credential is presented."""
+    """Channel, credential, timeout and page size, shared by the parts of a `Client`.
 
-    def __init__(self, channel: grpc.Channel, address: str, token: str, organization: str, timeout: float) -> None:
+    An empty token presents no credential.
+    """
+
+    def __init__(
+        self, channel: grpc.Channel, address: str, token: str, organization: str, timeout: float, page_size: int
+    ) -> None:
         self.channel = channel
         self.organization = organization
+        self.page_size = page_size
         self._address = address
         self._timeout = timeout
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
 
     def call(self, method: Callable[..., T], request: object, *, at_least: float = 0.0) -> T:
-        """The answer to one call, which may take so many seconds at least. Raises `RolecallError`."""
+        """Return the response to one call. Its timeout, in seconds, is at least `at_least`. Raises `RolecallError`."""
         try:
             return method(request, timeout=max(self._timeout, at_least), metadata=self._metadata)
         except grpc.RpcError as error:
@@ -42,12 +49,15 @@ class Connection:
             raise CallFailed("The client is closed: make a new one.") from error
 
     def change(self, method: Callable[..., T], request: Any) -> T:
-        """The answer to a call that changes something. It may be sent again: its request_id sees to one effect."""
+        """Return the response to a call that changes something. Safe to retry: its request_id gives it one effect.
+
+        Raises `RolecallError`.
+        """
         request.request_id = str(uuid.uuid4())
         return self.call(method, request)
 
     def pages(self, method: Callable[..., T], request: Any) -> Iterator[T]:
-        """Every page of a list."""
+        """Fetch the pages of a list, each when it is needed. Raises `RolecallError`."""
         while True:
             page: Any = self.call(method, request)
             yield page
@@ -56,15 +66,15 @@ class Connection:
             request.page_token = page.next_page_token
 
     def stream(self, method: Callable[..., Iterator[T]], request: object) -> Iterator[T]:
-        """The answers of a streaming call; it may take as long as it does. Raises `RolecallError`."""
+        """Yield the responses of a streaming call, which has no deadline. Raises `RolecallError`."""
         try:
             yield from method(request, metadata=self._metadata)
         except grpc.RpcError as error:
             raise convert.error(error, self._address) from error
 
 
-class Connected:
-    """What holds a connection; `with` closes it at the end."""
+class ClientBase:
+    """Base of the clients: owns a connection, and closes it at the end of a `with` block."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -90,8 +100,12 @@ def connect(
     timeout: float,
     ca_file: Path | str | None,
     plaintext: bool | None,
+    page_size: int = MAX_PAGE_SIZE,
 ) -> Connection:
-    """A connection as `Client` describes it; what is None comes from the environment. Raises `ConfigError`."""
+    """Make a connection as `Client` describes it; arguments that are None come from the environment.
+
+    Raises `ConfigError`.
+    """
     if problems := unknown_variables():
         raise ConfigError("\n".join(problems))
     address = address or os.environ.get(f"{PREFIX}ADDRESS", DEFAULT_ADDRESS)
@@ -99,11 +113,11 @@ def connect(
         raise ConfigError("The token is malformed: it holds a blank, a line break or another stray character.")
     organization = organization or os.environ.get(f"{PREFIX}ORGANIZATION", "")
     channel = open_channel(address, ca_file or os.environ.get(f"{PREFIX}CA_FILE"), plaintext=plaintext)
-    return Connection(channel, address, token, organization, timeout)
+    return Connection(channel, address, token, organization, timeout, page_size)
 
 
-def pick(known: dict[str, T], word: str, field: str) -> T:
-    """What `word` stands for. Raises `InvalidField`."""
+def choose(known: dict[str, T], word: str, field: str) -> T:
+    """Return the value of `word` in `known`. Raises `InvalidField` for `field` if it has none."""
     if word not in known:
         raise InvalidField(f"{field} is `{word}`: give one of {', '.join(filter(None, known))}.", field=field)
     return known[word]

@@ -1,11 +1,9 @@
-"""From messages and failed calls to domain values and errors. What is unknown or contradicts itself is a deny."""
-
-from typing import cast
+"""Conversion of messages to domain values and failed calls to errors. Unknown or contradictory answers are denies."""
 
 import grpc
+from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
-from google.rpc import error_details_pb2
-from grpc_status import rpc_status
+from google.rpc import error_details_pb2, status_pb2
 
 from rolecall import errors
 from rolecall.domain import CheckResult, Effect, Explanation, ItemError, Member, Permission, Reason
@@ -18,7 +16,7 @@ _REASONS = {pb.Reason.Value(f"REASON_{reason.name}"): reason for reason in Reaso
 
 
 def result(response: pb.CheckResponse) -> CheckResult:
-    """The answer to one question."""
+    """Convert the response to one check."""
     explanation = None
     if response.HasField("explanation"):
         said = response.explanation
@@ -37,20 +35,20 @@ def result(response: pb.CheckResponse) -> CheckResult:
 
 
 def batch_result(item: pb.BatchCheckResult, response: pb.BatchCheckResponse) -> CheckResult:
-    """The answer to one question of a batch."""
+    """Convert the result of one check of a batch."""
     wrong = ItemError(item.error.field, item.error.message) if item.HasField("error") else None
     reason = Reason.NOT_GRANTED if wrong else _reason(item)
     return CheckResult(reason, "", response.revision, response.policy_version, error=wrong)
 
 
 def permission(message: shared_pb2.Permission) -> Permission:
-    """A rule."""
+    """Convert a rule."""
     effect = Effect.ALLOW if message.effect == shared_pb2.EFFECT_ALLOW else Effect.DENY
     return Permission(message.resource, message.action, effect)
 
 
 def member(message: shared_pb2.Member, organization: str) -> Member:
-    """A member of `organization`."""
+    """Convert a member of `organization`."""
     return Member(
         organization,
         message.user_id,
@@ -63,20 +61,19 @@ def member(message: shared_pb2.Member, organization: str) -> Member:
 
 
 def error(failure: grpc.RpcError, address: str) -> errors.RolecallError:
-    """The error that the server meant; `CallFailed` where the call never got to it, or ended on the way."""
-    # What a channel raises is a call too; its type doesn't say so.
-    try:
-        status = rpc_status.from_call(cast("grpc.Call", failure))
-    except ValueError:
-        # The details contradict the status: something on the way replaced it.
-        status = None
+    """Return the server's error; `CallFailed` if the call did not reach the server, or broke off."""
     info = error_details_pb2.ErrorInfo()
     violations = error_details_pb2.BadRequest()
     unmet = error_details_pb2.PreconditionFailure()
-    for detail in status.details if status else ():
-        for message in (info, violations, unmet):
-            if detail.Is(message.DESCRIPTOR):
-                detail.Unpack(message)
+    retry = error_details_pb2.RetryInfo()
+    try:
+        status = _status(failure)
+        for detail in status.details if status else ():
+            for message in (info, violations, unmet, retry):
+                if detail.Is(message.DESCRIPTOR):
+                    detail.Unpack(message)
+    except DecodeError:
+        status = None
     kind = errors.by_reason(info.reason)
     if status is None or kind is None:
         code = failure.code()
@@ -91,9 +88,21 @@ def error(failure: grpc.RpcError, address: str) -> errors.RolecallError:
     subject = unmet.violations[0].subject if unmet.violations else ""
     meant = kind(status.message, field=field, subject=subject)
     meant.metadata.update(info.metadata)
+    if retry.HasField("retry_delay"):
+        meant.retry_seconds = retry.retry_delay.ToTimedelta().total_seconds()
     if len(violations.field_violations) > 1:
         meant.all = tuple(_violation(item) for item in violations.field_violations)
     return meant
+
+
+def _status(failure: grpc.RpcError) -> status_pb2.Status | None:
+    """Return the server's google.rpc.Status; None if it sent none, or if a proxy replaced the call's status."""
+    for entry in failure.trailing_metadata() or ():
+        if entry.key == "grpc-status-details-bin":
+            status = status_pb2.Status.FromString(entry.value)
+            intact = (status.code, status.message) == (failure.code().value[0], failure.details())
+            return status if intact else None
+    return None
 
 
 def _violation(item: error_details_pb2.BadRequest.FieldViolation) -> errors.RolecallError:
@@ -101,7 +110,7 @@ def _violation(item: error_details_pb2.BadRequest.FieldViolation) -> errors.Role
 
 
 def _reason(answer: pb.CheckResponse | pb.BatchCheckResult) -> Reason:
-    """The reason; that of a plain deny where it is of a later version, or contradicts the decision."""
+    """Return the reason; NOT_GRANTED if it comes from a later version, or contradicts the decision."""
     known = _REASONS.get(answer.reason, Reason.NOT_GRANTED)
     if (known is Reason.GRANTED) != (answer.decision == pb.DECISION_ALLOW):
         return Reason.NOT_GRANTED

@@ -1,13 +1,14 @@
-"""Tokens, the organization and its audit log, through the client library."""
+"""The parts of a client for tokens, sessions, the organization and its audit log."""
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from rolecall.client.connection import PAGE_SIZE, Connection, pick
+from rolecall.client.connection import Connection, choose
 from rolecall.errors import CallFailed
 from rolecall.v1 import audit_pb2, organization_pb2, session_pb2, shared_pb2, token_pb2
 from rolecall.v1.audit_pb2_grpc import AuditServiceStub
@@ -17,7 +18,7 @@ from rolecall.v1.token_pb2_grpc import TokenServiceStub
 
 __all__ = ["AuditClient", "OrganizationClient", "SessionClient", "TokenClient", "audit_filter"]
 
-# A stream that breaks off is taken up again where it was; not for ever, if nothing comes.
+# Times that an export is resumed after it broke off, without an entry in between.
 RESUMES = 5
 # A log of a million entries takes some ten to thirty seconds.
 VERIFY_SECONDS = 600.0
@@ -29,13 +30,13 @@ _KINDS = {
 }
 _STATES = {
     "": token_pb2.TOKEN_STATE_UNSPECIFIED,
-    "live": token_pb2.TOKEN_STATE_LIVE,
+    "active": token_pb2.TOKEN_STATE_ACTIVE,
     "expired": token_pb2.TOKEN_STATE_EXPIRED,
     "deleted": token_pb2.TOKEN_STATE_DELETED,
 }
 _OUTCOMES = {
     "": audit_pb2.AUDIT_OUTCOME_UNSPECIFIED,
-    "done": audit_pb2.AUDIT_OUTCOME_DONE,
+    "succeeded": audit_pb2.AUDIT_OUTCOME_SUCCEEDED,
     "denied": audit_pb2.AUDIT_OUTCOME_DENIED,
 }
 _FORMATS = {"csv": audit_pb2.AUDIT_FORMAT_CSV, "jsonl": audit_pb2.AUDIT_FORMAT_JSON_LINES}
@@ -50,22 +51,24 @@ class TokenClient:
 
     def create_personal(
         self,
-        name: str,
+        display_name: str,
         *,
         expires: datetime | timedelta | None = None,
         restriction: Iterable[tuple[str, str]] | None = None,
     ) -> token_pb2.CreatePersonalTokenResponse:
-        """Create a token for oneself.
+        """Create a token for the caller.
 
         `expires`: when, or after how long. `restriction`: (resource, action) patterns.
         """
-        request = token_pb2.CreatePersonalTokenRequest(organization=self._connection.organization, name=name)
-        _bound(request, expires, restriction)
+        request = token_pb2.CreatePersonalTokenRequest(
+            organization=self._connection.organization, display_name=display_name
+        )
+        _limit(request, expires, restriction)
         return self._connection.change(self._stub.CreatePersonalToken, request)
 
     def create_organization(
         self,
-        name: str,
+        display_name: str,
         role: str,
         *,
         expires: datetime | timedelta | None = None,
@@ -73,9 +76,9 @@ class TokenClient:
     ) -> token_pb2.CreateOrganizationTokenResponse:
         """Create a token for a program, with a role of its own; the rest as for `create_personal`."""
         request = token_pb2.CreateOrganizationTokenRequest(
-            organization=self._connection.organization, name=name, role=role
+            organization=self._connection.organization, display_name=display_name, role=role
         )
-        _bound(request, expires, restriction)
+        _limit(request, expires, restriction)
         return self._connection.change(self._stub.CreateOrganizationToken, request)
 
     def list(
@@ -84,17 +87,20 @@ class TokenClient:
         kind: str = "",
         user_id: str = "",
         state: str = "",
+        show_deleted: bool = False,
     ) -> Iterator[token_pb2.Token]:
-        """The tokens that pass the filters, the newest first, page by page.
+        """List the tokens that match the filters, the newest first, fetched page by page.
 
-        `kind`: personal or organization; `state`: live, expired or deleted; empty takes any.
+        `kind`: personal or organization; `state`: active, expired or deleted; empty matches any. Without a
+        `state`, deleted tokens are left out unless `show_deleted`.
         """
         request = token_pb2.ListTokensRequest(
             organization=self._connection.organization,
-            kind=pick(_KINDS, kind, "kind"),
+            kind=choose(_KINDS, kind, "kind"),
             user_id=user_id,
-            state=pick(_STATES, state, "state"),
-            page_size=PAGE_SIZE,
+            state=choose(_STATES, state, "state"),
+            show_deleted=show_deleted,
+            page_size=self._connection.page_size,
         )
         for page in self._connection.pages(self._stub.ListTokens, request):
             yield from page.tokens
@@ -102,14 +108,14 @@ class TokenClient:
     def rotate(
         self, token_id: str, *, overlap: timedelta = timedelta(0), etag: str = ""
     ) -> token_pb2.RotateTokenResponse:
-        """Give a token a new secret; the old one works for `overlap` yet, at most 24 hours."""
+        """Give a token a new secret; the old one keeps working for `overlap`, at most 24 hours."""
         request = token_pb2.RotateTokenRequest(
             organization=self._connection.organization, id=token_id, overlap=_span(overlap), etag=etag
         )
         return self._connection.change(self._stub.RotateToken, request)
 
     def delete(self, token_id: str, *, etag: str = "") -> token_pb2.DeleteTokenResponse:
-        """Kill a token, at once and for ever."""
+        """Delete a token; it stops working at once."""
         request = token_pb2.DeleteTokenRequest(organization=self._connection.organization, id=token_id, etag=etag)
         return self._connection.change(self._stub.DeleteToken, request)
 
@@ -122,12 +128,12 @@ class SessionClient:
         self._stub = SessionServiceStub(connection.channel)
 
     def who_am_i(self) -> session_pb2.WhoAmIResponse:
-        """Whose the presented credential is, and what it may do."""
+        """Describe the holder of the presented credential, and its permissions."""
         request = session_pb2.WhoAmIRequest(organization=self._connection.organization)
         return self._connection.call(self._stub.WhoAmI, request)
 
     def sign_out(self) -> session_pb2.SignOutResponse:
-        """Kill the presented credential."""
+        """Delete the presented credential."""
         request = session_pb2.SignOutRequest(organization=self._connection.organization)
         return self._connection.call(self._stub.SignOut, request)
 
@@ -140,14 +146,17 @@ class OrganizationClient:
         self._stub = OrganizationServiceStub(connection.channel)
 
     def get(self) -> organization_pb2.Organization:
-        """The organization, with what should be looked after."""
+        """Return the organization, with warnings about its state."""
         request = organization_pb2.GetOrganizationRequest(organization=self._connection.organization)
         return self._connection.call(self._stub.GetOrganization, request).organization
 
     def update(self, display_name: str, *, etag: str = "") -> organization_pb2.Organization:
-        """Give the organization another name to show."""
+        """Change the display name."""
         request = organization_pb2.UpdateOrganizationRequest(
-            organization=self._connection.organization, display_name=display_name, etag=etag
+            organization=organization_pb2.Organization(
+                id=self._connection.organization, display_name=display_name, etag=etag
+            ),
+            update_mask=FieldMask(paths=["display_name"]),
         )
         return self._connection.change(self._stub.UpdateOrganization, request).organization
 
@@ -160,17 +169,17 @@ class AuditClient:
         self._stub = AuditServiceStub(connection.channel)
 
     def list(self, wanted: audit_pb2.AuditFilter | None = None) -> Iterator[audit_pb2.AuditEntry]:
-        """The entries that pass the filter, the newest first, page by page."""
+        """List the entries that match the filter, the newest first, fetched page by page."""
         request = audit_pb2.ListAuditEntriesRequest(
-            organization=self._connection.organization, filter=wanted, page_size=PAGE_SIZE
+            organization=self._connection.organization, filter=wanted, page_size=self._connection.page_size
         )
         for page in self._connection.pages(self._stub.ListAuditEntries, request):
             yield from page.entries
 
     def export(self, form: str, wanted: audit_pb2.AuditFilter | None = None) -> Iterator[bytes]:
-        """The entries as pieces of a file, csv or jsonl, the oldest first. What breaks off is taken up again."""
+        """Yield the entries as chunks of a csv or jsonl file, the oldest first. Resumes an export that breaks off."""
         request = audit_pb2.ExportAuditEntriesRequest(
-            organization=self._connection.organization, filter=wanted, format=pick(_FORMATS, form, "form")
+            organization=self._connection.organization, filter=wanted, format=choose(_FORMATS, form, "form")
         )
         idle = 0
         while True:
@@ -189,7 +198,7 @@ class AuditClient:
     def verify(
         self, *, first: int = 0, last: int = 0, known: tuple[int, str] | None = None
     ) -> audit_pb2.VerifyAuditLogResponse:
-        """Whether the log is whole; `known` is an entry's sequence number and hash that were kept elsewhere."""
+        """Verify the log; `known` is the sequence number and hash of an entry that were stored elsewhere."""
         mark = audit_pb2.AuditMark(sequence=known[0], hash=known[1]) if known else None
         request = audit_pb2.VerifyAuditLogRequest(
             organization=self._connection.organization, first_sequence=first, last_sequence=last, known=mark
@@ -203,21 +212,21 @@ def audit_filter(
     until: datetime | None = None,
     actor: str = "",
     action: str = "",
-    done_to: str = "",
+    object_name: str = "",
     outcome: str = "",
 ) -> audit_pb2.AuditFilter:
-    """Which entries are wanted; what is empty takes any. `outcome`: done or denied."""
+    """Which entries are wanted; what is empty takes any. `outcome`: succeeded or denied."""
     return audit_pb2.AuditFilter(
         start_time=_time(since) if since else None,
         end_time=_time(until) if until else None,
         actor=actor,
         action=action,
-        object=done_to,
-        outcome=pick(_OUTCOMES, outcome, "outcome"),
+        object=object_name,
+        outcome=choose(_OUTCOMES, outcome, "outcome"),
     )
 
 
-def _bound(request: Any, expires: datetime | timedelta | None, restriction: Iterable[tuple[str, str]] | None) -> None:
+def _limit(request: Any, expires: datetime | timedelta | None, restriction: Iterable[tuple[str, str]] | None) -> None:
     if isinstance(expires, datetime):
         request.expire_time.CopyFrom(_time(expires))
     elif expires is not None:

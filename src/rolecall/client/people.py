@@ -1,9 +1,11 @@
-"""Members and invitations, through the client library."""
+"""The parts of a client for members and invitations: `Client.members` and `Client.invitations`."""
 
 from collections.abc import Iterable, Iterator
 
-from rolecall.client.connection import PAGE_SIZE, Connection, pick
-from rolecall.v1 import invitation_pb2, member_pb2, shared_pb2
+from rolecall.client import convert
+from rolecall.client.connection import Connection, choose
+from rolecall.domain import Member
+from rolecall.v1 import invitation_pb2, member_pb2
 from rolecall.v1.invitation_pb2_grpc import InvitationServiceStub
 from rolecall.v1.member_pb2_grpc import MemberServiceStub
 
@@ -24,49 +26,56 @@ _STATES = {
 
 
 class MemberClient:
-    """`Client.members`. Every method raises `RolecallError`, and `ValueError` for what no message can hold."""
+    """Members, as `Client.members`. Each method raises `RolecallError`, and `ValueError` for what no message can hold.
+
+    The `organization` of a member is the one that the client names, empty for the token's own.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._stub = MemberServiceStub(connection.channel)
 
-    def list(self, *, role: str = "", text: str = "", order: str = "email") -> Iterator[shared_pb2.Member]:
-        """The members that pass the filters, page by page; `order`: email, name or newest."""
+    def list(self, *, role: str = "", text: str = "", order: str = "email") -> Iterator[Member]:
+        """List the members that match the filters, fetched page by page; `order`: email, name or newest."""
         request = member_pb2.ListMembersRequest(
             organization=self._connection.organization,
             role=role,
             text=text,
-            order=pick(_ORDERS, order, "order"),
-            page_size=PAGE_SIZE,
+            order=choose(_ORDERS, order, "order"),
+            page_size=self._connection.page_size,
         )
         for page in self._connection.pages(self._stub.ListMembers, request):
-            yield from page.members
+            yield from (convert.member(member, self._connection.organization) for member in page.members)
 
-    def get(self, user_id: str) -> shared_pb2.Member:
-        """One member."""
+    def get(self, user_id: str) -> Member:
+        """Return one member."""
         request = member_pb2.GetMemberRequest(organization=self._connection.organization, user_id=user_id)
-        return self._connection.call(self._stub.GetMember, request).member
+        member = self._connection.call(self._stub.GetMember, request).member
+        return convert.member(member, self._connection.organization)
 
     def change_role(self, user_id: str, role: str, *, etag: str = "") -> member_pb2.ChangeMemberRoleResponse:
-        """Give a member another role."""
+        """Give a member another role. With an `etag`, fails with `EtagMismatch` if the member has changed since."""
         request = member_pb2.ChangeMemberRoleRequest(
             organization=self._connection.organization, user_id=user_id, role=role, etag=etag
         )
         return self._connection.change(self._stub.ChangeMemberRole, request)
 
     def remove(self, user_id: str, *, etag: str = "") -> member_pb2.RemoveMemberResponse:
-        """Remove a member, whose tokens and sessions are dead with it."""
+        """Remove a member; its tokens and sessions stop working at once. `etag` as for `change_role`."""
         request = member_pb2.RemoveMemberRequest(organization=self._connection.organization, user_id=user_id, etag=etag)
         return self._connection.change(self._stub.RemoveMember, request)
 
     def leave(self) -> member_pb2.LeaveOrganizationResponse:
-        """Remove oneself."""
+        """Remove the caller from the organization; its tokens and sessions stop working at once."""
         request = member_pb2.LeaveOrganizationRequest(organization=self._connection.organization)
         return self._connection.call(self._stub.LeaveOrganization, request)
 
 
 class InvitationClient:
-    """`Client.invitations`. Every method raises `RolecallError`, and `ValueError` for what no message can hold."""
+    """Invitations, as `Client.invitations`.
+
+    Each method raises `RolecallError`, and `ValueError` for what no message can hold.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -75,7 +84,10 @@ class InvitationClient:
     def create(
         self, people: Iterable[tuple[str, str]], *, validate_only: bool = False
     ) -> invitation_pb2.CreateInvitationsResponse:
-        """Invite 1 to 200 (address, role), all or nobody. The error has every bad one in `all`."""
+        """Invite 1 to 200 people, each an (address, role), all or nobody. The error lists every invalid one in `all`.
+
+        `validate_only` checks them without inviting anybody.
+        """
         request = invitation_pb2.CreateInvitationsRequest(
             organization=self._connection.organization,
             invitations=[invitation_pb2.Invitee(email=email, role=role) for email, role in people],
@@ -83,35 +95,39 @@ class InvitationClient:
         )
         return self._connection.change(self._stub.CreateInvitations, request)
 
-    def list(self, *, state: str = "", role: str = "", text: str = "") -> Iterator[invitation_pb2.Invitation]:
-        """The invitations that pass the filters, the newest first, page by page.
+    def list(
+        self, *, state: str = "", role: str = "", text: str = "", show_deleted: bool = False
+    ) -> Iterator[invitation_pb2.Invitation]:
+        """List the invitations that match the filters, the newest first, fetched page by page.
 
-        `state`: pending, expired, accepted or deleted; empty takes any.
+        `state`: pending, expired, accepted or deleted; empty matches any. Without a `state`, accepted and deleted
+        invitations are left out unless `show_deleted`.
         """
         request = invitation_pb2.ListInvitationsRequest(
             organization=self._connection.organization,
-            state=pick(_STATES, state, "state"),
+            state=choose(_STATES, state, "state"),
+            show_deleted=show_deleted,
             role=role,
             text=text,
-            page_size=PAGE_SIZE,
+            page_size=self._connection.page_size,
         )
         for page in self._connection.pages(self._stub.ListInvitations, request):
             yield from page.invitations
 
     def get(self, invitation_id: str) -> invitation_pb2.Invitation:
-        """One invitation."""
+        """Return one invitation."""
         request = invitation_pb2.GetInvitationRequest(organization=self._connection.organization, id=invitation_id)
         return self._connection.call(self._stub.GetInvitation, request).invitation
 
     def resend(self, invitation_id: str, *, etag: str = "") -> invitation_pb2.ResendInvitationResponse:
-        """Mail a new secret; the older link is dead then."""
+        """Mail a new secret; the older one stops working. `etag` as for `MemberClient.change_role`."""
         request = invitation_pb2.ResendInvitationRequest(
             organization=self._connection.organization, id=invitation_id, etag=etag
         )
         return self._connection.change(self._stub.ResendInvitation, request)
 
     def delete(self, invitation_id: str, *, etag: str = "") -> invitation_pb2.DeleteInvitationResponse:
-        """Withdraw an invitation."""
+        """Delete an invitation; its secret stops working. `etag` as for `MemberClient.change_role`."""
         request = invitation_pb2.DeleteInvitationRequest(
             organization=self._connection.organization, id=invitation_id, etag=etag
         )

@@ -1,4 +1,4 @@
-"""Frozen values that every layer speaks in. Imports nothing of ours. Times are UTC microseconds since 1970."""
+"""Immutable values that every layer shares. Imports nothing of Rolecall. Times are UTC microseconds since 1970."""
 
 from rolecall.domain.credentials import Caller, CredentialKind, LinkKind, Token, TokenState
 from rolecall.domain.decisions import CheckResult, Explanation, ItemError, Question, Reason, Subject, SubjectKind

@@ -1,4 +1,4 @@
-"""What people and programs present."""
+"""Credentials, which people and programs present, and the callers behind them."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -9,7 +9,7 @@ __all__ = ["Caller", "CredentialKind", "LinkKind", "Token", "TokenState"]
 
 
 class CredentialKind(StrEnum):
-    """What sort of credential it is; the value is the prefix that its text begins with."""
+    """Kind of a credential; the value is the prefix of its text."""
 
     PERSONAL = "rcp"
     ORGANIZATION = "rco"
@@ -17,7 +17,7 @@ class CredentialKind(StrEnum):
 
 
 class LinkKind(StrEnum):
-    """What a mailed secret is for; the value is the prefix that its text begins with."""
+    """Purpose of a mailed secret; the value is the prefix of its text."""
 
     INVITATION = "rci"
     SIGN_IN = "rcl"
@@ -25,9 +25,10 @@ class LinkKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The presented credential and its holder, as they stand now. An organization's token has no person behind it.
+    """Principal of a call: the presented credential and its holder's present role.
 
-    `digest` is the SHA-256 of the text that was presented.
+    An organization token has no person behind it: `user_id` and `email_key` are empty. `digest` is the SHA-256 of the
+    presented text.
     """
 
     organization: str
@@ -42,48 +43,48 @@ class Caller:
 
     @property
     def actor(self) -> str:
-        """Who acts, as the audit log names them: the person, else the organization's token."""
+        """The actor as the audit log names it: the person, or the organization token."""
         return f"user:{self.user_id}" if self.user_id else f"token:{self.credential_id}"
 
 
 class TokenState(StrEnum):
-    """Whether a token works."""
+    """State of a token."""
 
-    LIVE = "live"
+    ACTIVE = "active"
     EXPIRED = "expired"
     DELETED = "deleted"
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """A personal or an organization's token without its secret. `user_id` is empty for the organization's.
+    """Personal or organization token, without its secret. `user_id` is empty for an organization token.
 
-    `role` is a personal token's holder's present one, an organization token's own. `changed` is the revision that
-    last changed it.
+    `role` is the holder's present role for a personal token, the token's own role for an organization token. `changed`
+    is the revision that last changed the token.
     """
 
     organization: str
     id: str
     kind: CredentialKind
-    name: str
+    display_name: str
     user_id: str
-    created_by: str
+    creator: str
     role: str
     restriction: Restriction
     last_four: str
     create_time: int
     expire_time: int
-    last_used_time: int | None
+    last_use_time: int | None
     revoke_time: int | None
     changed: int
 
     @property
     def etag(self) -> str:
-        """Changes with every change of the token; its being used is none."""
+        """The etag, which changes with every change of the token, but not with its use."""
         return f"{self.changed:x}"
 
     def state(self, at: int) -> TokenState:
-        """Whether it works at the moment `at`."""
+        """Return the state at the time `at`."""
         if self.revoke_time is not None:
             return TokenState.DELETED
-        return TokenState.LIVE if at < self.expire_time else TokenState.EXPIRED
+        return TokenState.ACTIVE if at < self.expire_time else TokenState.EXPIRED

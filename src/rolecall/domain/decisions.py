@@ -1,4 +1,4 @@
-"""Questions and their answers."""
+"""Requests for a decision, and their results."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -10,7 +10,7 @@ __all__ = ["CheckResult", "Explanation", "ItemError", "Question", "Reason", "Sub
 
 
 class Reason(StrEnum):
-    """Why a decision is what it is. Only GRANTED goes with ALLOW."""
+    """Reason of a decision. Only GRANTED goes with ALLOW."""
 
     GRANTED = "an allow rule matches and no deny rule does"
     FORBIDDEN = "a deny rule matches"
@@ -24,7 +24,7 @@ class Reason(StrEnum):
 
 
 class SubjectKind(StrEnum):
-    """How a subject is named."""
+    """Form in which a request names its subject."""
 
     USER_ID = "user:<id>"
     EMAIL = "user:<address>"
@@ -44,9 +44,10 @@ _FORMS = {
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Who is asked about. `value` is the id, the address key or the role; `digest` a presented token's SHA-256.
+    """Subject of a decision. `value` is the id, the address key or the role; `digest` a presented token's SHA-256.
 
-    `key` tells those apart that are looked up: a string, as its hash is reckoned only once. A role's is empty.
+    `key` is the cache key: a string, because Python computes its hash only once. It is empty for a role, which needs no
+    look-up.
     """
 
     kind: SubjectKind
@@ -61,12 +62,12 @@ class Subject:
 
     @property
     def text(self) -> str:
-        """The subject as people write it; a presented token by its id, never its secret."""
+        """The subject as people write it; a presented token by its id, never by its secret."""
         return f"{_FORMS[self.kind]}{self.value}"
 
 
 class Question(NamedTuple):
-    """May `subject` do `action` on `resource`?"""
+    """Question to the policy: may `subject` do `action` on `resource`?"""
 
     subject: Subject
     action: str
@@ -75,7 +76,7 @@ class Question(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Why a decision came out as it did. Empty where there is nothing to say."""
+    """Explanation of a decision. Fields that don't apply are empty."""
 
     summary: str
     rule: str = ""
@@ -89,14 +90,14 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class ItemError:
-    """What is wrong with one item of a batch."""
+    """Error in one item of a batch."""
 
     field: str
     message: str
 
 
 class CheckResult(NamedTuple):
-    """The answer to one question. True in a condition only where the decision is ALLOW."""
+    """Result of one question. True in a condition only if the decision is ALLOW."""
 
     reason: Reason
     role: str = ""
@@ -111,5 +112,5 @@ class CheckResult(NamedTuple):
         return Effect.ALLOW if self.reason is Reason.GRANTED else Effect.DENY
 
     def __bool__(self) -> bool:
-        """Whether it is allowed: `if client.check(...)` must not pass because an object is truthy."""
+        """Return whether the decision is ALLOW: `if client.check(...)` must not pass because an object is truthy."""
         return self.reason is Reason.GRANTED

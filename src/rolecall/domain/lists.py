@@ -1,4 +1,4 @@
-"""Parts of lists, and the entries of the audit log."""
+"""Pages of lists, and entries of the audit log."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ __all__ = ["AuditEntry", "AuditFilter", "Page"]
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Which part of a list is wanted: at most `size` entries after the one that `token` names."""
+    """Request for a page: at most `size` entries (0: the default) after the position in `token` (empty: the start)."""
 
     size: int = 0
     token: str = ""
@@ -17,9 +17,9 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """One change, or refused attempts at one. `reason` is empty for a change that was made.
+    """Entry of the audit log: one change, or refused attempts at one. `reason` is empty for a change that was made.
 
-    `details` are as people read them: values of persons in their places, `[erased]` where they were erased.
+    `details` contain the personal values themselves, and `[erased]` for those that were erased.
     """
 
     sequence: int
@@ -30,14 +30,14 @@ class AuditEntry:
     object: str
     reason: str
     details: Mapping[str, Any]
-    request_id: str
+    call_id: str
     previous_hash: bytes
     hash: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class AuditFilter:
-    """Which entries are wanted; what is empty or None takes any. `denied`: those with a reason, or those without."""
+    """Filter of audit entries; fields that are empty or None match any. `denied`: entries with a reason, or without."""
 
     start_time: int | None = None
     end_time: int | None = None

@@ -1,4 +1,4 @@
-"""Organizations, who is in them, and who is invited."""
+"""Organizations, their members and their invitations."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -10,7 +10,7 @@ __all__ = ["Delivery", "Invitation", "InvitationState", "Member", "MemberOrder",
 
 @dataclass(frozen=True, slots=True)
 class Organization:
-    """A tenant. `id` is its slug; `revision` counts its mutations, `changed` is the one that last changed it itself."""
+    """Tenant. `id` is its slug, `revision` counts its changes, `changed` is the revision that last changed itself."""
 
     id: str
     display_name: str
@@ -20,13 +20,13 @@ class Organization:
 
     @property
     def etag(self) -> str:
-        """Changes with every change of the organization itself."""
+        """The etag, which changes with every change of the organization itself."""
         return f"{self.changed:x}"
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A person inside one organization. `email` is the address as written, not the normalised key."""
+    """Person inside one organization. `email` is the address as written, not the normalised key."""
 
     organization: str
     user_id: str
@@ -38,12 +38,12 @@ class Member:
 
     @property
     def etag(self) -> str:
-        """Changes with every change of the member."""
+        """The etag, which changes with every change of the member."""
         return f"{self.update_time:x}"
 
 
 class MemberOrder(StrEnum):
-    """In which order members are listed."""
+    """Order of a list of members."""
 
     EMAIL = "email"
     DISPLAY_NAME = "name"
@@ -51,7 +51,7 @@ class MemberOrder(StrEnum):
 
 
 class InvitationState(StrEnum):
-    """Whether an invitation can be accepted."""
+    """State of an invitation; only a PENDING one can be accepted."""
 
     PENDING = "pending"
     EXPIRED = "expired"
@@ -60,7 +60,7 @@ class InvitationState(StrEnum):
 
 
 class Delivery(StrEnum):
-    """What became of a mail."""
+    """Delivery state of a mail."""
 
     QUEUED = "queued"
     SENT = "sent"
@@ -69,18 +69,18 @@ class Delivery(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Invitation:
-    """A person invited to a role. `email` is the address as written.
+    """Invitation of a person to a role. `email` is the address as written.
 
-    `inviter` is the actor who vouches for it, with what their credential was cut down to; `generation` counts its
-    secrets, of which the newest works. `stored` is the state but for the time that has passed. `changed` is the
-    revision that last changed it. `delivery`: of the newest mail, None where there is none.
+    `creator` is the actor whose rights the invitation depends on, and `restriction` that of the credential it was made
+    with; `generation` counts its secrets, of which only the newest works. `stored` is the state without regard to the
+    expiry. `changed` is the revision that last changed it. `delivery` is that of the newest mail, None without a mail.
     """
 
     organization: str
     id: str
     email: str
     role: str
-    inviter: str
+    creator: str
     restriction: Restriction
     generation: int
     stored: InvitationState
@@ -91,10 +91,10 @@ class Invitation:
 
     @property
     def etag(self) -> str:
-        """Changes with every change of the invitation; its mail's fate is none."""
+        """The etag, which changes with every change of the invitation, but not with the delivery of its mail."""
         return f"{self.changed:x}"
 
     def state(self, at: int) -> InvitationState:
-        """Its state at the moment `at`."""
+        """Return the state at the time `at`."""
         late = self.stored is InvitationState.PENDING and at >= self.expire_time
         return InvitationState.EXPIRED if late else self.stored

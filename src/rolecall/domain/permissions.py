@@ -1,4 +1,4 @@
-"""What rules say: who may do what, and what a credential is cut down to."""
+"""Permissions, roles, and restrictions of credentials."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -8,7 +8,7 @@ __all__ = ["Effect", "Permission", "Restriction", "Role"]
 
 
 class Effect(StrEnum):
-    """What a rule does, and what a decision is."""
+    """Effect of a rule, and of a decision."""
 
     ALLOW = "allow"
     DENY = "deny"
@@ -16,20 +16,20 @@ class Effect(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Permission:
-    """A rule as somebody holds it: `resource` and `action` are the policy's patterns."""
+    """Permission of a role or credential: a rule without its role. `resource` and `action` are patterns."""
 
     resource: str
     action: str
     effect: Effect
 
 
-# What a credential is cut down to: allow rules, of which one must cover what it does. None: it is not cut down.
+# Restriction of a credential: allow rules, of which one must cover each request. None: unrestricted.
 Restriction: TypeAlias = tuple[Permission, ...] | None
 
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """A role of the policy with the rules that it states itself, and those it inherits from."""
+    """Role of the policy, with its direct parents and the permissions of its own rows."""
 
     name: str
     parents: tuple[str, ...]

@@ -1,148 +1,170 @@
-"""Sends what is queued: takes a few mails for a while, so that several servers share the work, and tries again."""
+"""Sender of queued mails: leases a few at a time, so that several servers share the outbox, and retries."""
 
 import re
-import threading
 import time
 from email.message import EmailMessage
 
 import structlog
 
-from rolecall import addresses, credentials
+from rolecall import email_address
+from rolecall.background import PeriodicThread
+from rolecall.credentials import token_format
+from rolecall.credentials.mailed_secrets import MailedSecrets
 from rolecall.domain import Delivery, InvitationState, LinkKind, Organization, now
 from rolecall.errors import RolecallError, StorageUnavailable, WriteConflict
-from rolecall.links import Links
-from rolecall.mail.letters import Letter, Letters
-from rolecall.mail.transport import REPEATED, Refused, Send, Transport, TryLater, Unreachable
+from rolecall.limits import DEFAULT_LIMITS, Limits
+from rolecall.mail.rendering import MailContent, MailRenderer
+from rolecall.mail.transport import REDACTED, Refused, Send, Transport, TryLater, Unreachable
 from rolecall.storage import Storage, Transaction
 from rolecall.storage import invitations as invitation_rows
-from rolecall.storage import mails as rows
 from rolecall.storage import members as member_rows
 from rolecall.storage import organizations as organization_rows
-from rolecall.storage.mails import Mail
+from rolecall.storage import outbox as rows
+from rolecall.storage.outbox import Mail
 
-__all__ = ["Sender"]
+__all__ = ["MailSender"]
 
-LOOK_SECONDS = 0.5
-# For so long nobody else takes what this server took: a mail has six answers of the mail server to wait for.
-HELD_SECONDS = 180.0
-AT_ONCE = 5
-# A mail that isn't taken: after 5, 10, 20, ... seconds, at most an hour; the last try is after some three hours.
-MAX_ATTEMPTS = 12
-FIRST_PAUSE_SECONDS = 5.0
-MAX_PAUSE_SECONDS = 3600.0
-# A mail server that can't be reached.
-MAX_OUTAGE_PAUSE_SECONDS = 60.0
-
-# What mail clients make a link of in a text, as in `https://evil.io` and `evil.io`.
+# Text that mail clients turn into a link, as in `https://evil.io` and `evil.io`.
 _LINK = re.compile(r"/|\w\.\w")
 
 _log = structlog.get_logger("rolecall.mail")
 
 
-class Sender:
-    """Sends mails in a thread of its own."""
+class MailSender:
+    """Thread that sends the mails in the outbox, woken when this process queues one."""
 
-    def __init__(self, storage: Storage, links: Links, letters: Letters, transport: Transport) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        secrets: MailedSecrets,
+        renderer: MailRenderer,
+        transport: Transport,
+        limits: Limits = DEFAULT_LIMITS,
+    ) -> None:
         self._storage = storage
-        self._links = links
-        self._letters = letters
+        self._secrets = secrets
+        self._renderer = renderer
         self._transport = transport
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="mail", daemon=True)
+        self._limits = limits
+        self._thread = PeriodicThread("mail", self._send_all, interval=limits.mail_poll_seconds)
+        # Pause during an outage of the mail server or the database, in seconds; 0 outside of one.
+        self._outage_pause = 0.0
+        storage.on_mail_queued(self._wake)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread; it sends at once the mails that are queued already."""
         self._thread.start()
+        self._thread.wake()
 
     def stop(self) -> None:
-        """End soon; a mail that is under way has a second, and is sent again by whoever is next."""
-        self._stopped.set()
-        if self._thread.is_alive():
-            self._thread.join(timeout=1.0)
+        """Stop the thread. A mail that is being sent has one second; then another server sends it again."""
+        self._thread.stop()
 
-    def _work(self) -> None:
-        pause = LOOK_SECONDS
-        while not self._stopped.wait(pause):
-            try:
-                while self.send_due() and not self._stopped.is_set():
-                    pass
-                pause = LOOK_SECONDS
-            except Unreachable as error:
-                pause = min(pause * 2, MAX_OUTAGE_PAUSE_SECONDS)
-                _log.error("mail server unreachable", error=str(error), where=self._transport.where, again_in=pause)
-            except RolecallError as error:
-                pause = min(pause * 2, MAX_OUTAGE_PAUSE_SECONDS)
-                _log.warning("mail put off", error=error.message)
-            except Exception:  # noqa: BLE001 - it outlives any defect, and tries again
-                pause = min(pause * 2, MAX_OUTAGE_PAUSE_SECONDS)
-                _log.exception("mail failed")
+    def _wake(self) -> None:
+        # During an outage, a new mail doesn't shorten the pause.
+        if not self._outage_pause:
+            self._thread.wake()
+
+    def _send_all(self) -> float:
+        """Send all due mails. Returns the seconds until the next round: a due mail, a poll, or an outage's pause."""
+        limits = self._limits
+        pause = min(max(2 * self._outage_pause, 2 * limits.mail_retry_seconds), limits.mail_outage_pause_seconds)
+        try:
+            while self.send_due() and not self._thread.stopping.is_set():
+                pass
+            # Before the outbox is read: a mail that is committed later wakes this thread.
+            self._outage_pause = 0.0
+            due = self._storage.read(rows.next_due_time)
+        except Unreachable as error:
+            self._outage_pause = pause
+            _log.error("mail server unreachable", error=str(error), where=self._transport.where, again_in=pause)
+        except RolecallError as error:
+            self._outage_pause = pause
+            _log.warning("mail delivery deferred", error=error.message, again_in=pause)
+        except Exception:  # noqa: BLE001 - the thread survives any defect, and tries again
+            self._outage_pause = pause
+            _log.exception("mail delivery failed", again_in=pause)
+        else:
+            if due is None:
+                return limits.mail_poll_seconds
+            return min(max((due - now()) / 1_000_000, limits.mail_retry_seconds), limits.mail_poll_seconds)
+        return pause
 
     def send_due(self) -> int:
-        """Send some of what is due; answers how many there were.
+        """Send some of the mails that are due. Returns how many were sent, refused or deferred; 0 where none is due.
 
         Raises `Unreachable`, `StorageUnavailable`, `WriteConflict`.
         """
-        at = now()
-        if not self._storage.read(lambda tx: rows.is_any_due(tx, at)):
+        limits, at = self._limits, now()
+        due = self._storage.read(rows.next_due_time)
+        if due is None or due > at:
             return 0
-        until = at + int(HELD_SECONDS * 1_000_000)
-        mails = self._storage.write(lambda tx: rows.take(tx, at, until, AT_ONCE))
-        held_until = time.monotonic() + HELD_SECONDS / 2
-        waiting = list(mails)
+        until = at + int(limits.mail_lease_seconds * 1_000_000)
+        mails = self._storage.write(lambda tx: rows.lease(tx, at, until, limits.mail_leases))
+        lease_until = time.monotonic() + limits.mail_lease_seconds / 2
+        unsent = list(mails)
         try:
             with self._transport.session() as send:
-                while waiting and time.monotonic() < held_until and not self._stopped.is_set():
-                    mail = waiting.pop(0)
+                while unsent and time.monotonic() < lease_until and not self._thread.stopping.is_set():
+                    mail = unsent.pop(0)
                     try:
                         self._send(mail, send)
                     except Unreachable:
-                        waiting.append(mail)
+                        unsent.append(mail)
                         raise
         finally:
-            # What wasn't offered is to blame for nothing, and anybody's again.
-            for mail in waiting:
+            # A mail that wasn't offered to the mail server has used up no attempt, and any server may take it.
+            for mail in unsent:
                 self._postpone(mail, 0, mail.attempts - 1)
-        return len(mails) - len(waiting)
+        return len(mails) - len(unsent)
 
     def _send(self, mail: Mail, send: Send) -> None:
-        """Send one mail, and put down what became of it."""
-        told = {"organization": mail.organization, "about": mail.about, "attempt": mail.attempts}
+        """Send one mail, and store the outcome."""
+        limits = self._limits
+        fields = {
+            "organization": mail.organization,
+            "kind": mail.kind.value,
+            "target": mail.target_id,
+            "attempt": mail.attempts,
+        }
         try:
-            written = self._written(mail)
-            if written is None:
+            message = self._render(mail)
+            if message is None:
                 self._storage.write(lambda tx: rows.drop(tx, mail.id))
                 return
-            send(written)
+            send(message)
         except TryLater as error:
-            if mail.attempts < MAX_ATTEMPTS:
-                pause = min(FIRST_PAUSE_SECONDS * 2 ** (mail.attempts - 1), MAX_PAUSE_SECONDS)
+            if mail.attempts < limits.mail_attempts:
+                pause = min(limits.mail_first_pause_seconds * 2 ** (mail.attempts - 1), limits.mail_max_pause_seconds)
                 self._postpone(mail, pause, mail.attempts)
-                _log.info("mail not taken yet", **told, error=str(error), again_in=pause)
+                _log.info("mail deferred", **fields, error=str(error), again_in=pause)
                 return
-            self._settle(mail, Delivery.BOUNCED)
-            _log.warning("mail given up", **told, error=str(error))
+            self._record_outcome(mail, Delivery.BOUNCED)
+            _log.warning("mail not delivered, no attempts left", **fields, error=str(error))
         except Refused as error:
-            self._settle(mail, Delivery.BOUNCED)
-            _log.warning("mail refused", **told, error=str(error))
+            self._record_outcome(mail, Delivery.BOUNCED)
+            _log.warning("mail refused", **fields, error=str(error))
         else:
-            self._settle(mail, Delivery.SENT)
+            self._record_outcome(mail, Delivery.SENT)
 
-    def _written(self, mail: Mail) -> EmailMessage | None:
-        """The mail; None where nobody waits for it any more. Raises `TryLater` where it can't be written."""
+    def _render(self, mail: Mail) -> EmailMessage | None:
+        """Return the message; None where it is obsolete. Raises `TryLater` where it can't be rendered."""
         try:
-            letter = self._letter(mail)
-            return self._letters.write(letter) if letter else None
+            content = self._content(mail)
+            return self._renderer.render(content) if content else None
         except (StorageUnavailable, WriteConflict):
             raise
         except Exception as error:
-            # The fault is this one's alone: the others must not wait for it.
-            said = str(error)
-            raise TryLater(f"it can't be written: {REPEATED if credentials.holds_one(said) else said}") from error
+            # Only this mail is at fault: the others must not wait for it.
+            text = str(error)
+            raise TryLater(
+                f"it can't be rendered: {REDACTED if token_format.contains_credential(text) else text}"
+            ) from error
 
-    def _settle(self, mail: Mail, state: Delivery) -> None:
-        """An invitation tells what became of its mail; nobody looks after one to sign in."""
+    def _record_outcome(self, mail: Mail, state: Delivery) -> None:
+        """Store the outcome of an invitation's mail, which its readers see; delete a sign-in mail."""
         if mail.kind is LinkKind.INVITATION:
-            self._storage.write(lambda tx: rows.settle(tx, mail.id, state))
+            self._storage.write(lambda tx: rows.record_outcome(tx, mail.id, state))
         else:
             self._storage.write(lambda tx: rows.drop(tx, mail.id))
 
@@ -150,56 +172,59 @@ class Sender:
         due = now() + int(seconds * 1_000_000)
         self._storage.write(lambda tx: rows.postpone(tx, mail.id, due, attempts))
 
-    def _letter(self, mail: Mail) -> Letter | None:
-        """What the mail says; None where nobody waits for it any more."""
+    def _content(self, mail: Mail) -> MailContent | None:
+        """Read the content of the mail; None where it is obsolete: accepted, deleted, expired, or of a non-member."""
         if mail.kind is LinkKind.INVITATION:
-            return self._storage.read(lambda tx: self._invitation(tx, mail))
-        return self._storage.write(lambda tx: self._sign_in(tx, mail))
+            return self._storage.read(lambda tx: self._invitation_content(tx, mail))
+        return self._storage.write(lambda tx: self._sign_in_content(tx, mail))
 
-    def _invitation(self, tx: Transaction, mail: Mail) -> Letter | None:
-        invitation = invitation_rows.get(tx, mail.organization, mail.about)
+    def _invitation_content(self, tx: Transaction, mail: Mail) -> MailContent | None:
+        invitation = invitation_rows.get(tx, mail.organization, mail.target_id)
         organization = organization_rows.get(tx, mail.organization)
         if invitation is None or organization is None or invitation.generation != mail.generation:
             return None
         if invitation.state(now()) is not InvitationState.PENDING:
             return None
-        kind, _, identifier = invitation.inviter.partition(":")
+        kind, _, identifier = invitation.creator.partition(":")
         inviter = member_rows.get(tx, mail.organization, identifier) if kind == "user" else None
-        # A name may be anything, and this goes to strangers: the address was proven.
+        # Only the address is verified; a display name may be any text, and the recipient is not a member.
         is_plain = inviter is not None and "/" not in inviter.email and "www." not in inviter.email.lower()
-        return Letter(
+        return MailContent(
             mail.kind,
             mail.id,
-            addresses.mailbox(invitation.email),
+            email_address.mailbox(invitation.email),
             organization.id,
-            _shown(organization),
-            self._links.secret(mail.kind, mail.about, mail.generation),
+            _display_name(organization),
+            self._secrets.secret(mail.kind, mail.target_id, mail.generation),
             invitation.expire_time,
-            inviter=inviter.email if inviter and is_plain else _shown(organization),
+            inviter=inviter.email if inviter and is_plain else _display_name(organization),
             role=invitation.role,
         )
 
-    def _sign_in(self, tx: Transaction, mail: Mail) -> Letter | None:
-        request = rows.sign_in(tx, mail.about)
+    def _sign_in_content(self, tx: Transaction, mail: Mail) -> MailContent | None:
+        request = rows.sign_in(tx, mail.target_id)
         if request is None or request.expire_time <= now():
             return None
         organization = organization_rows.get(tx, mail.organization)
         member = member_rows.by_email(tx, mail.organization, request.email_key)
         if organization is None or member is None:
             return None
-        rows.name_person(tx, request.id, member.user_id)
-        return Letter(
+        rows.set_recipient(tx, request.id, member.user_id)
+        return MailContent(
             mail.kind,
             mail.id,
-            addresses.mailbox(member.email),
+            email_address.mailbox(member.email),
             organization.id,
-            _shown(organization),
-            self._links.secret(mail.kind, mail.about, mail.generation),
+            _display_name(organization),
+            self._secrets.secret(mail.kind, mail.target_id, mail.generation),
             request.expire_time,
             name=member.display_name,
         )
 
 
-def _shown(organization: Organization) -> str:
-    """The organization's name; its id where the name would become a link, in a mail of a sender who is trusted."""
+def _display_name(organization: Organization) -> str:
+    """Return the organization's name, or its id where mail clients would turn the name into a link.
+
+    Readers trust the sender of the mail, and so its links.
+    """
     return organization.id if _LINK.search(organization.display_name) else organization.display_name

@@ -1,4 +1,4 @@
-"""How mails leave: through an SMTP server, or into a folder for people who try things out."""
+"""Transports of mails: an SMTP server, or a folder, for trying Rolecall out without a mail server."""
 
 import os
 import smtplib
@@ -9,12 +9,13 @@ from email.message import EmailMessage
 from pathlib import Path
 from typing import Protocol
 
-from rolecall import credentials
 from rolecall.config import Settings, is_loopback
+from rolecall.credentials import token_format
 from rolecall.errors import ConfigError
+from rolecall.limits import DEFAULT_LIMITS, Limits
 
 __all__ = [
-    "REPEATED",
+    "REDACTED",
     "FolderTransport",
     "Refused",
     "SmtpTransport",
@@ -24,36 +25,33 @@ __all__ = [
     "transport_for",
 ]
 
-# For connecting, and for each answer of the mail server.
-TIMEOUT_SECONDS = 15.0
-
-# What is logged of a text that holds a secret.
-REPEATED = "(it repeats a secret)"
+# Logged instead of a text that holds a secret.
+REDACTED = "(it repeats a secret)"
 
 
 class Unreachable(Exception):
-    """No mail can be sent now, whichever; the fault is none of the mail's."""
+    """No mail can be sent at present, for a reason that doesn't lie in a mail."""
 
 
 class TryLater(Exception):
-    """This mail wasn't taken now."""
+    """The mail server did not accept the mail now."""
 
 
 class Refused(Exception):
-    """This mail won't ever be taken."""
+    """The mail server will never accept the mail."""
 
 
 Send = Callable[[EmailMessage], None]
 
 
 class Transport(Protocol):
-    """Takes mails. `where` tells people where they go."""
+    """Sends mails. `where` is a sentence that names their destination."""
 
     where: str
 
     @contextmanager
     def session(self) -> Iterator[Send]:
-        """A function that sends mails one by one. Raises `Unreachable`, the function `TryLater` and `Refused` too."""
+        """Yield a function that sends one mail. Raises `Unreachable`; the function `TryLater` and `Refused` too."""
         ...
 
 
@@ -61,18 +59,18 @@ class FolderTransport:
     """Writes mails as files that only this user may read."""
 
     def __init__(self, folder: Path) -> None:
-        """It is made when the first mail is written. Raises `ConfigError` where it is there and open to others."""
+        """Create the folder with the first mail. Raises `ConfigError` where it exists and is open to other users."""
         self._folder = folder.absolute()
         if self._folder.is_dir() and self._folder.stat().st_mode & 0o077:
             raise ConfigError(
-                f"The mail folder {self._folder}, where secrets land, is open to other users: run `chmod 700"
+                f"The mail folder {self._folder}, which holds secrets, is open to other users: run `chmod 700"
                 f" {self._folder}`, or choose another with ROLECALL_MAIL_FOLDER."
             )
         self.where = f"Mails become files in {self._folder}, as no smtp_host is set."
 
     @contextmanager
     def session(self) -> Iterator[Send]:
-        """As `Transport.session`."""
+        """Implement `Transport.session`."""
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
@@ -81,12 +79,12 @@ class FolderTransport:
 
     def _write(self, mail: EmailMessage) -> None:
         file = self._folder / f"{mail['Message-ID'].strip('<>').partition('@')[0]}.eml"
-        aside = file.with_suffix(".new")
+        temporary = file.with_suffix(".new")
         try:
-            with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as opened:
+            with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as opened:
                 opened.write(bytes(mail))
-            # A file is there whole or not at all; a mail that is written twice is one file.
-            aside.replace(file)
+            # A file is complete or absent; a mail that is written twice is one file.
+            temporary.replace(file)
         except OSError as error:
             raise Unreachable(f"{file}: {error.strerror}") from error
 
@@ -94,29 +92,29 @@ class FolderTransport:
 class SmtpTransport:
     """Hands mails to an SMTP server."""
 
-    def __init__(self, settings: Settings) -> None:
-        """Raises `ConfigError` where the settings would expose the password, or files can't be read."""
+    def __init__(self, settings: Settings, limits: Limits = DEFAULT_LIMITS) -> None:
+        """Read the settings and files. Raises `ConfigError` where they can't be read or would expose the password."""
+        self._timeout = limits.mail_timeout_seconds
         self._host, self._port = settings.smtp_host, settings.smtp_port
         self._security = settings.smtp_security
         self._user, self._password = settings.smtp_user, _password(settings)
         if self._security == "none" and self._user and not is_loopback(self._host):
             raise ConfigError(
-                "With smtp_security `none`, whoever sees the traffic can read the login's password: use `starttls` or"
-                " `tls`."
+                "With smtp_security `none`, anyone who sees the traffic can read the password: use `starttls` or `tls`."
             )
         if not (self._user + self._password).isascii():
             raise ConfigError(
-                "The setting smtp_user or smtp_password holds other characters than ASCII, which no login has."
+                "The setting smtp_user or smtp_password holds characters beyond ASCII, which an SMTP login can't have."
             )
         try:
             self._tls = ssl.create_default_context(cafile=settings.smtp_ca_file)
         except OSError as error:
-            raise ConfigError(f"The file {settings.smtp_ca_file} is no PEM file that can be read: {error}.") from error
+            raise ConfigError(f"The file {settings.smtp_ca_file} can't be read as a PEM file: {error}.") from error
         self.where = f"Mails leave through {self._host}:{self._port}."
 
     @contextmanager
     def session(self) -> Iterator[Send]:
-        """As `Transport.session`. A connection that breaks is opened anew for the next mail."""
+        """Implement `Transport.session`. After a broken connection, the next mail opens a new one."""
         server = self._connect()
 
         def send(mail: EmailMessage) -> None:
@@ -137,10 +135,10 @@ class SmtpTransport:
         try:
             if self._security == "tls":
                 server: smtplib.SMTP = smtplib.SMTP_SSL(
-                    self._host, self._port, timeout=TIMEOUT_SECONDS, context=self._tls
+                    self._host, self._port, timeout=self._timeout, context=self._tls
                 )
             else:
-                server = smtplib.SMTP(self._host, self._port, timeout=TIMEOUT_SECONDS)
+                server = smtplib.SMTP(self._host, self._port, timeout=self._timeout)
             try:
                 if self._security == "starttls":
                     server.starttls(context=self._tls)
@@ -150,13 +148,13 @@ class SmtpTransport:
                 server.close()
                 raise
         except (OSError, smtplib.SMTPException) as error:
-            raise Unreachable(_told(error)) from error
+            raise Unreachable(_describe(error)) from error
         return server
 
 
-def transport_for(settings: Settings) -> Transport:
-    """How mails leave with these settings. Raises `ConfigError`."""
-    return SmtpTransport(settings) if settings.smtp_host else FolderTransport(settings.mail_folder)
+def transport_for(settings: Settings, limits: Limits = DEFAULT_LIMITS) -> Transport:
+    """Return the transport that the settings select. Raises `ConfigError`."""
+    return SmtpTransport(settings, limits) if settings.smtp_host else FolderTransport(settings.mail_folder)
 
 
 def _send(server: smtplib.SMTP, mail: EmailMessage) -> None:
@@ -166,32 +164,32 @@ def _send(server: smtplib.SMTP, mail: EmailMessage) -> None:
         code, text = next(iter(error.recipients.values()))
         raise _refusal(code, text) from error
     except smtplib.SMTPHeloError as error:
-        raise Unreachable(f"the greeting is refused: {_told(error)}") from error
+        raise Unreachable(f"the greeting is refused: {_describe(error)}") from error
     except smtplib.SMTPSenderRefused as error:
-        # All mails have the same sender, so this is none's own fault: the operator is to mend it, and none is lost.
-        raise Unreachable(f"the sender is refused: {_told(error)}") from error
+        # All mails have the same sender, so no mail is at fault: the operator corrects it, and no mail is lost.
+        raise Unreachable(f"the sender is refused: {_describe(error)}") from error
     except smtplib.SMTPResponseException as error:
         raise _refusal(error.smtp_code, error.smtp_error) from error
     except (OSError, smtplib.SMTPException) as error:
-        # It may have been taken and may not: better twice than never.
+        # Whether the server accepted the mail is unknown: a mail that is sent twice is better than a lost one.
         server.close()
-        raise TryLater(_told(error)) from error
+        raise TryLater(_describe(error)) from error
 
 
 def _refusal(code: int, text: bytes | str) -> TryLater | Refused:
-    return (Refused if 500 <= code < 600 else TryLater)(_said(code, text))
+    return (Refused if 500 <= code < 600 else TryLater)(_response(code, text))
 
 
-def _said(code: int, text: bytes | str) -> str:
-    """A mail server's answer, for the operator; it may repeat the mail."""
-    said = text.decode(errors="replace") if isinstance(text, bytes) else text
-    return f"{code} {REPEATED if credentials.holds_one(said) else said}"[:200]
+def _response(code: int, text: bytes | str) -> str:
+    """Format a mail server's response for the operator, without the secrets of a mail that it repeats."""
+    decoded = text.decode(errors="replace") if isinstance(text, bytes) else text
+    return f"{code} {REDACTED if token_format.contains_credential(decoded) else decoded}"[:200]
 
 
-def _told(error: Exception) -> str:
-    """What happened, for the operator. A login that is refused tells no password."""
+def _describe(error: Exception) -> str:
+    """Describe the error to the operator. The error of a refused login holds no password."""
     if isinstance(error, smtplib.SMTPResponseException):
-        return _said(error.smtp_code, error.smtp_error)
+        return _response(error.smtp_code, error.smtp_error)
     return f"{type(error).__name__}: {error}"[:200]
 
 

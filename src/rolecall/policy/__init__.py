@@ -1,15 +1,15 @@
-"""What each role may do: strict reading of Casbin files, one immutable index, Casbin as its judge."""
+"""Policies: strict parsing of Casbin files, one immutable index of them, and a check against Casbin itself."""
 
 from pathlib import Path
 
 from rolecall.errors import PolicyInvalid
-from rolecall.policy.build import Build, build, index
-from rolecall.policy.compiled import OWNERS, Decision, Policy
-from rolecall.policy.explain import explain, few
-from rolecall.policy.handover import build_aside
-from rolecall.policy.scope import Reach, is_cut_down, is_within, narrowed, permits
-from rolecall.policy.source import MODEL_FILE, POLICY_FILE, TEST_FILE, Finding, Rule, Severity
-from rolecall.policy.words import asked_problem, pattern_problem
+from rolecall.policy.build import Build, build, read_and_index
+from rolecall.policy.explain import explain, join_names
+from rolecall.policy.index import OWNERS, Decision, Policy
+from rolecall.policy.parsed import MODEL_FILE, POLICY_FILE, TEST_FILE, Finding, PolicyFiles, Rule, Severity
+from rolecall.policy.restrictions import PermissionScope, is_restricted_within, is_within, permits, restrict
+from rolecall.policy.subprocess_build import build_in_subprocess
+from rolecall.policy.syntax import pattern_problem, request_problem
 
 __all__ = [
     "MODEL_FILE",
@@ -19,37 +19,38 @@ __all__ = [
     "Build",
     "Decision",
     "Finding",
+    "PermissionScope",
     "Policy",
     "PolicyError",
-    "Reach",
+    "PolicyFiles",
     "Rule",
     "Severity",
-    "asked_problem",
     "build",
-    "build_aside",
+    "build_in_subprocess",
     "explain",
-    "few",
-    "index",
-    "is_cut_down",
+    "is_restricted_within",
     "is_within",
+    "join_names",
     "load",
-    "narrowed",
     "pattern_problem",
     "permits",
+    "read_and_index",
+    "request_problem",
+    "restrict",
 ]
 
 
 class PolicyError(PolicyInvalid):
-    """A folder is no policy that may go live. `findings` say what is wrong where, and what to do."""
+    """Error of a policy folder that may not go live. `findings` say what is wrong where, and what to do."""
 
     def __init__(self, folder: Path, findings: tuple[Finding, ...]) -> None:
         super().__init__("\n".join([f"The policy in {folder} can't be served:", *map(str, findings)]))
         self.findings = findings
 
 
-def load(folder: Path | str, oracle_seconds: float = 2.0) -> Policy:
-    """The policy of `folder`, compared with Casbin for `oracle_seconds`. Raises `PolicyError` where it has errors."""
-    result = build_aside(Path(folder), oracle_seconds)
+def load(folder: Path | str, casbin_seconds: float = 2.0) -> Policy:
+    """Load the policy of `folder`, compared with Casbin for `casbin_seconds`. Raises `PolicyError` if it has errors."""
+    result = build_in_subprocess(Path(folder), casbin_seconds)
     if result.policy is None:
         raise PolicyError(Path(folder), result.errors)
     return result.policy

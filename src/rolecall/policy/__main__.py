@@ -1,26 +1,33 @@
-"""The child process of `handover.build_aside`: arguments are the folder and the seconds for the comparison."""
+"""Child process of `build_in_subprocess`: its arguments are the folder and the seconds for the check against Casbin.
+
+With an empty folder, standard input has the texts of the files.
+"""
 
 import os
+import pickle
 import signal
 import sys
 from pathlib import Path
 
 from rolecall.policy.build import build
-from rolecall.policy.handover import send
+from rolecall.policy.parsed import PolicyFiles
+from rolecall.policy.subprocess_build import send
 
 
 def main() -> None:
-    """Build, and hand the result over on the standard output."""
-    # Ctrl-C is for the process that waits for us: it decides what becomes of the policy.
+    """Build the policy and write the result to the standard output."""
+    # Ctrl-C is for the parent process, which decides what happens to the policy.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stream = sys.stdout.buffer
     sys.stdout = sys.stderr  # so that no library's print ends up between the pickles
-    result = build(Path(sys.argv[1]), float(sys.argv[2]))
+    folder, casbin_seconds = sys.argv[1], float(sys.argv[2])
+    source = Path(folder) if folder else PolicyFiles(*pickle.load(sys.stdin.buffer))  # noqa: S301 - our parent wrote it
+    result = build(source, casbin_seconds)
     try:
         send(result, stream)
         stream.flush()
     except BrokenPipeError:
-        # Whoever waited for us has ended; Python must not complain when it flushes the rest.
+        # The parent process has ended; Python must not report an error when it flushes the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         sys.exit(1)
 

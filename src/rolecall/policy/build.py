@@ -1,27 +1,32 @@
-"""From a folder to a policy that may go live: read, lint, index, test, compare with Casbin."""
+"""Build of a policy that may go live from its files: parse, lint, index, test, compare with Casbin."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from rolecall.policy import files, golden, lint
-from rolecall.policy.compiled import Policy
-from rolecall.policy.source import TEST_FILE, Finding, Severity, Source
+from rolecall.policy import lint, parser
+from rolecall.policy.index import Policy
+from rolecall.policy.parsed import NO_FILES, TEST_FILE, Finding, ParsedPolicy, PolicyFiles, Severity
 
-__all__ = ["Build", "build", "index"]
+__all__ = ["Build", "build", "read_and_index"]
 
 
 @dataclass(frozen=True, slots=True)
 class Build:
-    """What came of a folder: a policy only where no finding is an error.
+    """Result of building a policy from `files`: a policy only if no finding is an error.
 
-    `tested` counts the rows of policy_test.csv, `compared` the answers that were compared with Casbin's.
+    `tests` counts the rows of policy_test.csv, `comparisons` the answers that were compared with Casbin's.
     """
 
     policy: Policy | None
     findings: tuple[Finding, ...]
-    version: str
-    tested: int = 0
-    compared: int = 0
+    files: PolicyFiles = NO_FILES
+    tests: int = 0
+    comparisons: int = 0
+
+    @property
+    def version(self) -> str:
+        """The version of the files; empty where they can't be read."""
+        return self.files.version
 
     @property
     def errors(self) -> tuple[Finding, ...]:
@@ -29,29 +34,32 @@ class Build:
         return tuple(finding for finding in self.findings if finding.severity is Severity.ERROR)
 
 
-def index(folder: Path) -> tuple[Source, Policy | None]:
-    """All that `folder` says, and its policy where that can be indexed, tested or not."""
-    source = files.read(folder)
-    blocking = [finding for finding in source.errors if finding.file != TEST_FILE]
+def read_and_index(source: Path | PolicyFiles) -> tuple[ParsedPolicy, Policy | None]:
+    """Parse a folder or its texts, and index the policy if that is possible, without testing it."""
+    parsed = parser.read(source) if isinstance(source, Path) else parser.parse(source, ParsedPolicy())
+    blocking = [finding for finding in parsed.errors if finding.file != TEST_FILE]
     if not blocking:
-        lint.check_roles(source)
-        blocking = [finding for finding in source.errors if finding.file != TEST_FILE]
+        lint.check_roles(parsed)
+        blocking = [finding for finding in parsed.errors if finding.file != TEST_FILE]
     if blocking:
-        return source, None
-    policy = Policy(source.rules, source.inheritances, source.version)
-    lint.check_grants(source, policy)
-    return source, policy
+        return parsed, None
+    policy = Policy(parsed.rules, parsed.inheritances, parsed.files.version)
+    lint.check_grants(parsed, policy)
+    return parsed, policy
 
 
-def build(folder: Path, oracle_seconds: float | None = 2.0) -> Build:
-    """Build the policy of `folder` here. `oracle_seconds` bounds the comparison with Casbin; None: to the end."""
-    source, policy = index(folder)
-    compared = 0
+def build(source: Path | PolicyFiles, casbin_seconds: float | None = 2.0) -> Build:
+    """Build the policy of a folder or its texts in this process.
+
+    It is checked against Casbin for `casbin_seconds` (None: to the end).
+    """
+    parsed, policy = read_and_index(source)
+    comparisons = 0
     if policy is not None:
-        golden.check_cases(source, policy)
-        if not source.errors:
-            from rolecall.policy import oracle  # noqa: PLC0415 - importing Casbin takes longer than finding an error
+        lint.check_test_cases(parsed, policy)
+        if not parsed.errors:
+            from rolecall.policy import casbin_check  # noqa: PLC0415 - importing Casbin takes longer than linting
 
-            compared = oracle.check_against_casbin(source, policy, oracle_seconds)
-    served = None if source.errors else policy
-    return Build(served, tuple(source.findings), source.version, len(source.cases), compared)
+            comparisons = casbin_check.check_against_casbin(parsed, policy, casbin_seconds)
+    served = None if parsed.errors else policy
+    return Build(served, tuple(parsed.findings), parsed.files, len(parsed.cases), comparisons)

@@ -1,21 +1,22 @@
-"""Say in words why a decision came out as it did, and what would have to be different."""
+"""Explanations of decisions: which rule decided, and what would have to be different for another decision."""
 
 from collections.abc import Sequence
 from difflib import get_close_matches
 
 from rolecall.domain import Effect, Explanation, Reason
-from rolecall.policy.compiled import Decision
-from rolecall.policy.source import POLICY_FILE, Rule
+from rolecall.policy.index import Decision
+from rolecall.policy.parsed import POLICY_FILE, Rule
 
-__all__ = ["explain", "few"]
+__all__ = ["explain", "join_names"]
 
+# Maximum role names in a message; further ones are counted.
 MAX_NAMED = 10
-# Among more names, looking for one that is alike would take long.
-MAX_LIKENED = 2000
+# Maximum names that are searched for a similar spelling: among more, the search takes too long.
+MAX_SIMILARITY_NAMES = 2000
 
 
 def explain(decision: Decision) -> Explanation:
-    """The rule that decided; on a deny also the nearest miss and the roles that would pass."""
+    """Explain by the rule that decided; for a denial also by the nearest miss and the roles that would pass."""
     policy, role = decision.policy, decision.role
     wanted = f"`{decision.action}` on `{decision.resource}`"
     rule = decision.rule
@@ -25,25 +26,25 @@ def explain(decision: Decision) -> Explanation:
         summary = f"{role} may {wanted}{through}: {POLICY_FILE}:{rule.line} allows it."
         return Explanation(summary, str(rule), POLICY_FILE, rule.line, chain)
     passing = policy.roles_that_may(decision.action, decision.resource)
-    who = f" Roles that may: {few(passing)}." if passing else " No role may."
+    who = f" Roles that may: {join_names(passing)}." if passing else " No role may."
     if rule is not None:
         summary = f"{role} may not {wanted}: {POLICY_FILE}:{rule.line} denies it, and deny beats allow.{who}"
         return Explanation(summary, str(rule), POLICY_FILE, rule.line, decision.role_chain, roles_that_pass=passing)
     near = _nearest_rule(decision)
     name = _nearest_name(decision)
-    summary = f"{role} may not {wanted}: {_why(decision, name)}.{who}"
+    summary = f"{role} may not {wanted}: {_deny_reason(decision, name)}.{who}"
     miss, line = (str(near), near.line) if near else (name, 0)
     return Explanation(summary, nearest_miss=miss, nearest_miss_line=line, roles_that_pass=passing)
 
 
-def few(roles: Sequence[str], between: str = ", ") -> str:
-    """The names in a text that stays short: the first ten, and how many more."""
+def join_names(roles: Sequence[str], between: str = ", ") -> str:
+    """Join the first ten names, and the number of further ones; `none` for no name."""
     more = f" and {len(roles) - MAX_NAMED} more" if len(roles) > MAX_NAMED else ""
     return between.join(roles[:MAX_NAMED]) + more or "none"
 
 
-def _why(decision: Decision, name: str) -> str:
-    """The reason of a default deny, with the nearest name where one may be mistyped."""
+def _deny_reason(decision: Decision, name: str) -> str:
+    """Return the reason of a default deny, with the most similar known name if the given one may be mistyped."""
     hint = f" (perhaps `{name}`)" if name else ""
     kind = decision.resource.partition("/")[0]
     match decision.reason:
@@ -58,7 +59,7 @@ def _why(decision: Decision, name: str) -> str:
 
 
 def _nearest_name(decision: Decision) -> str:
-    """The name of the policy that is most like the unknown one; empty where none is."""
+    """Return the policy's name that is most similar to the unknown one; empty if no name is similar."""
     policy = decision.policy
     match decision.reason:
         case Reason.UNKNOWN_ROLE:
@@ -69,7 +70,7 @@ def _nearest_name(decision: Decision) -> str:
             word, names = decision.action, sorted(policy.actions)
         case _:
             return ""
-    if len(names) > MAX_LIKENED:
+    if len(names) > MAX_SIMILARITY_NAMES:
         return ""
     spelled = {name.lower(): name for name in names}
     close = get_close_matches(word.lower(), spelled, n=1, cutoff=0.6)
@@ -77,7 +78,7 @@ def _nearest_name(decision: Decision) -> str:
 
 
 def _nearest_rule(decision: Decision) -> Rule | None:
-    """An allow rule that would have matched for another role, else one of this role's on the same resource."""
+    """Return an allow rule that would have matched for another role, else one of this role's on the same resource."""
     policy = decision.policy
     if decision.reason is not Reason.NOT_GRANTED:
         return None

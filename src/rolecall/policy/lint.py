@@ -1,118 +1,119 @@
-"""What is wrong with a policy as a whole: undefined roles, circles, duplicates, grants that say nothing new."""
+"""Checks of a policy as a whole: undefined roles, cycles, duplicates, redundant grants, and failing test cases."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-from rolecall.domain import Effect
-from rolecall.policy.compiled import OWNERS, Policy
-from rolecall.policy.source import POLICY_FILE, Inheritance, Rule, Severity, Source
+from rolecall.domain import Effect, Reason
+from rolecall.policy.index import OWNERS, Policy
+from rolecall.policy.parsed import POLICY_FILE, TEST_FILE, Inheritance, ParsedPolicy, Rule, Severity
+from rolecall.policy.syntax import request_problem
 
-__all__ = ["MAX_CHAIN", "check_grants", "check_roles"]
+__all__ = ["MAX_CHAIN", "check_grants", "check_roles", "check_test_cases"]
 
-# Casbin stops looking after this many links of inheritance: one more, and it denies silently.
+# Maximum links of inheritance that Casbin follows; with one more it silently denies.
 MAX_CHAIN = 9
 
-# How alike two words must be, by difflib's ratio, for one to be taken for a mistyped other; and how many pairs are
-# looked at, at about 10 µs each.
-LOOKS_LIKE = 0.8
-MAX_COMPARED = 20_000
+# Minimum similarity, by difflib's ratio, of two names of which one is reported as mistyped.
+MIN_SIMILARITY = 0.8
+# Maximum pairs of names that are compared, at about 10 µs each.
+MAX_PAIRS = 20_000
 
 
-def check_roles(source: Source) -> None:
-    """Add findings about roles and inheritance. Without them the policy can be compiled."""
-    defined = {rule.role for rule in source.rules} | {row.role for row in source.inheritances}
+def check_roles(parsed: ParsedPolicy) -> None:
+    """Add findings about roles and inheritance. Without such findings the policy can be indexed."""
+    defined = {rule.role for rule in parsed.rules} | {row.role for row in parsed.inheritances}
     parents: dict[str, list[str]] = {}
     lines: dict[tuple[str, str], int] = {}
-    for row in source.inheritances:
+    for row in parsed.inheritances:
         if row.parent not in defined:
-            message = f"The role `{row.parent}` is inherited from, but nobody defines it."
-            source.add(POLICY_FILE, row.line, 1, message, f"Give `{row.parent}` a rule, or correct its name.")
+            message = f"The role `{row.parent}` is inherited from, but not defined."
+            parsed.add(POLICY_FILE, row.line, 1, message, f"Give `{row.parent}` a rule, or correct its name.")
         if (row.role, row.parent) in lines:
             first = lines[row.role, row.parent]
-            message = f"`{row.role}` inherits from `{row.parent}` already in line {first}."
-            source.add(POLICY_FILE, row.line, 1, message, "Delete one of the two rows.")
+            message = f"`{row.role}` already inherits from `{row.parent}` in line {first}."
+            parsed.add(POLICY_FILE, row.line, 1, message, "Delete one of the two rows.")
             continue
         lines[row.role, row.parent] = row.line
         parents.setdefault(row.role, []).append(row.parent)
-    _check_case(defined, source)
+    _check_case(defined, parsed)
     heights: dict[str, int] = {}
     for role in parents:
-        cycle = _measure(role, parents, heights)
+        cycle = _find_cycle(role, parents, heights)
         if cycle:
             line = lines[cycle[0], cycle[1]]
-            message = f"The roles inherit in a circle: {' -> '.join(cycle)}."
-            source.add(POLICY_FILE, line, 1, message, "Delete one of these `g` rows.")
+            message = f"The roles inherit in a cycle: {' -> '.join(cycle)}."
+            parsed.add(POLICY_FILE, line, 1, message, "Delete one of these `g` rows.")
             return
     for role, height in heights.items():
         if height > MAX_CHAIN:
             line = min(line for (child, _), line in lines.items() if child == role)
             message = f"`{role}` inherits through {height} links; Casbin silently stops after {MAX_CHAIN}."
-            source.add(POLICY_FILE, line, 1, message, "Shorten the chain of `g` rows.")
+            parsed.add(POLICY_FILE, line, 1, message, "Shorten the chain of `g` rows.")
 
 
-def check_grants(source: Source, policy: Policy) -> None:
-    """Add findings about rules that stand twice or say nothing new, and about a policy that nobody could own."""
+def check_grants(parsed: ParsedPolicy, policy: Policy) -> None:
+    """Add findings about duplicate and redundant rules, and about a policy without an owner role."""
     first: dict[tuple[str, str, str], int] = {}
-    alike: dict[tuple[str, str, Effect], dict[str, Rule]] = {}
-    for rule in source.rules:
-        alike.setdefault((rule.resource, rule.action, rule.effect), {})[rule.role] = rule
+    same_permission: dict[tuple[str, str, Effect], dict[str, Rule]] = {}
+    for rule in parsed.rules:
+        same_permission.setdefault((rule.resource, rule.action, rule.effect), {})[rule.role] = rule
     above = {role: policy.ancestors(role) - {role} for role in policy.roles}
-    for rule in source.rules:
+    for rule in parsed.rules:
         key = (rule.role, rule.resource, rule.action)
         line = first.setdefault(key, rule.line)
         if line != rule.line:
             fix = "Delete one of the two rows; where their effects differ, deny wins."
-            message = f"`{rule.role}` has a rule on `{rule.resource} {rule.action}` already in line {line}."
-            source.add(POLICY_FILE, rule.line, 1, message, fix)
+            message = f"`{rule.role}` has a rule on `{rule.resource} {rule.action}` already, in line {line}."
+            parsed.add(POLICY_FILE, rule.line, 1, message, fix)
             continue
-        holders = alike[rule.resource, rule.action, rule.effect]
+        holders = same_permission[rule.resource, rule.action, rule.effect]
         for role in sorted(above[rule.role] & holders.keys()):
             message = f"`{rule.role}` inherits this from `{role}` in line {holders[role].line}."
-            fix = "Delete the row: once, at the lowest role, is enough."
-            source.add(POLICY_FILE, rule.line, 1, message, fix, Severity.WARNING)
-    _check_spelling(source)
+            fix = "Delete the row: one grant at the lowest role is enough."
+            parsed.add(POLICY_FILE, rule.line, 1, message, fix, Severity.WARNING)
+    _check_spelling(parsed)
     if not policy.owner_roles:
         resource, action = OWNERS
         message = f"No role may `{resource} {action}`, so no organization could have an owner."
         fix = f"Add the row `p, ROLE, {resource}, {action}, allow`, with your top role for ROLE."
-        source.add(POLICY_FILE, 0, 0, message, fix)
+        parsed.add(POLICY_FILE, 0, 0, message, fix)
 
 
-def _check_spelling(source: Source) -> None:
-    """Warn of a word that stands but once and looks like one that stands often: probably it is mistyped."""
+def _check_spelling(parsed: ParsedPolicy) -> None:
+    """Warn of a name that is used once and is similar to one that is used more often: it may be mistyped."""
     places: dict[str, dict[str, list[int]]] = {"role": {}, "resource type": {}, "action": {}}
-    for rule in source.rules:
-        words = (rule.role, rule.resource.partition("/")[0], rule.action)
-        for found, word in zip(places.values(), words, strict=True):
-            found.setdefault(word, []).append(rule.line)
-    for row in source.inheritances:
+    for rule in parsed.rules:
+        names = (rule.role, rule.resource.partition("/")[0], rule.action)
+        for found, name in zip(places.values(), names, strict=True):
+            found.setdefault(name, []).append(rule.line)
+    for row in parsed.inheritances:
         for role in (row.role, row.parent):
             places["role"].setdefault(role, []).append(row.line)
     for kind, found in places.items():
-        often = [word for word, lines in found.items() if len(lines) > 1]
-        rare = {word: lines[0] for word, lines in found.items() if len(lines) == 1}
-        if len(often) * len(rare) > MAX_COMPARED:
+        frequent = [name for name, lines in found.items() if len(lines) > 1]
+        rare = {name: lines[0] for name, lines in found.items() if len(lines) == 1}
+        if len(frequent) * len(rare) > MAX_PAIRS:
             continue
-        for word, line in rare.items():
-            if close := get_close_matches(word, often, n=1, cutoff=LOOKS_LIKE):
-                message = f"The {kind} `{word}` stands only here, and looks like `{close[0]}`."
-                source.add(POLICY_FILE, line, 1, message, "Correct it if it is mistyped.", Severity.WARNING)
+        for name, line in rare.items():
+            if close := get_close_matches(name, frequent, n=1, cutoff=MIN_SIMILARITY):
+                message = f"The {kind} `{name}` is used only here, and is similar to `{close[0]}`."
+                parsed.add(POLICY_FILE, line, 1, message, "Correct it if it is mistyped.", Severity.WARNING)
 
 
-def _check_case(defined: Iterable[str], source: Source) -> None:
-    """Warn of roles that only case tells apart."""
+def _check_case(defined: Iterable[str], parsed: ParsedPolicy) -> None:
+    """Warn of roles that differ only in case."""
     spellings: dict[str, str] = {}
     for role in sorted(defined):
         other = spellings.setdefault(role.lower(), role)
         if other != role:
-            rows: list[Rule | Inheritance] = [*source.rules, *source.inheritances]
+            rows: list[Rule | Inheritance] = [*parsed.rules, *parsed.inheritances]
             line = next(row.line for row in rows if row.role == role)
             message = f"The roles `{other}` and `{role}` differ only in case."
-            source.add(POLICY_FILE, line, 1, message, "Use one spelling.", Severity.WARNING)
+            parsed.add(POLICY_FILE, line, 1, message, "Use one spelling.", Severity.WARNING)
 
 
-def _measure(start: str, parents: dict[str, list[str]], heights: dict[str, int]) -> list[str]:
-    """Note how many links of inheritance are above each role from `start` up; the circle where there is one."""
+def _find_cycle(start: str, parents: dict[str, list[str]], heights: dict[str, int]) -> list[str]:
+    """Set in `heights` the longest chain above `start` and each of its ancestors; return a cycle, or [] without one."""
     path = [start]
     todo = [iter(parents.get(start, ()))]
     while path:
@@ -128,3 +129,20 @@ def _measure(start: str, parents: dict[str, list[str]], heights: dict[str, int])
             path.append(parent)
             todo.append(iter(parents.get(parent, ())))
     return []
+
+
+def check_test_cases(parsed: ParsedPolicy, policy: Policy) -> None:
+    """Add a finding for every test case that fails, or whose request isn't valid."""
+    for case in parsed.cases:
+        decision = policy.decide(case.role, case.action, case.resource)
+        request = f"`{case.role}` `{case.resource} {case.action}`"
+        if decision.reason is Reason.UNKNOWN_ROLE:
+            fix = "Correct the name, or delete the test."
+            parsed.add(TEST_FILE, case.line, 1, f"The policy has no role `{case.role}`.", fix)
+        elif problem := request_problem("resource", case.resource) or request_problem("action", case.action):
+            parsed.add(TEST_FILE, case.line, 1, f"The request isn't valid: {problem} ({request})", "Correct the row.")
+        elif decision.decision is not case.expected:
+            rule = decision.rule
+            why = f"by line {rule.line}, `{rule}`" if rule else f"because {decision.reason.value}"
+            message = f"{request} should be {case.expected}, but is {decision.decision} {why}."
+            parsed.add(TEST_FILE, case.line, 1, message, "Correct policy.csv, or this expectation.")

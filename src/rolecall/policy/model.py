@@ -1,12 +1,12 @@
-"""The one Casbin model that is served, and how another one differs from it."""
+"""The one Casbin model that is served, and the differences of another model from it."""
 
 import re
 
-from rolecall.policy.source import MODEL_FILE, Source, lines_of
+from rolecall.policy.parsed import MODEL_FILE, ParsedPolicy, lines_of
 
 __all__ = ["MODEL", "read_model"]
 
-# Two values are equal up to spacing where these are.
+# Two values are equal up to spacing if their tokens are equal.
 _TOKEN = re.compile(r'"[^"]*"|\w+|[^\w\s]')
 
 # Section -> key -> value.
@@ -23,30 +23,30 @@ _MODEL = {
 MODEL = "\n".join(f"[{section}]\n{key} = {value}" for section, d in _MODEL.items() for key, value in d.items())
 
 
-def read_model(text: str, source: Source) -> None:
-    """Hold the model against the one that is served."""
+def read_model(text: str, parsed: ParsedPolicy) -> None:
+    """Compare a model with the served one, and add a finding to `parsed` for each difference."""
     section = ""
     seen: set[tuple[str, str]] = set()
-    for number, line in lines_of(text, MODEL_FILE, source):
+    for number, line in lines_of(text, MODEL_FILE, parsed):
         stripped = line.strip()
         if stripped.startswith("[") and stripped.endswith("]"):
             section = stripped[1:-1]
             if section not in _MODEL:
-                source.add(MODEL_FILE, number, 1, f"Section [{section}] is not part of the model.", "Delete it.")
+                parsed.add(MODEL_FILE, number, 1, f"Section [{section}] is not part of the model.", "Delete it.")
             continue
         key, _, value = (part.strip() for part in stripped.partition("="))
         expected = _MODEL.get(section, {}).get(key)
         if expected is None:
-            source.add(MODEL_FILE, number, 1, f"`{key}` is not part of [{section}] of the model.", "Delete the line.")
+            parsed.add(MODEL_FILE, number, 1, f"`{key}` is not part of [{section}] of the model.", "Delete the line.")
         elif (section, key) in seen:
-            source.add(MODEL_FILE, number, 1, f"`{key}` of [{section}] stands twice.", "Delete one of the two.")
+            parsed.add(MODEL_FILE, number, 1, f"`{key}` of [{section}] is defined twice.", "Delete one of the two.")
         elif _TOKEN.findall(value) != _TOKEN.findall(expected):
             column = len(line) - len(line.partition("=")[2].lstrip()) + 1
             message = f"[{section}] says `{key} = {value}`, but Rolecall serves only `{key} = {expected}`."
-            source.add(MODEL_FILE, number, column, message, f"Write `{key} = {expected}`.")
+            parsed.add(MODEL_FILE, number, column, message, f"Write `{key} = {expected}`.")
         seen.add((section, key))
     for name, keys in _MODEL.items():
         for key, value in keys.items():
             if (name, key) not in seen:
                 fix = f"Add `{key} = {value}` under [{name}]."
-                source.add(MODEL_FILE, 0, 0, f"`{key}` of [{name}] is missing.", fix)
+                parsed.add(MODEL_FILE, 0, 0, f"`{key}` of [{name}] is missing.", fix)

@@ -1,5 +1,6 @@
-"""The database: transactions that are wholly there or wholly absent, on SQLite and PostgreSQL alike."""
+"""Database access: atomic transactions, with the same behaviour on SQLite and PostgreSQL."""
 
+import random
 import sqlite3
 import threading
 import time
@@ -13,10 +14,10 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, Operation
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from rolecall.errors import ConfigError, StorageUnavailable, WriteConflict
+from rolecall.limits import DEFAULT_LIMITS, Limits
 from rolecall.storage import organizations
-from rolecall.storage.changes import position, record_change
+from rolecall.storage.changes import notify_followers, position, record_change
 from rolecall.storage.engine import (
-    WAIT_SECONDS,
     WRITES,
     create_file,
     engine_for,
@@ -24,11 +25,11 @@ from rolecall.storage.engine import (
     file_is_missing,
     url_of,
 )
-from rolecall.storage.follower import Follower, PostgresFollower, SqliteFollower, wake_followers
+from rolecall.storage.follower import Follower, PostgresFollower, SqliteFollower
 from rolecall.storage.schema import check_schema, is_empty, upgrade_schema
-from rolecall.storage.transaction import Change, Transaction
+from rolecall.storage.transaction import Change, Rollback, Transaction
 
-__all__ = ["Change", "Storage", "Transaction", "WouldWait"]
+__all__ = ["Change", "Rollback", "Storage", "Transaction"]
 
 T = TypeVar("T")
 
@@ -40,80 +41,72 @@ _SQLITE_OUTAGES = tuple(
 _UNREACHABLE = "The database can't be reached: try again in a moment."
 _BUSY = "Other writers kept the database busy: try again in a moment."
 
+# Maximum attempts of a transaction that conflicts with others.
 TRIES = 4
-FIRST_PAUSE_SECONDS = 0.02
-
-
-class WouldWait(Exception):
-    """The database would have to be waited for, in a thread that is spared that.
-
-    `lacking` is what would be read, where that can be read for many at once; whoever raises it knows what it says.
-    """
-
-    def __init__(self, lacking: Any = None) -> None:
-        super().__init__("the database would have to be waited for")
-        self.lacking = lacking
+# The pause after a conflict is random: at most 40 ms after the first try, twice as long after each later one.
+FIRST_PAUSE_SECONDS = 0.04
+MAX_PAUSE_SECONDS = 0.2
 
 
 class Storage:
-    """One database. Threads may share it."""
+    """Access to one database. Threads may share it."""
 
-    def __init__(self, url: str, pool_size: int = 16) -> None:
-        """Connects to nothing yet. Raises `ConfigError` where `url` is none that we serve."""
+    def __init__(self, url: str, pool_size: int = 16, limits: Limits = DEFAULT_LIMITS) -> None:
+        """Prepare the engine; doesn't connect yet. Raises `ConfigError` where `url` is malformed or not supported."""
         self._url = url_of(url)
-        self._engine = engine_for(self._url, pool_size)
+        self._engine = engine_for(self._url, pool_size, limits.database_seconds)
+        self._wait_seconds = limits.database_seconds
         self._writer = threading.Lock()
         self._identity = file_identity(self._url)
         self._postgresql = self._url.get_backend_name() == "postgresql"
         self._listeners: list[Callable[[list[Change] | None], None]] = []
-        self._spared = 0
-        # Behind what this process changed last. SQLite's next change has a later place, unless the file was set back.
-        self._place = 0
+        self._mail_listeners: list[Callable[[], None]] = []
+        # Position after the last change of this process. On SQLite the next change has a later one, unless the file was
+        # restored to an earlier state.
+        self._position = 0
 
-    def on_change(self, note: Callable[[list[Change] | None], None]) -> None:
-        """Have `note` told what each transaction of this process changed, before `write` answers.
+    def on_change(self, notify: Callable[[list[Change] | None], None]) -> None:
+        """Call `notify` with the changes of each transaction of this process, before `write` returns.
 
-        It is told None where nobody knows whether the changes were committed, or what else: the database was set back.
+        The argument is None where it is unknown whether the changes were committed, or where the database was restored
+        to an earlier state, so that others are unknown.
         """
-        self._listeners.append(note)
+        self._listeners.append(notify)
 
-    def spare(self, thread: int) -> None:
-        """Never have the thread with this id wait: what would, raises `WouldWait` there."""
-        self._spared = thread
-
-    def require_patience(self, lacking: Any = None) -> None:
-        """Raise `WouldWait`, saying what is lacking, where the present thread is one that is spared."""
-        if threading.get_ident() == self._spared:
-            raise WouldWait(lacking)
+    def on_mail_queued(self, notify: Callable[[], None]) -> None:
+        """Call `notify` after each transaction of this process that queued mails."""
+        self._mail_listeners.append(notify)
 
     def create(self) -> None:
-        """Make the tables in a new or empty database; `check` any other. Raises `ConfigError`."""
+        """Create the tables in a new or empty database; `check` any other. Raises `ConfigError`."""
         create_file(self._url)
         if is_empty(self._engine):
             upgrade_schema(self._engine)
         self.check()
 
     def upgrade(self, fill: Callable[[Transaction, str | None], None] = lambda _tx, _found: None) -> None:
-        """Bring the schema of the database to what this version needs. Raises `ConfigError`.
+        """Upgrade the schema of the database to this version's. Raises `ConfigError`.
 
-        `fill` adds, in the same transaction, what no migration can: it is told the schema that was found.
+        `fill` adds data that migrations can't, in the same transaction; its second argument is the previous schema.
         """
         self.require_file()
         upgrade_schema(self._engine, lambda connection, found: fill(Transaction(connection), found))
 
     def check(self) -> None:
-        """Raise `ConfigError` where there is no database, or its schema is older or newer than this version's."""
+        """Raise `ConfigError` where the database is missing, or its schema is older or newer than this version's."""
         self.require_file()
         check_schema(self._engine)
 
     def require_file(self) -> None:
-        """Raise `ConfigError` where SQLite would make a new, empty file."""
+        """Raise `ConfigError` where SQLite would create a new, empty file."""
         if file_is_missing(self._url):
             where = self._url.database
-            raise ConfigError(f"There is no database {where}: run `rolecall init`, or correct ROLECALL_DATABASE.")
+            raise ConfigError(
+                f"The database {where} does not exist: run `rolecall init`, or correct ROLECALL_DATABASE."
+            )
 
     def scrub(self) -> bool:
-        """Have SQLite drop its log of changes, where what was erased still stands; False where it is in use."""
+        """Truncate SQLite's write-ahead log, which still holds erased values; False where it is in use."""
         if self._postgresql:
             return True
         with self._engine.connect() as connection:
@@ -123,33 +116,32 @@ class Storage:
         return not busy
 
     def close(self) -> None:
-        """Let go of all connections."""
+        """Close all connections."""
         self._engine.dispose()
 
     def read(self, work: Callable[[Transaction], T]) -> T:
-        """What `work` finds in one snapshot. It may be called again. Raises `StorageUnavailable`."""
+        """Run `work` in one snapshot, and return its result. It may be called again. Raises `StorageUnavailable`."""
         options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True} if self._postgresql else {}
         return self._run(work, options, conflict=StorageUnavailable)
 
-    def write(self, work: Callable[[Transaction], T]) -> T:
-        """What `work` answers after its writes are committed. It may be called again, after a roll-back.
+    def write(self, work: Callable[[Transaction], T | Rollback[T]]) -> T:
+        """Run `work`, commit its writes, and return its result. It may be called again, after a rollback.
 
-        Raises `WriteConflict` where others got in between each time, `StorageUnavailable`, and whatever `work` raises:
-        then nothing is written.
+        Raises `WriteConflict` where each attempt conflicted with other writers, `StorageUnavailable`, and what `work`
+        raises: then nothing is written.
         """
         if self._postgresql:
             return self._run(work, {WRITES: True}, conflict=WriteConflict)
-        self.require_patience()
-        # SQLite lets whoever happens to look next in, and starves the others.
-        if not self._writer.acquire(timeout=WAIT_SECONDS):
+        # Writers of this process queue here: SQLite admits the one that happens to poll next, and can starve others.
+        if not self._writer.acquire(timeout=self._wait_seconds):
             raise WriteConflict(_BUSY)
         try:
             return self._run(work, {WRITES: True}, conflict=WriteConflict)
         finally:
             self._writer.release()
 
-    def alone(self, work: Callable[[Transaction], T]) -> T:
-        """What `work` answers while no change of any organization is under way, in any process. Raises as `write`."""
+    def exclusive(self, work: Callable[[Transaction], T]) -> T:
+        """Run `work` while no change of any organization is in progress, in any process. Raises what `write` does."""
 
         def locked(tx: Transaction) -> T:
             if self._postgresql:
@@ -158,17 +150,18 @@ class Storage:
 
         return self.write(locked)
 
-    def mutate(self, organization: str, work: Callable[[Transaction], T]) -> T:
-        """`write` to one organization: its revision is bumped before `work` begins, and lets one writer in at a time.
+    def mutate(self, organization: str, work: Callable[[Transaction], T | Rollback[T]]) -> T:
+        """Run `work` as `write` does, after raising the organization's revision, which serializes its writers.
 
-        Raises `OrganizationNotFound` too.
+        Where `work` returns a `Rollback`, nothing is committed, the new revision included. Raises
+        `OrganizationNotFound` too.
         """
 
-        def revised(tx: Transaction) -> T:
+        def revised(tx: Transaction) -> T | Rollback[T]:
             tx = replace(tx, revision=organizations.bump(tx, organization))
             answer = work(tx)
-            if not tx.touched:
-                # Others learn of the new revision by what it changed.
+            if not tx.changes_made and not isinstance(answer, Rollback):
+                # Other processes learn of the new revision only by its changes.
                 record_change(tx, organization, "revision", "")
             return answer
 
@@ -176,24 +169,23 @@ class Storage:
 
     def _run(
         self,
-        work: Callable[[Transaction], T],
+        work: Callable[[Transaction], T | Rollback[T]],
         options: dict[str, Any],
         conflict: type[StorageUnavailable | WriteConflict],
     ) -> T:
-        self.require_patience()
-        self._mind_replaced_file()
-        give_up_at = time.monotonic() + WAIT_SECONDS
-        pause = FIRST_PAUSE_SECONDS
+        self._release_replaced_file()
+        give_up_at = time.monotonic() + self._wait_seconds
+        longest_pause = FIRST_PAUSE_SECONDS
         for tries_left in reversed(range(TRIES)):
             try:
                 return self._once(work, options)
             except PoolTimeoutError as error:
                 raise StorageUnavailable("All database connections are in use: try again in a moment.") from error
             except SQLAlchemyError as error:
-                # A lock that was waited for at length will not be had by waiting as long again.
+                # After a long wait for a lock, another one of the same length is unlikely to succeed.
                 last = not tries_left or time.monotonic() > give_up_at
                 if _is_duplicate(error) and not last:
-                    # Two made the same row at once: the second try finds it and says so in our words.
+                    # Two transactions inserted the same row: the second attempt finds it, and raises its own error.
                     pass
                 elif _is_outage(error):
                     raise StorageUnavailable(_UNREACHABLE) from error
@@ -201,50 +193,54 @@ class Storage:
                     raise
                 elif last:
                     raise conflict(_BUSY) from error
-            time.sleep(pause)
-            pause *= 2
+            # Full jitter: writers that conflicted don't meet again.
+            time.sleep(random.uniform(0.0, longest_pause))  # noqa: S311 - no secret
+            longest_pause = min(2 * longest_pause, MAX_PAUSE_SECONDS)
         raise AssertionError("the last try returns or raises")
 
-    def _once(self, work: Callable[[Transaction], T], options: dict[str, Any]) -> T:
+    def _once(self, work: Callable[[Transaction], T | Rollback[T]], options: dict[str, Any]) -> T:
         with self._engine.connect().execution_options(**options) as connection:
             if WRITES in options:
-                # A reader begins with its first statement, and may find that it needs none.
+                # A reader's transaction begins with its first statement, if it has one.
                 connection.begin()
-            tx = Transaction(connection)
+            tx = Transaction(connection, on_mail_queued=self._mail_listeners)
             answer = work(tx)
-            was_set_back = False
-            if tx.touched:
-                wake_followers(tx)
-                was_set_back = not self._postgresql and self._is_set_back(tx)
+            if isinstance(answer, Rollback):
+                connection.rollback()
+                return answer.answer
+            was_restored = False
+            if tx.changes_made:
+                notify_followers(tx)
+                was_restored = not self._postgresql and self._was_restored(tx)
             try:
                 connection.commit()
             except BaseException:
-                # It may be done all the same.
-                if tx.touched:
-                    self._tell(None)
+                # The changes may be committed all the same.
+                if tx.changes_made:
+                    self._notify(None)
                 raise
-        if tx.touched:
-            self._tell(None if was_set_back else tx.touched)
-        for then in tx.afterwards:
-            then()
+        if tx.changes_made:
+            self._notify(None if was_restored else tx.changes_made)
+        for callback in tx.on_commit:
+            callback()
         return answer
 
-    def _is_set_back(self, tx: Transaction) -> bool:
-        """Whether an earlier state of the file was restored since this process last wrote to it."""
-        place, self._place = self._place, position(tx)
-        return self._place <= place
+    def _was_restored(self, tx: Transaction) -> bool:
+        """Whether the file was restored to an earlier state since this process last wrote to it."""
+        before, self._position = self._position, position(tx)
+        return self._position <= before
 
-    def _tell(self, changes: list[Change] | None) -> None:
-        for note in self._listeners:
-            note(changes)
+    def _notify(self, changes: list[Change] | None) -> None:
+        for notify in self._listeners:
+            notify(changes)
 
     @contextmanager
     def follow(self) -> Iterator[Follower]:
-        """Follow what is committed from now on, on a connection of its own. Raises `StorageUnavailable`."""
-        self._mind_replaced_file()
+        """Follow the changes committed from now on, on a separate connection. Raises `StorageUnavailable`."""
+        self._release_replaced_file()
         identity = self._identity
 
-        def mind_file() -> None:
+        def check_file() -> None:
             if file_identity(self._url) != identity:
                 raise StorageUnavailable(_UNREACHABLE)
 
@@ -252,15 +248,15 @@ class Storage:
         try:
             with self._engine.connect().execution_options(**options) as connection:
                 try:
-                    yield PostgresFollower(connection) if self._postgresql else SqliteFollower(connection, mind_file)
+                    yield PostgresFollower(connection) if self._postgresql else SqliteFollower(connection, check_file)
                 finally:
-                    # It listens, or was looked at from outside a transaction: nobody else is to get it.
+                    # The connection listens, or was used outside a transaction: it must not go back to the pool.
                     connection.invalidate()
         except (SQLAlchemyError, DriverError, sqlite3.Error) as error:
             raise StorageUnavailable(_UNREACHABLE) from error
 
-    def _mind_replaced_file(self) -> None:
-        """Let go of an SQLite file that is no longer the one at its path: what it says holds no more."""
+    def _release_replaced_file(self) -> None:
+        """Close the connections to an SQLite file that is no longer the one at its path: its content is outdated."""
         if self._postgresql:
             return
         identity = file_identity(self._url)
@@ -272,7 +268,7 @@ class Storage:
 
 
 def _is_conflict(error: SQLAlchemyError) -> bool:
-    """Whether the transaction lost against another one and may win the next time."""
+    """Whether the transaction conflicted with another one, and may succeed when it is tried again."""
     if not isinstance(error, DBAPIError):
         return False
     # Serialization failure, deadlock, lock not available.
@@ -282,7 +278,7 @@ def _is_conflict(error: SQLAlchemyError) -> bool:
 
 
 def _is_duplicate(error: SQLAlchemyError) -> bool:
-    """Whether there is such a row already."""
+    """Whether the row exists already."""
     if not isinstance(error, IntegrityError):
         return False
     if getattr(error.orig, "sqlstate", None) == "23505":
@@ -291,7 +287,7 @@ def _is_duplicate(error: SQLAlchemyError) -> bool:
 
 
 def _is_outage(error: SQLAlchemyError) -> bool:
-    """Whether the database itself is the trouble, and not the statement."""
+    """Whether the database itself fails, and not the statement."""
     if not isinstance(error, DBAPIError):
         return False
     name: str | None = getattr(error.orig, "sqlite_errorname", None)
@@ -299,7 +295,7 @@ def _is_outage(error: SQLAlchemyError) -> bool:
         return name.startswith(_SQLITE_OUTAGES)
     state: str | None = getattr(error.orig, "sqlstate", None)
     if state is None:
-        # The connection broke, or never was; a value that the driver refuses has no state either.
+        # The connection broke, or couldn't be opened; a value that the driver refuses has no state either.
         return isinstance(error, OperationalError | InterfaceError)
-    # Connection, resources, operator, system, unknown database, log-in.
+    # Classes of errors: connection, resources, operator intervention, system, unknown database, log-in.
     return state[:2] in ("08", "53", "57", "58", "3D", "28")

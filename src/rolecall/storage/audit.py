@@ -1,4 +1,4 @@
-"""Queries on the audit log: entries, what can be erased of them, and the signed marks."""
+"""Queries on the audit log: entries, their erasable personal values, and the signed positions."""
 
 from collections.abc import Collection, Generator
 from contextlib import closing
@@ -8,21 +8,14 @@ from typing import Any, NamedTuple
 from sqlalchemy import Select, bindparam, delete, exists, func, insert, or_, select, update
 
 from rolecall.domain import AuditFilter
-from rolecall.storage.tables import (
-    audit_checkpoints,
-    audit_entries,
-    audit_heads,
-    audit_values,
-    members,
-    organizations,
-)
+from rolecall.storage.tables import audit_checkpoints, audit_entries, audit_heads, audit_values, members, organizations
 from rolecall.storage.transaction import Transaction
 
 __all__ = [
     "Checkpoint",
     "Head",
-    "Stored",
-    "Value",
+    "PersonalValue",
+    "StoredEntry",
     "add",
     "add_checkpoint",
     "add_head",
@@ -37,22 +30,23 @@ __all__ = [
     "move_head",
     "move_start",
     "oldest_since",
-    "other_key",
-    "outside",
+    "organizations_without_head",
+    "other_key_id",
     "page",
-    "persons_with",
+    "persons_with_address",
     "prune",
+    "sequence_outside",
     "stream",
     "values",
     "values_of",
-    "without_head",
 ]
 
+# Rows fetched at once; also the number of an actor's latest entries that are searched for a recorded denial.
 BATCH = 1000
 
 
-class Stored(NamedTuple):
-    """One entry as it is stored and hashed. `details` is JSON with commitments in the place of personal values."""
+class StoredEntry(NamedTuple):
+    """Entry as it is stored and hashed. `details` is JSON with commitments in place of personal values."""
 
     sequence: int
     time: int
@@ -62,14 +56,14 @@ class Stored(NamedTuple):
     object: str
     reason: str
     details: str
-    request_id: str
+    call_id: str
     previous_hash: bytes
     hash: bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Value:
-    """A personal value of an entry: its number within it, whose it is, what sort, and what makes up its commitment."""
+class PersonalValue:
+    """Personal value of an entry: its number in the entry, person and kind, and the parts of its commitment."""
 
     sequence: int
     number: int
@@ -81,7 +75,7 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """The end of a log, and the last entry that was pruned; sequence 0 for none."""
+    """End of a log, and the last entry that was pruned; sequence number 0 for none."""
 
     organization: str
     sequence: int
@@ -95,7 +89,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A signed mark at one entry."""
+    """Signed hash of one entry."""
 
     organization: str
     sequence: int
@@ -104,9 +98,9 @@ class Checkpoint:
     signature: bytes
 
 
-_ENTRY = [audit_entries.c[name] for name in Stored._fields]
+_ENTRY = [audit_entries.c[name] for name in StoredEntry._fields]
 _VALUES = select(*(audit_values.c[name] for name in ("sequence", "number", "person", "kind", "salt", "value")))
-# Made once, as SQLAlchemy takes longer to put a statement together than SQLite to run it.
+# Built once, as SQLAlchemy takes longer to build a statement than SQLite to run it.
 _ADD = insert(audit_entries)
 _ADD_VALUES = insert(audit_values)
 _HEAD = select(audit_heads).where(audit_heads.c.organization == bindparam("organization"))
@@ -124,7 +118,7 @@ def add_head(tx: Transaction, new: Head) -> None:
 
 
 def head(tx: Transaction, organization: str, *, locked: bool = False) -> Head | None:
-    """The head of the log; None where there is none. `locked`: nobody else writes to the log until the end."""
+    """Read the head of the log; None if missing. `locked`: other writers wait until this transaction ends."""
     row = tx.connection.execute(_LOCKED_HEAD if locked else _HEAD, {"organization": organization}).one_or_none()
     return Head(*row) if row else None
 
@@ -135,19 +129,19 @@ def clear(tx: Transaction, organization: str) -> None:
         tx.connection.execute(delete(table).where(table.c.organization == organization))
 
 
-def without_head(tx: Transaction) -> list[str]:
-    """The organizations that have no head."""
-    lacking = ~exists().where(audit_heads.c.organization == organizations.c.id)
-    return list(tx.connection.scalars(select(organizations.c.id).where(lacking).order_by(organizations.c.id)))
+def organizations_without_head(tx: Transaction) -> list[str]:
+    """Return the organizations whose log has no head."""
+    no_head = ~exists().where(audit_heads.c.organization == organizations.c.id)
+    return list(tx.connection.scalars(select(organizations.c.id).where(no_head).order_by(organizations.c.id)))
 
 
-def other_key(tx: Transaction, key_id: str) -> str | None:
-    """The id of another key that a log ends with; None where there is none."""
+def other_key_id(tx: Transaction, key_id: str) -> str | None:
+    """Return the id of another key with which a head is signed; None if all are signed with `key_id`."""
     return tx.connection.scalar(select(audit_heads.c.key_id).where(audit_heads.c.key_id != key_id).limit(1))
 
 
 def move_head(tx: Transaction, moved: Head) -> None:
-    """Store where the log ends now."""
+    """Store the new end of the log."""
     tx.connection.execute(
         _MOVE_HEAD,
         {
@@ -161,7 +155,7 @@ def move_head(tx: Transaction, moved: Head) -> None:
 
 
 def move_start(tx: Transaction, moved: Head) -> None:
-    """Store where the log begins now."""
+    """Store the new beginning of the log."""
     tx.connection.execute(
         update(audit_heads)
         .where(audit_heads.c.organization == moved.organization)
@@ -169,12 +163,12 @@ def move_start(tx: Transaction, moved: Head) -> None:
     )
 
 
-def add(tx: Transaction, organization: str, entry: Stored) -> None:
+def add(tx: Transaction, organization: str, entry: StoredEntry) -> None:
     """Insert an entry."""
     tx.connection.execute(_ADD, {"organization": organization, **entry._asdict()})
 
 
-def add_values(tx: Transaction, organization: str, new: list[Value]) -> None:
+def add_values(tx: Transaction, organization: str, new: list[PersonalValue]) -> None:
     """Insert the personal values of an entry."""
     tx.connection.execute(_ADD_VALUES, [{"organization": organization, **asdict(value)} for value in new])
 
@@ -185,69 +179,69 @@ def add_checkpoint(tx: Transaction, new: Checkpoint) -> None:
 
 
 def checkpoints(tx: Transaction, organization: str) -> dict[int, Checkpoint]:
-    """All checkpoints of the log, by sequence number."""
+    """Read all checkpoints of the log, by sequence number."""
     rows = tx.connection.execute(select(audit_checkpoints).where(audit_checkpoints.c.organization == organization))
     return {row.sequence: Checkpoint(*row) for row in rows}
 
 
-def page(tx: Transaction, organization: str, wanted: AuditFilter, below: int | None, limit: int) -> list[Stored]:
-    """At most `limit` entries from the newest to the oldest, those before the sequence number `below`."""
+def page(tx: Transaction, organization: str, wanted: AuditFilter, below: int | None, limit: int) -> list[StoredEntry]:
+    """Read at most `limit` entries, newest first, with sequence numbers below `below`."""
     query = _filtered(organization, wanted)
     if below is not None:
         query = query.where(audit_entries.c.sequence < below)
     rows = tx.connection.execute(query.order_by(audit_entries.c.sequence.desc()).limit(limit))
-    return [Stored(*row) for row in rows]
+    return [StoredEntry(*row) for row in rows]
 
 
 def oldest_since(
     tx: Transaction, organization: str, wanted: AuditFilter, above: int, limit: int | None
-) -> list[Stored]:
-    """At most `limit` entries (None: all) from the oldest to the newest, those behind the sequence number `above`."""
+) -> list[StoredEntry]:
+    """Read at most `limit` entries (None: all), oldest first, with sequence numbers above `above`."""
     query = _filtered(organization, wanted).where(audit_entries.c.sequence > above)
     rows = tx.connection.execute(query.order_by(audit_entries.c.sequence).limit(limit))
-    return [Stored(*row) for row in rows]
+    return [StoredEntry(*row) for row in rows]
 
 
-def stream(tx: Transaction, organization: str, first: int, last: int) -> Generator[Stored]:
-    """The entries with the sequence numbers `first` to `last`, in order; never all of them in memory."""
+def stream(tx: Transaction, organization: str, first: int, last: int) -> Generator[StoredEntry]:
+    """Stream the entries with the sequence numbers `first` to `last`, in order, 1,000 at a time."""
     query = select(*_ENTRY).where(
         audit_entries.c.organization == organization, audit_entries.c.sequence.between(first, last)
     )
     ordered = query.order_by(audit_entries.c.sequence).execution_options(yield_per=BATCH)
-    # Whoever stops reading must not leave a cursor open in the database.
+    # A caller that stops reading must not leave a cursor open in the database.
     with closing(tx.connection.execute(ordered)) as rows:
         for row in rows:
-            yield Stored._make(row)
+            yield StoredEntry._make(row)
 
 
-def values(tx: Transaction, organization: str, first: int, last: int) -> Generator[Value]:
-    """The personal values that are still there of the entries `first` to `last`, in order; as `stream`."""
+def values(tx: Transaction, organization: str, first: int, last: int) -> Generator[PersonalValue]:
+    """Stream the personal values of the entries `first` to `last` that weren't erased, in order."""
     query = _VALUES.where(audit_values.c.organization == organization, audit_values.c.sequence.between(first, last))
     ordered = query.order_by(audit_values.c.sequence, audit_values.c.number).execution_options(yield_per=BATCH)
     with closing(tx.connection.execute(ordered)) as rows:
         for row in rows:
-            yield Value(*row)
+            yield PersonalValue(*row)
 
 
-def outside(tx: Transaction, organization: str, start: int, end: int) -> int | None:
-    """The first entry that isn't behind `start` and up to `end`; None where all are."""
+def sequence_outside(tx: Transaction, organization: str, start: int, end: int) -> int | None:
+    """Return the first sequence number that isn't above `start` and at most `end`; None where all are."""
     beyond = or_(audit_entries.c.sequence <= start, audit_entries.c.sequence > end)
     query = select(audit_entries.c.sequence).where(audit_entries.c.organization == organization, beyond)
     return tx.connection.scalar(query.order_by(audit_entries.c.sequence).limit(1))
 
 
-def values_of(tx: Transaction, organization: str, sequences: Collection[int]) -> list[Value]:
-    """The personal values that are still there of these entries."""
+def values_of(tx: Transaction, organization: str, sequences: Collection[int]) -> list[PersonalValue]:
+    """Read the personal values of these entries that weren't erased."""
     rows = tx.connection.execute(
         _VALUES.where(audit_values.c.organization == organization, audit_values.c.sequence.in_(sequences))
     )
-    return [Value(*row) for row in rows]
+    return [PersonalValue(*row) for row in rows]
 
 
 def denied_at(
     tx: Transaction, organization: str, actor: str, action: str, reason: str, since: int, until: int
 ) -> int | None:
-    """When such a refusal was last recorded between the two moments; None where it wasn't."""
+    """Return when a denial of this kind was last recorded, after `since` and up to `until`; None where none was."""
     recent = (
         select(audit_entries.c.time, audit_entries.c.action, audit_entries.c.reason)
         .where(audit_entries.c.organization == organization, audit_entries.c.actor == actor)
@@ -260,14 +254,14 @@ def denied_at(
     return last
 
 
-def persons_with(tx: Transaction, organization: str, email: str, display: str) -> set[str]:
-    """The ids of those whose address is or was this one, by its key and as it is written: members, and in the log."""
+def persons_with_address(tx: Transaction, organization: str, email: str, display: str) -> set[str]:
+    """Return the persons whose address is or was this one, by key or as written: from the members and from the log."""
     found = set(
         tx.connection.scalars(
             select(members.c.user_id).where(members.c.organization == organization, members.c.email_key == email)
         )
     )
-    # Not any value: a member could name a token like somebody's address.
+    # Not values of any kind: a member could give a token a name that is another person's address.
     was = select(audit_values.c.person).where(
         audit_values.c.organization == organization,
         audit_values.c.kind == "email",
@@ -277,14 +271,14 @@ def persons_with(tx: Transaction, organization: str, email: str, display: str) -
 
 
 def erase(tx: Transaction, organization: str, person: str) -> int:
-    """Delete all values of a person with their salts. Answers how many there were."""
+    """Delete all values of a person with their salts. Returns their number."""
     return tx.connection.execute(
         delete(audit_values).where(audit_values.c.organization == organization, audit_values.c.person == person)
     ).rowcount
 
 
 def last_before(tx: Transaction, organization: str, before: int) -> int:
-    """The sequence number of the last entry that, like all before it, is from before the moment; 0 for none."""
+    """Return the last sequence number up to which all entries are older than `before`; 0 for none."""
     mine = audit_entries.c.organization == organization
     kept = tx.connection.scalar(select(func.min(audit_entries.c.sequence)).where(mine, audit_entries.c.time >= before))
     if kept is not None:
@@ -293,7 +287,7 @@ def last_before(tx: Transaction, organization: str, before: int) -> int:
 
 
 def hash_at(tx: Transaction, organization: str, sequence: int) -> bytes | None:
-    """The hash of one entry; None where there is none of this number."""
+    """Read the hash of an entry; None where it doesn't exist."""
     return tx.connection.scalar(
         select(audit_entries.c.hash).where(
             audit_entries.c.organization == organization, audit_entries.c.sequence == sequence

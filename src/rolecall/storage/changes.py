@@ -1,4 +1,4 @@
-"""What each revision changed, for the memories of this process and of others."""
+"""Queries on the changes of each revision, by which the caches of all processes are invalidated."""
 
 from sqlalchemy import ColumnElement, Executable, bindparam, delete, literal_column, select, text
 from sqlalchemy.dialects import postgresql, sqlite
@@ -6,7 +6,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from rolecall.storage.tables import changes
 from rolecall.storage.transaction import Change, Transaction
 
-__all__ = ["position", "prune", "record_change", "since"]
+__all__ = ["CHANNEL", "notify_followers", "position", "prune", "record_change", "since"]
+
+# The channel on which PostgreSQL notifies the followers of each commit.
+CHANNEL = "rolecall"
 
 _NAMES = ("organization", "revision", "kind", "key")
 _TRANSACTION: ColumnElement[int] = literal_column("pg_current_xact_id()::text::bigint")
@@ -16,9 +19,9 @@ _ADD: dict[str, Executable] = {
     .on_conflict_do_nothing(),
     "sqlite": sqlite.insert(changes).on_conflict_do_nothing(),
 }
-# SQLite's writers come one at a time, so its row numbers are in the order of the commits. PostgreSQL's transactions
-# commit in another order than they get their numbers: all from the oldest that was under way are read again.
-_PLACE = {"postgresql": changes.c.transaction_id, "sqlite": literal_column("changes.rowid")}
+# SQLite has one writer at a time, so its row numbers are in commit order. PostgreSQL's transactions commit in another
+# order than they get their ids: the changes from the oldest transaction that was in progress on are read again.
+_POSITION_COLUMN = {"postgresql": changes.c.transaction_id, "sqlite": literal_column("changes.rowid")}
 _POSITION = {
     "postgresql": text("SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint"),
     "sqlite": text("SELECT COALESCE(MAX(rowid), 0) + 1 FROM changes"),
@@ -26,25 +29,31 @@ _POSITION = {
 
 
 def record_change(tx: Transaction, organization: str, kind: str, key: str) -> None:
-    """Note that this revision changed the `kind` of thing named `key`; once is enough."""
+    """Record that this revision changed the object `key` of this kind; a duplicate is ignored."""
     change = Change(organization, tx.revision, kind, key)
-    tx.touched.append(change)
+    tx.changes_made.append(change)
     tx.connection.execute(_ADD[tx.connection.dialect.name], change._asdict())
 
 
+def notify_followers(tx: Transaction) -> None:
+    """Notify PostgreSQL's followers once the transaction is committed. SQLite's followers poll."""
+    if tx.connection.dialect.name == "postgresql":
+        tx.connection.exec_driver_sql(f"NOTIFY {CHANNEL}")
+
+
 def position(tx: Transaction) -> int:
-    """A place in the changes: what is committed after this snapshot stands at it or behind it."""
+    """Return a position in the changes: a change committed after this snapshot is at it or after it."""
     return int(tx.connection.execute(_POSITION[tx.connection.dialect.name]).scalar_one())
 
 
-def prune(tx: Transaction, place: int) -> None:
-    """Drop the changes before the place, but for the last of them: SQLite numbers rows on from the highest that is."""
-    tx.connection.execute(delete(changes).where(_PLACE[tx.connection.dialect.name] < place - 1))
+def prune(tx: Transaction, before: int) -> None:
+    """Delete the changes before a position, except the last: SQLite continues from the highest existing row number."""
+    tx.connection.execute(delete(changes).where(_POSITION_COLUMN[tx.connection.dialect.name] < before - 1))
 
 
-def since(tx: Transaction, place: int) -> list[Change]:
-    """The changes at `place` and behind it, each organization's in the order of its revisions."""
-    where = _PLACE[tx.connection.dialect.name] >= place
+def since(tx: Transaction, first: int) -> list[Change]:
+    """Read the changes from the position `first` on, those of each organization in the order of its revisions."""
+    where = _POSITION_COLUMN[tx.connection.dialect.name] >= first
     columns = [changes.c[name] for name in _NAMES]
     rows = tx.connection.execute(select(*columns).where(where).order_by(changes.c.organization, changes.c.revision))
     return [Change(*row) for row in rows]

@@ -1,4 +1,4 @@
-"""Queries on credentials. A dead one, expired or revoked, is never found by those that find live ones."""
+"""Queries on credentials. The queries on live ones never return an expired or revoked one."""
 
 import hmac
 import json
@@ -7,46 +7,46 @@ from dataclasses import dataclass, replace
 
 from sqlalchemy import ColumnElement, Join, and_, bindparam, delete, func, insert, or_, select, update
 
-from rolecall.credentials import Minted
+from rolecall.credentials.token_format import MintedCredential
 from rolecall.domain import Caller, CredentialKind, Effect, Permission, Restriction
 from rolecall.storage.changes import record_change
 from rolecall.storage.tables import credentials, members, retired_secrets
 from rolecall.storage.transaction import Transaction
 
 __all__ = [
-    "Held",
+    "CredentialHolder",
     "LiveToken",
     "NewCredential",
     "add",
-    "held_credentials",
-    "live_holder",
+    "credentials_with_holders",
     "live_holders",
+    "live_tokens",
     "present_role",
     "prune_sessions",
+    "record_use",
     "restriction_of",
     "restriction_text",
     "revoke",
     "rotate",
-    "used",
 ]
 
 
-def held_credentials() -> Join:
-    """Credentials with their holders; an organization's token has none."""
+def credentials_with_holders() -> Join:
+    """Join credentials with their holders; an organization's token has none."""
     same = (members.c.organization == credentials.c.organization) & (members.c.user_id == credentials.c.user_id)
     return credentials.outerjoin(members, same)
 
 
 def present_role() -> ColumnElement[str]:
-    """The role that a credential acts with: an organization token's own, else its holder's present one."""
+    """Select the role that a credential acts with: an organization token's own, else its holder's current one."""
     return func.coalesce(credentials.c.role, members.c.role)
 
 
 @dataclass(frozen=True, slots=True)
 class LiveToken:
-    """A live credential: whose it is, what it acts with, until when, and the digests of its secrets.
+    """Live credential: its holder, role, restriction and expiry, and the digests of its secrets.
 
-    `digests` tells of each secret until when it works; `retired` are those that don't since a rotation.
+    `digests` maps each working secret to its expiry; `retired` holds those that no longer work after a rotation.
     """
 
     user_id: str
@@ -57,7 +57,7 @@ class LiveToken:
     retired: set[bytes]
 
 
-# Made once, as SQLAlchemy takes longer to put a statement together than SQLite to run it.
+# Built once, as SQLAlchemy takes longer to build a statement than SQLite to run it.
 _ADD = insert(credentials)
 _LIVE = (
     select(
@@ -71,35 +71,35 @@ _LIVE = (
         members.c.email_key,
         present_role().label("role"),
     )
-    .select_from(held_credentials())
+    .select_from(credentials_with_holders())
     .where(
         credentials.c.revoke_time.is_(None),
         credentials.c.expire_time > bindparam("at"),
-        # A person's credential without the person would be a defect; it is dead.
+        # A person's credential without its member would be a defect; it counts as revoked.
         or_(credentials.c.user_id.is_(None), members.c.user_id.is_not(None)),
     )
 )
-_LIVE_ONE = _LIVE.where(credentials.c.id == bindparam("id"))
+_LIVE_SOME = _LIVE.where(credentials.c.id.in_(bindparam("ids", expanding=True)))
 
 
 @dataclass(frozen=True, slots=True)
 class NewCredential:
-    """What is stored of a minted credential: a person's has a `user_id`, an organization's token a `role`."""
+    """Credential to be stored: a person's has a `user_id`, an organization's token a `role`."""
 
-    minted: Minted
+    minted: MintedCredential
     organization: str
     user_id: str | None
     role: str | None
-    name: str
+    display_name: str
     restriction: Restriction
-    created_by: str
+    creator: str
     create_time: int
     expire_time: int
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """Who holds a credential, and until when the presented secret works. `retired`: since a rotation it doesn't."""
+class CredentialHolder:
+    """Holder of a presented credential, and the secret's expiry. `retired`: it no longer works after a rotation."""
 
     caller: Caller
     until: int
@@ -116,9 +116,9 @@ def add(tx: Transaction, new: NewCredential) -> None:
             "kind": new.minted.kind.value,
             "user_id": new.user_id,
             "role": new.role,
-            "name": new.name,
+            "display_name": new.display_name,
             "restriction": restriction_text(new.restriction),
-            "created_by": new.created_by,
+            "creator": new.creator,
             "digest": new.minted.digest,
             "last_four": new.minted.last_four,
             "create_time": new.create_time,
@@ -130,7 +130,7 @@ def add(tx: Transaction, new: NewCredential) -> None:
 
 
 def revoke(tx: Transaction, organization: str, credential_id: str, at: int) -> bool:
-    """Kill a credential. False where the organization has none of this id that isn't revoked yet."""
+    """Revoke a credential. False where the organization has no credential of this id, or it is revoked already."""
     result = tx.connection.execute(
         update(credentials)
         .where(_named(organization, credential_id), credentials.c.revoke_time.is_(None))
@@ -143,7 +143,7 @@ def revoke(tx: Transaction, organization: str, credential_id: str, at: int) -> b
 
 
 def prune_sessions(tx: Transaction, organization: str, user_id: str, before: int) -> None:
-    """Delete the member's sessions that ended before this moment. No mutation: nobody sees a difference."""
+    """Delete the member's sessions that expired before this time. Creates no revision: no reader sees a difference."""
     tx.connection.execute(
         delete(credentials).where(
             credentials.c.organization == organization,
@@ -154,8 +154,8 @@ def prune_sessions(tx: Transaction, organization: str, user_id: str, before: int
     )
 
 
-def rotate(tx: Transaction, organization: str, minted: Minted, old_until: int) -> None:
-    """Give the credential of this id the new secret; the old one works until `old_until`, earlier ones no longer."""
+def rotate(tx: Transaction, organization: str, minted: MintedCredential, old_until: int) -> None:
+    """Replace the credential's secret; the old one and earlier ones work until `old_until` at most."""
     named = _named(organization, minted.id)
     old: bytes | None = tx.connection.scalar(select(credentials.c.digest).where(named))
     tx.connection.execute(
@@ -174,50 +174,69 @@ def rotate(tx: Transaction, organization: str, minted: Minted, old_until: int) -
     record_change(tx, organization, "credential", minted.id)
 
 
-def used(tx: Transaction, credential_id: str, at: int, unless_since: int) -> None:
-    """Note that the credential was used, unless that was noted since `unless_since`. No mutation: no revision."""
+def record_use(tx: Transaction, credential_id: str, at: int, unless_since: int) -> None:
+    """Store when the credential was used, unless that was stored since `unless_since`. Creates no revision."""
     tx.connection.execute(
         update(credentials)
         .where(
             credentials.c.id == credential_id,
-            or_(credentials.c.last_used_time.is_(None), credentials.c.last_used_time <= unless_since),
+            or_(credentials.c.last_use_time.is_(None), credentials.c.last_use_time <= unless_since),
         )
-        .values(last_used_time=at)
+        .values(last_use_time=at)
     )
 
 
-def live_holder(tx: Transaction, credential_id: str, digest: bytes, at: int) -> Held | None:
-    """Who holds the credential of this id and secret; None where none such lives at `at`."""
-    row = tx.connection.execute(_LIVE_ONE, {"at": at, "id": credential_id}).one_or_none()
-    if row is None:
-        return None
-    caller = Caller(
-        row.organization,
-        row.id,
-        CredentialKind(row.kind),
-        row.user_id or "",
-        row.email_key or "",
-        row.role,
-        restriction_of(row.restriction),
-        row.expire_time,
-        digest,
-    )
-    if hmac.compare_digest(row.digest, digest):
-        return Held(caller, row.expire_time)
-    retired: int | None = tx.connection.scalar(
-        select(retired_secrets.c.expire_time).where(
-            retired_secrets.c.credential_id == credential_id, retired_secrets.c.digest == digest
+def live_holders(tx: Transaction, presented: Collection[tuple[str, bytes]], at: int) -> list[CredentialHolder | None]:
+    """Find the holder of each credential by id and digest, in order; None for one that isn't live at `at`."""
+    ids = {credential_id for credential_id, _ in presented}
+    rows = {row.id: row for row in tx.connection.execute(_LIVE_SOME, {"at": at, "ids": list(ids)})}
+    # Every digest is compared in constant time: the duration must not disclose a matching prefix.
+    rotated = [
+        (credential_id, digest)
+        for credential_id, digest in presented
+        if credential_id in rows and not hmac.compare_digest(rows[credential_id].digest, digest)
+    ]
+    retired = _retired_secrets(tx, {credential_id for credential_id, _ in rotated}) if rotated else {}
+    holders: list[CredentialHolder | None] = []
+    for credential_id, digest in presented:
+        row = rows.get(credential_id)
+        if row is None:
+            holders.append(None)
+            continue
+        caller = Caller(
+            row.organization,
+            row.id,
+            CredentialKind(row.kind),
+            row.user_id or "",
+            row.email_key or "",
+            row.role,
+            restriction_of(row.restriction),
+            row.expire_time,
+            digest,
+        )
+        if hmac.compare_digest(row.digest, digest):
+            holders.append(CredentialHolder(caller, row.expire_time))
+        elif (retired_at := retired.get((credential_id, digest))) is None:
+            holders.append(None)
+        else:
+            until = min(row.expire_time, retired_at)
+            # Credentials created with an old secret must not outlive it.
+            holders.append(CredentialHolder(replace(caller, expire_time=until), until, retired=retired_at <= at))
+    return holders
+
+
+def _retired_secrets(tx: Transaction, credential_ids: Collection[str]) -> dict[tuple[str, bytes], int]:
+    """Read the expiry of each secret that a rotation retired, by credential and digest."""
+    rows = tx.connection.execute(
+        select(retired_secrets.c.credential_id, retired_secrets.c.digest, retired_secrets.c.expire_time).where(
+            retired_secrets.c.credential_id.in_(credential_ids)
         )
     )
-    if retired is None:
-        return None
-    until = min(row.expire_time, retired)
-    # What an old secret makes must not outlive it.
-    return Held(replace(caller, expire_time=until), until, retired=retired <= at)
+    return {(row.credential_id, row.digest): row.expire_time for row in rows}
 
 
-def live_holders(tx: Transaction, organization: str, credential_ids: Collection[str], at: int) -> dict[str, LiveToken]:
-    """Each of the organization's credentials that lives at `at`, with its secrets that work and those that did."""
+def live_tokens(tx: Transaction, organization: str, credential_ids: Collection[str], at: int) -> dict[str, LiveToken]:
+    """Read the organization's credentials that are live at `at`, with their working and their retired secrets."""
     rows = tx.connection.execute(
         _LIVE.where(credentials.c.organization == organization, credentials.c.id.in_(credential_ids)), {"at": at}
     )
@@ -243,14 +262,14 @@ def live_holders(tx: Transaction, organization: str, credential_ids: Collection[
 
 
 def restriction_of(text: str | None) -> Restriction:
-    """The restriction that a row holds."""
+    """Parse the restriction in a row; None where it has none."""
     if text is None:
         return None
     return tuple(Permission(resource, action, Effect.ALLOW) for resource, action in json.loads(text))
 
 
 def restriction_text(restriction: Restriction) -> str | None:
-    """The restriction as a row holds it."""
+    """Format the restriction for a row; None for no restriction."""
     if restriction is None:
         return None
     return json.dumps([[permission.resource, permission.action] for permission in restriction], ensure_ascii=False)

@@ -1,5 +1,6 @@
-"""Engines for SQLite and PostgreSQL, set up so that writers queue instead of losing each other's work."""
+"""Database engines for SQLite and PostgreSQL, configured so that writers queue and no update is lost."""
 
+import math
 import os
 import sqlite3
 from functools import partial
@@ -12,7 +13,6 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from rolecall.errors import ConfigError
 
 __all__ = [
-    "WAIT_SECONDS",
     "WRITES",
     "create_file",
     "engine_for",
@@ -22,15 +22,12 @@ __all__ = [
     "url_of",
 ]
 
-# Execution option of connections that are going to write.
+# Execution option of connections that write.
 WRITES = "rolecall_writes"
-
-# How long a statement waits for another writer, and a connection for its turn.
-WAIT_SECONDS = 2
 
 
 def url_of(text: str) -> URL:
-    """The database's URL. Raises `ConfigError`, without the URL, as it may hold a password."""
+    """Parse the database's URL. Raises `ConfigError`, without the URL, as it may hold a password."""
     try:
         url = make_url(text)
     except (ArgumentError, ValueError):
@@ -42,46 +39,50 @@ def url_of(text: str) -> URL:
     if url.get_backend_name() == "sqlite" and (
         url.database in (None, "", ":memory:") or str(url.database).startswith("file:")
     ):
-        # `file:...` names a file by SQLite's own rules, past our looking after its mode and whether it is there.
+        # `file:...` names a file by SQLite's own rules, which bypass the checks of its mode and existence here.
         raise ConfigError("An SQLite database needs a file by its plain path: write `sqlite:///rolecall.db`.")
     return url.set(drivername="sqlite" if url.get_backend_name() == "sqlite" else "postgresql+psycopg")
 
 
-def engine_for(url: URL, pool_size: int) -> Engine:
-    """An engine whose connections are ready for use. Connects to nothing yet."""
+def engine_for(url: URL, pool_size: int, wait_seconds: float) -> Engine:
+    """Create an engine whose connections are ready for use. Doesn't connect yet.
+
+    `wait_seconds`: longest wait of a statement for another writer's lock, and for a connection from the pool.
+    """
     if url.get_backend_name() == "sqlite":
         engine = create_engine(
             url,
             hide_parameters=True,
             pool_size=pool_size,
             max_overflow=0,
-            pool_timeout=WAIT_SECONDS,
-            connect_args={"timeout": WAIT_SECONDS},
+            pool_timeout=wait_seconds,
+            connect_args={"timeout": wait_seconds},
         )
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
         return engine
+    timeouts = f"-c lock_timeout={wait_seconds * 1000:.0f}ms -c statement_timeout=30s"
     return create_engine(
         url,
         hide_parameters=True,
         pool_size=pool_size,
         max_overflow=0,
-        pool_timeout=WAIT_SECONDS,
+        pool_timeout=wait_seconds,
         pool_pre_ping=True,
         connect_args={
-            # A network that swallows packets is noticed within seconds, not with TCP's own patience.
+            # A network that drops packets is detected within seconds, not after TCP's own timeouts.
             "keepalives_idle": 5,
             "keepalives_interval": 2,
             "keepalives_count": 3,
             "tcp_user_timeout": 10_000,
-            "connect_timeout": url.query.get("connect_timeout", WAIT_SECONDS),
-            "options": f"-c lock_timeout={WAIT_SECONDS}s -c statement_timeout=30s {url.query.get('options', '')}",
+            "connect_timeout": url.query.get("connect_timeout", math.ceil(wait_seconds)),
+            "options": f"{timeouts} {url.query.get('options', '')}",
         },
     )
 
 
 def name_of(url: URL) -> str:
-    """The database in words for people: never its password, wherever in the URL that stands."""
+    """Name the database for messages, without its password, wherever the URL holds that."""
     if url.get_backend_name() == "sqlite":
         return f"{url.database}"
     at = f" at {url.host}" if url.host and "@" not in url.host else ""
@@ -89,44 +90,44 @@ def name_of(url: URL) -> str:
 
 
 def create_file(url: URL) -> None:
-    """Make SQLite's file, readable by this user only, where there is none. Raises `ConfigError`."""
+    """Create SQLite's file, readable by this user only, where it doesn't exist. Raises `ConfigError`."""
     if url.get_backend_name() != "sqlite" or not url.database:
         return
     try:
         os.close(os.open(url.database, os.O_RDWR | os.O_CREAT, 0o600))
     except OSError as error:
-        raise ConfigError(f"The database file {url.database} can't be made: {error.strerror}.") from error
+        raise ConfigError(f"The database file {url.database} can't be created: {error.strerror}.") from error
 
 
 def file_is_missing(url: URL) -> bool:
-    """Whether SQLite would make a new, empty file."""
+    """Whether SQLite would create a new, empty file."""
     return url.get_backend_name() == "sqlite" and not Path(url.database or "").exists()
 
 
 def file_identity(url: URL) -> tuple[int, int] | None:
-    """Which file is at SQLite's path; None where there is none, or the database is another."""
+    """Return device and inode of the file at SQLite's path; None where it doesn't exist, or for PostgreSQL."""
     if url.get_backend_name() != "sqlite" or not url.database:
         return None
     try:
-        found = Path(url.database).stat()
+        found = os.stat(url.database)  # noqa: PTH116 - called in each transaction, and a Path takes twice as long
     except OSError:
         return None
     return found.st_dev, found.st_ino
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
-    # The driver's own BEGIN comes late and deferred, which loses writes; ours is below.
+    # The driver's own BEGIN comes late and is deferred, which loses updates: `_begin_sqlite` begins instead.
     connection.isolation_level = None
-    # Text that somebody spoilt past us must not look like an outage: it is handed on, unlike any that is valid.
+    # Text that was corrupted outside Rolecall must not look like an outage: it is read as surrogates, never valid text.
     connection.text_factory = partial(str, encoding="utf-8", errors="surrogateescape")
-    # What is deleted is overwritten: an erased name must not stay in a free page.
+    # Deleted content is overwritten (secure_delete): an erased name must not stay in a free page.
     for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", "secure_delete=ON"):
         connection.execute(f"PRAGMA {pragma}")
 
 
 def _begin_sqlite(connection: Connection) -> None:
     writes = connection.get_execution_options().get(WRITES, False)
-    # It lasts as long as the connection, and so does `info`.
+    # The pragma lasts as long as the connection, and so does `info`.
     if connection.info.get(WRITES) is not writes:
         connection.exec_driver_sql(f"PRAGMA query_only={'OFF' if writes else 'ON'}")
         connection.info[WRITES] = writes

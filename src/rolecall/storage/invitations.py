@@ -1,4 +1,4 @@
-"""Queries on invitations. No process remembers any, so none is told of changes."""
+"""Queries on invitations. Invitations aren't cached, so their changes invalidate nothing."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -14,18 +14,20 @@ __all__ = [
     "accept",
     "accepted_by",
     "add",
+    "change_role",
     "delete",
+    "erase",
     "expire",
     "find",
-    "forget",
     "get",
     "of_address",
     "page",
     "pending",
+    "pending_with_roles",
     "renew",
 ]
 
-# What stands in the place of an address that was erased.
+# Replaces an erased address.
 ERASED = "[erased]"
 
 _newest_mail = and_(
@@ -36,6 +38,8 @@ _newest_mail = and_(
 _INVITATIONS = select(invitations, mails.c.state.label("delivery")).select_from(
     invitations.outerjoin(mails, _newest_mail)
 )
+# The states that a list without a filter leaves out, unless they are requested.
+_CLOSED_STATES = (InvitationState.ACCEPTED.value, InvitationState.DELETED.value)
 _ONE = _INVITATIONS.where(invitations.c.id == bindparam("id"))
 
 
@@ -50,7 +54,7 @@ def add(tx: Transaction, new: Sequence[tuple[str, Invitation]]) -> None:
                 "email_key": email_key,
                 "email": invitation.email,
                 "role": invitation.role,
-                "inviter": invitation.inviter,
+                "creator": invitation.creator,
                 "restriction": restriction_text(invitation.restriction),
                 "generation": invitation.generation,
                 "state": invitation.stored.value,
@@ -64,19 +68,19 @@ def add(tx: Transaction, new: Sequence[tuple[str, Invitation]]) -> None:
 
 
 def find(tx: Transaction, invitation_id: str) -> tuple[Invitation, str] | None:
-    """The invitation with this id, in whichever organization, and the key of its address; None where there is none."""
+    """Read the invitation with this id, in any organization, and its address key; None where it doesn't exist."""
     row = tx.connection.execute(_ONE, {"id": invitation_id}).one_or_none()
     return (_invitation(row), row.email_key) if row else None
 
 
 def get(tx: Transaction, organization: str, invitation_id: str) -> Invitation | None:
-    """The organization's invitation with this id; None where there is none."""
+    """Read the organization's invitation with this id; None where it doesn't exist."""
     found = find(tx, invitation_id)
     return found[0] if found and found[0].organization == organization else None
 
 
 def pending(tx: Transaction, organization: str, email_keys: Collection[str], at: int) -> dict[str, str]:
-    """The id of the invitation that each of the addresses has which can be accepted at `at`."""
+    """Map each of the addresses that has an invitation pending at `at` to the invitation's id."""
     rows = tx.connection.execute(
         select(invitations.c.email_key, invitations.c.id).where(
             invitations.c.organization == organization,
@@ -89,7 +93,7 @@ def pending(tx: Transaction, organization: str, email_keys: Collection[str], at:
 
 
 def expire(tx: Transaction, organization: str, email_keys: Collection[str], at: int) -> None:
-    """Put down as expired what these addresses have that could be accepted before `at`: it makes room for new ones."""
+    """Mark these addresses' pending invitations that expired by `at`: then new ones can be inserted."""
     tx.connection.execute(
         update(invitations)
         .where(
@@ -103,11 +107,11 @@ def expire(tx: Transaction, organization: str, email_keys: Collection[str], at: 
 
 
 def renew(tx: Transaction, invitation: Invitation) -> None:
-    """Store another secret's generation and expiry, and who vouches for it now."""
+    """Store the generation and expiry of a new secret, and the inviter who resent it."""
     _change(
         tx,
         invitation,
-        inviter=invitation.inviter,
+        creator=invitation.creator,
         restriction=restriction_text(invitation.restriction),
         generation=invitation.generation,
         expire_time=invitation.expire_time,
@@ -115,29 +119,41 @@ def renew(tx: Transaction, invitation: Invitation) -> None:
 
 
 def accept(tx: Transaction, invitation: Invitation, user_id: str) -> None:
-    """Put down that this person joined by it."""
+    """Mark the invitation as accepted by this person."""
     _change(tx, invitation, state=InvitationState.ACCEPTED.value, user_id=user_id)
 
 
 def delete(tx: Transaction, invitation: Invitation) -> None:
-    """Put down that it is withdrawn."""
+    """Mark the invitation as deleted."""
     _change(tx, invitation, state=InvitationState.DELETED.value)
 
 
 def accepted_by(tx: Transaction, organization: str, user_ids: Collection[str]) -> set[str]:
-    """The ids of the invitations by which these persons joined."""
+    """Return the ids of the invitations by which these persons joined."""
     mine = (invitations.c.organization == organization, invitations.c.user_id.in_(user_ids))
     return set(tx.connection.scalars(select(invitations.c.id).where(*mine)))
 
 
+def pending_with_roles(tx: Transaction, roles: Collection[str]) -> list[Invitation]:
+    """Read the pending invitations of all organizations to one of `roles`, ordered by organization."""
+    pending = invitations.c.state == InvitationState.PENDING.value
+    query = _INVITATIONS.where(pending, invitations.c.role.in_(roles))
+    return [_invitation(row) for row in tx.connection.execute(query.order_by(invitations.c.organization))]
+
+
+def change_role(tx: Transaction, invitation: Invitation, role: str) -> None:
+    """Give the invited person another role."""
+    _change(tx, invitation, role=role)
+
+
 def of_address(tx: Transaction, organization: str, email_key: str) -> set[str]:
-    """The ids of the invitations of an address, in whatever state."""
+    """Return the ids of an address's invitations, in any state."""
     named = (invitations.c.organization == organization) & (invitations.c.email_key == email_key)
     return set(tx.connection.scalars(select(invitations.c.id).where(named)))
 
 
-def forget(tx: Transaction, organization: str, invitation_ids: Collection[str], at: int) -> int:
-    """Erase the addresses of these invitations, and withdraw those that could be accepted; answers how many."""
+def erase(tx: Transaction, organization: str, invitation_ids: Collection[str], at: int) -> int:
+    """Erase the addresses of these invitations, and delete the pending ones. Returns their number."""
     pending = invitations.c.state == InvitationState.PENDING.value
     state = case(
         (pending & (invitations.c.expire_time <= at), InvitationState.EXPIRED.value),
@@ -158,16 +174,20 @@ def page(
     at: int,
     after: tuple[int, str] | None,
     limit: int,
+    *,
+    show_deleted: bool = False,
 ) -> list[Invitation]:
-    """At most `limit` invitations from the newest to the oldest, those behind the (create_time, id) `after`.
+    """Read at most `limit` invitations, newest first, those after the position `after`, a (create_time, id).
 
     `state`: as it is at `at`; `role` and `text`, in lower case, are empty for any.
     """
     query = _INVITATIONS.where(invitations.c.organization == organization)
     pends = invitations.c.state == InvitationState.PENDING.value
     match state:
-        case None:
+        case None if show_deleted:
             pass
+        case None:
+            query = query.where(invitations.c.state.not_in(_CLOSED_STATES))
         case InvitationState.PENDING:
             query = query.where(pends, invitations.c.expire_time > at)
         case InvitationState.EXPIRED:
@@ -199,7 +219,7 @@ def _invitation(row: Row[Any]) -> Invitation:
         row.id,
         row.email,
         row.role,
-        row.inviter,
+        row.creator,
         restriction_of(row.restriction),
         row.generation,
         InvitationState(row.state),

@@ -16,6 +16,7 @@ __all__ = [
     "by_emails",
     "change_role",
     "get",
+    "holders",
     "organizations_without",
     "page",
     "page_with_roles",
@@ -25,14 +26,14 @@ __all__ = [
     "roles_held",
 ]
 
-# What each order goes by; the second makes it one order only.
+# Columns of each order; the second makes it total.
 _ORDERS = {
     MemberOrder.EMAIL: (members.c.email_key, members.c.user_id),
     MemberOrder.DISPLAY_NAME: (members.c.display_name, members.c.user_id),
     MemberOrder.NEWEST: (members.c.create_time, members.c.user_id),
 }
 
-# Made once: SQLAlchemy takes a third of the time of a look-up to put these together.
+# Built once: building them takes SQLAlchemy a third of a look-up's time.
 _BY_ID = select(members.c.user_id, members.c.role).where(
     members.c.organization == bindparam("named"), members.c.user_id.in_(bindparam("user_ids", expanding=True))
 )
@@ -59,7 +60,7 @@ def add(tx: Transaction, member: Member, email_key: str) -> None:
 
 
 def get(tx: Transaction, organization: str, user_id: str) -> Member | None:
-    """The member with this id; None where there is none."""
+    """Read the member with this id; None where the organization has none."""
     row = tx.connection.execute(
         select(members).where(members.c.organization == organization, members.c.user_id == user_id)
     ).one_or_none()
@@ -67,7 +68,7 @@ def get(tx: Transaction, organization: str, user_id: str) -> Member | None:
 
 
 def by_email(tx: Transaction, organization: str, email_key: str) -> Member | None:
-    """The member with this address; None where there is none."""
+    """Read the member with this address; None where the organization has none."""
     row = tx.connection.execute(
         select(members).where(members.c.organization == organization, members.c.email_key == email_key)
     ).one_or_none()
@@ -75,7 +76,7 @@ def by_email(tx: Transaction, organization: str, email_key: str) -> Member | Non
 
 
 def by_emails(tx: Transaction, organization: str, email_keys: Collection[str]) -> dict[str, str]:
-    """The user's id of each of the addresses that is a member's."""
+    """Map each of the addresses that is a member's to the user id."""
     rows = tx.connection.execute(
         select(members.c.email_key, members.c.user_id).where(
             members.c.organization == organization, members.c.email_key.in_(email_keys)
@@ -91,7 +92,7 @@ def change_role(tx: Transaction, member: Member, role: str, at: int) -> None:
 
 
 def remove(tx: Transaction, member: Member) -> None:
-    """Delete the member; all credentials of theirs go with the row."""
+    """Delete the member, and with the row all their credentials."""
     tx.connection.execute(delete(members).where(_named(member)))
     record_change(tx, member.organization, "member", member.user_id)
 
@@ -105,7 +106,7 @@ def page(
     after: tuple[str | int, str] | None,
     limit: int,
 ) -> list[tuple[tuple[str | int, str], Member]]:
-    """At most `limit` members with their places in the order, those behind the place `after`.
+    """Read at most `limit` members with their positions in the order, those after the position `after`.
 
     `role` and `text`, in lower case, are empty for any.
     """
@@ -128,13 +129,13 @@ def page(
 
 
 def roles_by_id(tx: Transaction, organization: str, user_ids: Collection[str]) -> dict[str, str]:
-    """The role of each of `user_ids` who is a member."""
+    """Map each of `user_ids` that is a member's to the role."""
     rows = tx.connection.execute(_BY_ID, {"named": organization, "user_ids": list(user_ids)})
     return {row.user_id: row.role for row in rows}
 
 
 def roles_by_email(tx: Transaction, organization: str, email_keys: Collection[str]) -> dict[str, tuple[str, str]]:
-    """The role and the user's id of each of the addresses that is a member's."""
+    """Map each of the addresses that is a member's to the role and the user id."""
     rows = tx.connection.execute(_BY_EMAIL, {"named": organization, "keys": list(email_keys)})
     return {email_key: (role, user_id) for email_key, role, user_id in rows}
 
@@ -142,7 +143,7 @@ def roles_by_email(tx: Transaction, organization: str, email_keys: Collection[st
 def page_with_roles(
     tx: Transaction, organization: str, roles: Collection[str], after: str | None, limit: int
 ) -> list[tuple[str, Member]]:
-    """At most `limit` members who hold one of `roles`, by address key, those behind the key `after`."""
+    """Read at most `limit` members with one of `roles`, ordered by address key, those after the key `after`."""
     query = select(members).where(members.c.organization == organization, members.c.role.in_(roles))
     if after is not None:
         query = query.where(members.c.email_key > after)
@@ -151,12 +152,18 @@ def page_with_roles(
 
 
 def roles_held(tx: Transaction) -> set[str]:
-    """Every role that a member of any organization holds."""
+    """Return every role that a member of any organization has."""
     return set(tx.connection.scalars(select(members.c.role).distinct()))
 
 
+def holders(tx: Transaction, roles: Collection[str]) -> list[Member]:
+    """Read the members of all organizations with one of `roles`, ordered by organization."""
+    query = select(members).where(members.c.role.in_(roles)).order_by(members.c.organization, members.c.user_id)
+    return [_member(row) for row in tx.connection.execute(query)]
+
+
 def organizations_without(tx: Transaction, roles: Collection[str], limit: int) -> list[str]:
-    """At most `limit` organizations in which nobody holds one of `roles`."""
+    """Return at most `limit` organizations in which no member has one of `roles`."""
     holder = exists().where(members.c.organization == organizations.c.id, members.c.role.in_(roles))
     return list(
         tx.connection.scalars(select(organizations.c.id).where(~holder).order_by(organizations.c.id).limit(limit))

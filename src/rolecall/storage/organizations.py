@@ -1,4 +1,4 @@
-"""Queries on organizations and on what their revisions changed."""
+"""Queries on organizations and their revisions."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -13,20 +13,21 @@ from rolecall.storage.tables import members, organizations
 from rolecall.storage.transaction import Transaction
 
 __all__ = [
-    "Census",
+    "OrganizationSummary",
     "add",
     "bump",
-    "census",
     "exists",
     "get",
+    "list_all",
     "lock_all",
     "owner_count",
     "rename",
     "revision_of",
+    "revisions_of",
 ]
 
 
-# Made once, as SQLAlchemy takes longer to put a statement together than SQLite to run it.
+# Built once, as SQLAlchemy takes longer to build a statement than SQLite to run it.
 _BUMP = (
     update(organizations)
     .where(organizations.c.id == bindparam("named"))
@@ -37,8 +38,8 @@ _REVISION = select(organizations.c.revision).where(organizations.c.id == bindpar
 
 
 @dataclass(frozen=True, slots=True)
-class Census:
-    """An organization and how many members it has."""
+class OrganizationSummary:
+    """Organization and the number of its members."""
 
     organization: Organization
     members: int
@@ -58,7 +59,7 @@ def add(tx: Transaction, organization: Organization) -> None:
 
 
 def rename(tx: Transaction, organization: str, display_name: str) -> None:
-    """Give the organization another name to show."""
+    """Change the organization's display name."""
     tx.connection.execute(
         update(organizations)
         .where(organizations.c.id == organization)
@@ -68,43 +69,51 @@ def rename(tx: Transaction, organization: str, display_name: str) -> None:
 
 
 def get(tx: Transaction, organization: str) -> Organization | None:
-    """The organization; None where there is none of this name."""
+    """Read the organization; None where it doesn't exist."""
     row = tx.connection.execute(select(organizations).where(organizations.c.id == organization)).one_or_none()
     return _organization(row) if row else None
 
 
 def owner_count(tx: Transaction, organization: str, roles: Collection[str]) -> int:
-    """How many members hold one of `roles`."""
+    """Count the members with one of `roles`."""
     query = select(func.count()).select_from(members)
     return tx.connection.scalars(query.where(members.c.organization == organization, members.c.role.in_(roles))).one()
 
 
-def census(tx: Transaction) -> list[Census]:
-    """Every organization with the number of its members, by name."""
+def list_all(tx: Transaction) -> list[OrganizationSummary]:
+    """Read all organizations with the number of their members, ordered by name."""
     rows = tx.connection.execute(
         select(organizations, func.count(members.c.user_id).label("member_count"))
         .outerjoin_from(organizations, members, members.c.organization == organizations.c.id)
         .group_by(organizations.c.id)
         .order_by(organizations.c.id)
     )
-    return [Census(_organization(row), row.member_count) for row in rows]
+    return [OrganizationSummary(_organization(row), row.member_count) for row in rows]
 
 
 def exists(tx: Transaction) -> bool:
-    """Whether there is any organization at all."""
+    """Whether any organization exists."""
     return tx.connection.execute(select(organizations.c.id).limit(1)).first() is not None
 
 
 def revision_of(tx: Transaction, organization: str) -> int:
-    """The organization's revision. Raises `OrganizationNotFound`."""
+    """Read the organization's revision. Raises `OrganizationNotFound`."""
     revision: int | None = tx.connection.scalar(_REVISION, {"named": organization})
     if revision is None:
         raise OrganizationNotFound.named(organization)
     return revision
 
 
+def revisions_of(tx: Transaction, names: Collection[str]) -> dict[str, int]:
+    """Read the revision of each of these organizations that exists."""
+    if not names:
+        return {}
+    query = select(organizations.c.id, organizations.c.revision).where(organizations.c.id.in_(names))
+    return {row.id: row.revision for row in tx.connection.execute(query)}
+
+
 def bump(tx: Transaction, organization: str) -> int:
-    """Raise the revision by one and answer it; holds the row's lock to the end. Raises `OrganizationNotFound`."""
+    """Increment the revision and return it; the row stays locked until the end. Raises `OrganizationNotFound`."""
     revision: int | None = tx.connection.scalar(_BUMP, {"named": organization})
     if revision is None:
         raise OrganizationNotFound.named(organization)
@@ -112,8 +121,11 @@ def bump(tx: Transaction, organization: str) -> int:
 
 
 def lock_all(tx: Transaction) -> None:
-    """Wait for every change that is under way, and let none begin before the transaction ends. PostgreSQL only."""
-    tx.connection.execute(text("LOCK TABLE organizations IN SHARE MODE"))
+    """Wait for every change in progress, and block new ones until the transaction ends. PostgreSQL only.
+
+    Of two transactions that do this, the second waits for the first.
+    """
+    tx.connection.execute(text("LOCK TABLE organizations IN SHARE ROW EXCLUSIVE MODE"))
 
 
 def _organization(row: Row[Any]) -> Organization:

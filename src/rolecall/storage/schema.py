@@ -1,4 +1,4 @@
-"""Alembic, driven from here: the schema that this version needs, and what to do about another one."""
+"""Schema checks and upgrades with Alembic."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +15,7 @@ from rolecall.storage.engine import WRITES, name_of
 
 __all__ = ["check_schema", "is_empty", "upgrade_schema"]
 
-# Any number that no other program locks.
+# Key of the advisory lock that serializes upgrades: any number that no other program uses.
 UPGRADE_LOCK = 7_265_501
 
 
@@ -27,20 +27,20 @@ def check_schema(engine: Engine) -> None:
     if found == script.get_current_head():
         return
     if found is None:
-        raise ConfigError(f"The database {where} is empty: run `rolecall init`, or `rolecall db upgrade`.")
+        raise ConfigError(f"The database {where} is empty: run `rolecall init`, or `rolecall operator db upgrade`.")
     _require_known(engine, script, found)
-    raise ConfigError(f"The schema of {where} is older than this Rolecall: run `rolecall db upgrade`.")
+    raise ConfigError(f"The schema of {where} is older than this Rolecall: run `rolecall operator db upgrade`.")
 
 
 def is_empty(engine: Engine) -> bool:
-    """Whether the database has none of our tables yet. Raises `ConfigError` where it can't be reached."""
+    """Whether the database has no tables of Rolecall yet. Raises `ConfigError` where it can't be reached."""
     return _revision_of(engine) is None
 
 
 def upgrade_schema(engine: Engine, fill: Callable[[Connection, str | None], None] = lambda _tx, _found: None) -> None:
-    """Bring the schema to this version's; nothing where it is there already. Raises `ConfigError`.
+    """Upgrade the schema to this version's, if it isn't yet. Raises `ConfigError`.
 
-    `fill` is called in the same transaction, with the schema that was found.
+    `fill` is called in the same transaction, with the previous schema; None for an empty database.
     """
     found = _revision_of(engine)
     script = ScriptDirectory.from_config(_config())
@@ -50,7 +50,7 @@ def upgrade_schema(engine: Engine, fill: Callable[[Connection, str | None], None
     try:
         with engine.connect().execution_options(**{WRITES: True}) as connection, connection.begin():
             if connection.dialect.name == "postgresql":
-                # One at a time; whoever comes second finds nothing left to do.
+                # One upgrade at a time; a second one finds nothing left to do.
                 connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({UPGRADE_LOCK})")
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
@@ -59,12 +59,12 @@ def upgrade_schema(engine: Engine, fill: Callable[[Connection, str | None], None
         reason = str(error.orig).strip().splitlines()[0]
         raise ConfigError(
             f"The schema of {name_of(engine.url)} can't be upgraded: {reason}."
-            " Rolecall needs a database of its own, and nobody else at work in it."
+            " Rolecall needs a database of its own, which nothing else changes during the upgrade."
         ) from error
 
 
 def _require_known(engine: Engine, script: ScriptDirectory, found: str) -> None:
-    """Raise `ConfigError` where the schema is of a version that this one has never heard of."""
+    """Raise `ConfigError` where the schema is of a version unknown to this one."""
     if found not in {revision.revision for revision in script.walk_revisions()}:
         where = name_of(engine.url)
         raise ConfigError(f"The schema of {where} is newer than this Rolecall: install a newer Rolecall.")
@@ -76,11 +76,11 @@ def _revision_of(engine: Engine) -> str | None:
             return MigrationContext.configure(connection).get_current_revision()
     except SQLAlchemyError as error:
         where = name_of(engine.url)
-        # Other errors than the driver's may quote the URL.
+        # Errors other than the driver's may quote the URL.
         reason = str(error.orig).strip().splitlines()[0] if isinstance(error, DBAPIError) else "its URL is wrong"
         raise ConfigError(
             f"The database {where} can't be used: {reason}."
-            " Is it running, or are the file and its folder there and writable; is ROLECALL_DATABASE right?"
+            " Check that it is running, or that the file and its folder exist and are writable (ROLECALL_DATABASE)."
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""The tables. Every row has its organization; times are UTC microseconds; constraints are named by one rule."""
+"""Tables of the database. Every row has its organization; times are UTC microseconds; one rule names constraints."""
 
 from sqlalchemy import (
     BigInteger,
@@ -26,6 +26,8 @@ __all__ = [
     "members",
     "metadata",
     "organizations",
+    "policies",
+    "policy_activations",
     "requests",
     "retired_secrets",
     "sign_ins",
@@ -46,7 +48,7 @@ organizations = Table(
     metadata,
     Column[str]("id", Text, primary_key=True),
     Column[str]("display_name", Text, nullable=False),
-    # Bumped first by every writer: the row's lock lets one writer of an organization in at a time.
+    # Incremented first by every writer: the row's lock serializes the writers of an organization.
     Column[int]("revision", BigInteger, nullable=False),
     Column[int]("create_time", BigInteger, nullable=False),
     # The revision that last changed the organization itself.
@@ -66,7 +68,7 @@ members = Table(
     Column[int]("update_time", BigInteger, nullable=False),
     ForeignKeyConstraint(["organization"], ["organizations.id"]),
     UniqueConstraint("organization", "email_key"),
-    # The policy's gate asks which roles are held, and which organizations have an owner; lists go by address.
+    # The policy's reload checks the roles in use, and which organizations have an owner; lists are ordered by address.
     Index(None, "organization", "role", "email_key"),
     Index(None, "organization", "display_name", "user_id"),
     Index(None, "organization", "create_time", "user_id"),
@@ -80,21 +82,21 @@ invitations = Table(
     Column[str]("email_key", Text, nullable=False),
     Column[str]("email", Text, nullable=False),
     Column[str]("role", Text, nullable=False),
-    # No foreign key: an inviter may be gone. `restriction`: of the credential that invited, as in `credentials`.
-    Column[str]("inviter", Text, nullable=False),
+    # No foreign key: the inviter may be removed. `restriction`: of the inviting credential, as in `credentials`.
+    Column[str]("creator", Text, nullable=False),
     Column[str | None]("restriction", Text, nullable=True),
-    # Which secret works: it is computed from this and the id, and stored nowhere.
+    # Selects the working secret, which is derived from this and the id, and stored nowhere.
     Column[int]("generation", BigInteger, nullable=False),
     Column[str]("state", Text, nullable=False),
     Column[int]("create_time", BigInteger, nullable=False),
     Column[int]("expire_time", BigInteger, nullable=False),
     # The revision that last changed it.
     Column[int]("changed", BigInteger, nullable=False),
-    # Who joined by it. No foreign key: they may be gone.
+    # The person who joined by it. No foreign key: they may be removed.
     Column[str | None]("user_id", Text, nullable=True),
     CheckConstraint("(state = 'accepted') = (user_id IS NOT NULL)", name="accepted"),
     ForeignKeyConstraint(["organization"], ["organizations.id"]),
-    # One that is pending for each address.
+    # At most one pending invitation for each address.
     Index(
         "uq_invitations_pending",
         "organization",
@@ -103,16 +105,16 @@ invitations = Table(
         sqlite_where=text("state = 'pending'"),
         postgresql_where=text("state = 'pending'"),
     ),
-    # Lists go from the newest to the oldest.
+    # Lists are ordered newest first.
     Index(None, "organization", "create_time", "id"),
 )
 
-# Requests for a link to sign in, of members and of strangers alike: `user_id` is found out when the mail is sent.
+# Requests for a sign-in link, of members and non-members alike: `user_id` is looked up when the mail is rendered.
 sign_ins = Table(
     "sign_ins",
     metadata,
     Column[str]("id", Text, primary_key=True),
-    # No foreign key: whoever asks may name an organization that isn't there.
+    # No foreign key: a request may name an organization that doesn't exist.
     Column[str]("organization", Text, nullable=False),
     Column[str]("email_key", Text, nullable=False),
     Column[str | None]("user_id", Text, nullable=True),
@@ -120,7 +122,7 @@ sign_ins = Table(
     Index(None, "expire_time"),
 )
 
-# What is to be mailed: about which invitation or request to sign in, and which of its secrets; never the secret.
+# Outbox: the invitation or sign-in request that a mail is about, and the generation of its secret; never the secret.
 mails = Table(
     "mails",
     metadata,
@@ -132,7 +134,7 @@ mails = Table(
     Column[int]("generation", BigInteger, nullable=False),
     Column[str]("state", Text, nullable=False),
     Column[int]("attempts", BigInteger, nullable=False),
-    # When it is to be tried next; moved on by whoever takes it up.
+    # Time of the next attempt; a server that leases the mail sets the end of the lease.
     Column[int]("due_time", BigInteger, nullable=False),
     UniqueConstraint("about", "generation"),
     Index(None, "state", "due_time"),
@@ -144,33 +146,33 @@ credentials = Table(
     Column[str]("id", Text, primary_key=True),
     Column[str]("organization", Text, nullable=False),
     Column[str]("kind", Text, nullable=False),
-    # A person's credential has the person's present role, an organization's token one of its own.
+    # A person's credential has the person's current role, an organization's token its own.
     Column[str | None]("user_id", Text, nullable=True),
     Column[str | None]("role", Text, nullable=True),
-    Column[str]("name", Text, nullable=False),
+    Column[str]("display_name", Text, nullable=False),
     # JSON: [[resource, action], ...]; NULL for none.
     Column[str | None]("restriction", Text, nullable=True),
     # No foreign key: an organization's token survives its creator.
-    Column[str]("created_by", Text, nullable=False),
+    Column[str]("creator", Text, nullable=False),
     # SHA-256 of the whole text. The text itself is stored nowhere.
     Column[bytes]("digest", LargeBinary(32), nullable=False),
     Column[str]("last_four", Text, nullable=False),
     Column[int]("create_time", BigInteger, nullable=False),
     Column[int]("expire_time", BigInteger, nullable=False),
     Column[int | None]("revoke_time", BigInteger, nullable=True),
-    Column[int | None]("last_used_time", BigInteger, nullable=True),
+    Column[int | None]("last_use_time", BigInteger, nullable=True),
     # The revision that last changed it.
     Column[int]("changed", BigInteger, nullable=False),
     CheckConstraint("(user_id IS NULL) <> (role IS NULL)", name="holder"),
     ForeignKeyConstraint(["organization"], ["organizations.id"]),
-    # A removed member's credentials go with the row: a person who is invited again starts with none.
+    # A removed member's credentials are deleted with the row: a person who is invited again starts with none.
     ForeignKeyConstraint(["organization", "user_id"], ["members.organization", "members.user_id"], ondelete="CASCADE"),
     Index(None, "organization", "user_id"),
-    # Lists go from the newest to the oldest.
+    # Lists are ordered newest first.
     Index(None, "organization", "create_time", "id"),
 )
 
-# Secrets before a rotation: they work until `expire_time`, and whoever presents one after that is noticed.
+# Secrets before a rotation: they work until `expire_time`; presenting one later is recorded in the audit log.
 retired_secrets = Table(
     "retired_secrets",
     metadata,
@@ -182,7 +184,7 @@ retired_secrets = Table(
     ForeignKeyConstraint(["organization"], ["organizations.id"]),
 )
 
-# What a request_id was answered with, for as long as it may be repeated.
+# Answers to requests with a request_id, for as long as these may be repeated.
 requests = Table(
     "requests",
     metadata,
@@ -199,7 +201,7 @@ requests = Table(
     Index(None, "organization", "time"),
 )
 
-# What each revision touched, so that other processes forget just that.
+# Changes of each revision, so that other processes invalidate just those cache entries.
 changes = Table(
     "changes",
     metadata,
@@ -207,14 +209,39 @@ changes = Table(
     Column[int]("revision", BigInteger, primary_key=True),
     Column[str]("kind", Text, primary_key=True),
     Column[str]("key", Text, primary_key=True),
-    # Which transaction of PostgreSQL made it; SQLite goes by the row's number.
+    # Id of PostgreSQL's transaction; SQLite uses the row number.
     Column[int | None]("transaction_id", BigInteger, nullable=True),
     ForeignKeyConstraint(["organization"], ["organizations.id"]),
     Index(None, "transaction_id"),
 )
 
-# The end of each organization's audit log, signed with the server's key; its lock lets one writer of entries in at a
-# time. `start_*`: the last entry that was pruned.
+# Every policy that was ever in force, by the hash of its files; the same for all organizations.
+policies = Table(
+    "policies",
+    metadata,
+    Column[str]("version", Text, primary_key=True),
+    # The texts of model.conf, policy.csv and policy_test.csv.
+    Column[str]("model", Text, nullable=False),
+    Column[str]("policy", Text, nullable=False),
+    Column[str]("tests", Text, nullable=False),
+    # Number of decisions that were compared with Casbin's.
+    Column[int]("comparisons", BigInteger, nullable=False),
+)
+
+# The activations of policies. The policy of the last one is in force, for all processes.
+policy_activations = Table(
+    "policy_activations",
+    metadata,
+    Column[int]("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column[str]("version", Text, nullable=False),
+    Column[int]("time", BigInteger, nullable=False),
+    # The process or person who activated it.
+    Column[str]("activator", Text, nullable=False),
+    ForeignKeyConstraint(["version"], ["policies.version"]),
+)
+
+# The end of each organization's audit log, signed with the server's key; its lock serializes the writers of
+# entries. `start_*`: the last entry that was pruned.
 audit_heads = Table(
     "audit_heads",
     metadata,
@@ -239,19 +266,19 @@ audit_entries = Table(
     Column[str]("credential_id", Text, nullable=False),
     Column[str]("action", Text, nullable=False),
     Column[str]("object", Text, nullable=False),
-    # Empty for a change that was made.
+    # Empty for a change, else the reason of a denial.
     Column[str]("reason", Text, nullable=False),
-    # JSON, with a commitment in the place of each personal value.
+    # JSON, with a commitment in place of each personal value.
     Column[str]("details", Text, nullable=False),
-    Column[str]("request_id", Text, nullable=False),
+    Column[str]("call_id", Text, nullable=False),
     Column[bytes]("previous_hash", LargeBinary(32), nullable=False),
     Column[bytes]("hash", LargeBinary(32), nullable=False),
     ForeignKeyConstraint(["organization"], ["organizations.id"]),
-    # Whether a refusal was recorded within the last minute; and lists of one actor's deeds.
+    # For denials recorded within the last minute, and for lists of one actor's entries.
     Index(None, "organization", "actor", "sequence"),
 )
 
-# Addresses and names of persons, outside the chain of hashes so that they can be erased.
+# Addresses and names of persons, outside the hash chain so that they can be erased.
 audit_values = Table(
     "audit_values",
     metadata,

@@ -1,20 +1,22 @@
-"""Queries on tokens, as people look at them: live or not, and never their secrets."""
+"""Queries on tokens for people who manage them: live or not, and never their secrets."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Row, and_, bindparam, false, or_, select, tuple_
+from sqlalchemy import ColumnElement, Row, and_, bindparam, false, or_, select, tuple_, update
 
 from rolecall.domain import CredentialKind, Token, TokenState
-from rolecall.storage.credentials import held_credentials, present_role, restriction_of
+from rolecall.storage.changes import record_change
+from rolecall.storage.credentials import credentials_with_holders, present_role, restriction_of
 from rolecall.storage.tables import credentials
 from rolecall.storage.transaction import Transaction
 
-__all__ = ["TokenQuery", "get", "made_by", "page", "roles_held"]
+__all__ = ["RoleHolder", "TokenQuery", "change_role", "created_by", "get", "holders", "page", "roles_held"]
 
 _TOKENS = (
     select(credentials, present_role().label("acting_role"))
-    .select_from(held_credentials())
+    .select_from(credentials_with_holders())
     .where(
         credentials.c.organization == bindparam("organization"),
         credentials.c.kind.in_([CredentialKind.PERSONAL, CredentialKind.ORGANIZATION]),
@@ -25,10 +27,10 @@ _ONE = _TOKENS.where(credentials.c.id == bindparam("id"))
 
 @dataclass(frozen=True, slots=True)
 class TokenQuery:
-    """Which of an organization's tokens are wanted.
+    """Filter on an organization's tokens.
 
-    `owner`: those of this person, of everybody (None), or of nobody (""). `organizations`: the organization's too.
-    `own`: and the one with this id.
+    `owner` selects the personal tokens of this person, of all persons (None) or none (""); `organizations` adds the
+    organization's tokens, and `own` the token with this id. Without a `state`, deleted ones only with `show_deleted`.
     """
 
     owner: str | None
@@ -36,10 +38,19 @@ class TokenQuery:
     state: TokenState | None
     at: int
     own: str = ""
+    show_deleted: bool = False
+
+
+class RoleHolder(NamedTuple):
+    """Organization token with a role of its own."""
+
+    organization: str
+    id: str
+    role: str
 
 
 def get(tx: Transaction, organization: str, token_id: str) -> Token | None:
-    """The token, dead or alive; None where the organization has none of this id. A session is no token."""
+    """Read the token, live or not; None where the organization has none of this id. Sessions aren't tokens."""
     row = tx.connection.execute(_ONE, {"organization": organization, "id": token_id}).one_or_none()
     return _token(row) if row else None
 
@@ -47,7 +58,7 @@ def get(tx: Transaction, organization: str, token_id: str) -> Token | None:
 def page(
     tx: Transaction, organization: str, query: TokenQuery, after: tuple[int, str] | None, limit: int
 ) -> list[Token]:
-    """At most `limit` tokens, from the newest to the oldest, those behind the (create_time, id) `after`."""
+    """Read at most `limit` tokens, newest first, those after the position `after`, a (create_time, id)."""
     select_ = _TOKENS.where(_wanted(query))
     place = tuple_(credentials.c.create_time, credentials.c.id)
     if after is not None:
@@ -57,11 +68,11 @@ def page(
     return [_token(row) for row in rows]
 
 
-def made_by(tx: Transaction, organization: str, user_id: str, at: int, limit: int) -> list[Token]:
-    """The organization's tokens that this person made and that live at `at`, the newest first, at most `limit`."""
+def created_by(tx: Transaction, organization: str, user_id: str, at: int, limit: int) -> list[Token]:
+    """Read at most `limit` organization tokens that this person created and that are live at `at`, newest first."""
     query = _TOKENS.where(
         credentials.c.user_id.is_(None),
-        credentials.c.created_by == user_id,
+        credentials.c.creator == user_id,
         credentials.c.revoke_time.is_(None),
         credentials.c.expire_time > at,
     )
@@ -70,13 +81,30 @@ def made_by(tx: Transaction, organization: str, user_id: str, at: int, limit: in
 
 
 def roles_held(tx: Transaction, at: int) -> set[str]:
-    """Every role that an organization's token has which lives at `at`."""
+    """Return every role of an organization's token that is live at `at`."""
     rows = tx.connection.scalars(
         select(credentials.c.role)
         .where(credentials.c.role.is_not(None), credentials.c.revoke_time.is_(None), credentials.c.expire_time > at)
         .distinct()
     )
     return {role for role in rows if role is not None}
+
+
+def holders(tx: Transaction, roles: Collection[str], at: int) -> list[RoleHolder]:
+    """Read the organization tokens of all organizations with one of `roles` that are live at `at`."""
+    query = (
+        select(credentials.c.organization, credentials.c.id, credentials.c.role)
+        .where(credentials.c.role.in_(roles), credentials.c.revoke_time.is_(None), credentials.c.expire_time > at)
+        .order_by(credentials.c.organization, credentials.c.id)
+    )
+    return [RoleHolder(*row) for row in tx.connection.execute(query)]
+
+
+def change_role(tx: Transaction, holder: RoleHolder, role: str) -> None:
+    """Give an organization token another role."""
+    named = (credentials.c.organization == holder.organization) & (credentials.c.id == holder.id)
+    tx.connection.execute(update(credentials).where(named).values(role=role, changed=tx.revision))
+    record_change(tx, holder.organization, "credential", holder.id)
 
 
 def _wanted(query: TokenQuery) -> ColumnElement[bool]:
@@ -90,10 +118,10 @@ def _wanted(query: TokenQuery) -> ColumnElement[bool]:
     )
     match query.state:
         case None:
-            return whose
+            return whose if query.show_deleted else and_(whose, credentials.c.revoke_time.is_(None))
         case TokenState.DELETED:
             return and_(whose, credentials.c.revoke_time.is_not(None))
-        case TokenState.LIVE:
+        case TokenState.ACTIVE:
             return and_(whose, credentials.c.revoke_time.is_(None), credentials.c.expire_time > query.at)
         case TokenState.EXPIRED:
             return and_(whose, credentials.c.revoke_time.is_(None), credentials.c.expire_time <= query.at)
@@ -104,15 +132,15 @@ def _token(row: Row[Any]) -> Token:
         row.organization,
         row.id,
         CredentialKind(row.kind),
-        row.name,
+        row.display_name,
         row.user_id or "",
-        row.created_by,
+        row.creator,
         row.acting_role,
         restriction_of(row.restriction),
         row.last_four,
         row.create_time,
         row.expire_time,
-        row.last_used_time,
+        row.last_use_time,
         row.revoke_time,
         row.changed,
     )

@@ -29,20 +29,24 @@ class _AuditOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AuditOut
     DESCRIPTOR: _descriptor.EnumDescriptor
     AUDIT_OUTCOME_UNSPECIFIED: _AuditOutcome.ValueType  # 0
     """Never sent."""
-    AUDIT_OUTCOME_DONE: _AuditOutcome.ValueType  # 1
+    AUDIT_OUTCOME_SUCCEEDED: _AuditOutcome.ValueType  # 1
     """The change was made."""
     AUDIT_OUTCOME_DENIED: _AuditOutcome.ValueType  # 2
-    """The caller may not do this. Such entries stand for all alike within a minute; `details` has their `count`."""
+    """The caller may not do this. One such entry stands for all equal attempts within a minute; `details` has their
+    `count`.
+    """
 
 class AuditOutcome(_AuditOutcome, metaclass=_AuditOutcomeEnumTypeWrapper):
-    """What came of an attempt."""
+    """Outcome of an attempt."""
 
 AUDIT_OUTCOME_UNSPECIFIED: AuditOutcome.ValueType  # 0
 """Never sent."""
-AUDIT_OUTCOME_DONE: AuditOutcome.ValueType  # 1
+AUDIT_OUTCOME_SUCCEEDED: AuditOutcome.ValueType  # 1
 """The change was made."""
 AUDIT_OUTCOME_DENIED: AuditOutcome.ValueType  # 2
-"""The caller may not do this. Such entries stand for all alike within a minute; `details` has their `count`."""
+"""The caller may not do this. One such entry stands for all equal attempts within a minute; `details` has their
+`count`.
+"""
 Global___AuditOutcome: _TypeAlias = AuditOutcome  # noqa: Y015
 
 class _AuditFormat:
@@ -59,7 +63,7 @@ class _AuditFormatEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AuditForm
     """One JSON object a line."""
 
 class AuditFormat(_AuditFormat, metaclass=_AuditFormatEnumTypeWrapper):
-    """How entries are written."""
+    """Format of exported entries."""
 
 AUDIT_FORMAT_UNSPECIFIED: AuditFormat.ValueType  # 0
 """Never valid."""
@@ -77,20 +81,20 @@ class _AuditVerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_AuditVer
     DESCRIPTOR: _descriptor.EnumDescriptor
     AUDIT_VERDICT_UNSPECIFIED: _AuditVerdict.ValueType  # 0
     """Never sent."""
-    AUDIT_VERDICT_WHOLE: _AuditVerdict.ValueType  # 1
-    """Nothing was changed, taken out or put in."""
+    AUDIT_VERDICT_INTACT: _AuditVerdict.ValueType  # 1
+    """No entry was changed, removed or inserted."""
     AUDIT_VERDICT_TAMPERED: _AuditVerdict.ValueType  # 2
-    """Something was."""
+    """An entry was changed, removed or inserted."""
 
 class AuditVerdict(_AuditVerdict, metaclass=_AuditVerdictEnumTypeWrapper):
-    """Whether a log is whole."""
+    """Whether a log is intact."""
 
 AUDIT_VERDICT_UNSPECIFIED: AuditVerdict.ValueType  # 0
 """Never sent."""
-AUDIT_VERDICT_WHOLE: AuditVerdict.ValueType  # 1
-"""Nothing was changed, taken out or put in."""
+AUDIT_VERDICT_INTACT: AuditVerdict.ValueType  # 1
+"""No entry was changed, removed or inserted."""
 AUDIT_VERDICT_TAMPERED: AuditVerdict.ValueType  # 2
-"""Something was."""
+"""An entry was changed, removed or inserted."""
 Global___AuditVerdict: _TypeAlias = AuditVerdict  # noqa: Y015
 
 @_typing.final
@@ -108,32 +112,34 @@ class AuditEntry(_message.Message):
     OUTCOME_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     DETAILS_FIELD_NUMBER: _builtins.int
-    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    CALL_ID_FIELD_NUMBER: _builtins.int
     PREVIOUS_HASH_FIELD_NUMBER: _builtins.int
     HASH_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Counts the organization's entries from 1, without gaps."""
     actor: _builtins.str
-    """Says who did it: `user:ID`, `token:ID` for an organization's token, or `operator` for somebody at the database."""
+    """Names the actor: `user:ID`, `token:ID` for an organization's token, or `operator` for a command at the database."""
     credential_id: _builtins.str
     """Identifies the credential that was presented; empty for an operator."""
     action: _builtins.str
-    """Names the RPC, as in `CreatePersonalToken`; an operator's commands and presenting a rotated secret have names alike."""
+    """Names the RPC, as in `CreatePersonalToken`; an operator's commands and the use of a rotated secret have names of
+    the same form.
+    """
     object: _builtins.str
-    """Says what it was done to, as in `token:ID`; empty where it did not come to that."""
+    """Names the object, as in `token:ID`; empty if the attempt was refused before it was known."""
     outcome: Global___AuditOutcome.ValueType
-    """Says what came of it."""
+    """Says whether the change was made."""
     reason: _builtins.str
-    """Holds, of what was denied, the reason, as in `PERMISSION_MISSING`."""
-    request_id: _builtins.str
-    """Holds the `x-request-id` of the call."""
+    """Holds the reason of a denial, as in `PERMISSION_MISSING`."""
+    call_id: _builtins.str
+    """Identifies the call: its `x-request-id`, as in the header, the trailer, logs and errors."""
     previous_hash: _builtins.str
     """Holds the hash of the entry before, in hexadecimal."""
     hash: _builtins.str
     """Holds the SHA-256 over this entry and the hash before, in hexadecimal."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
-        """Says when it happened, by the server's clock."""
+        """Holds the time of the change, by the server's clock."""
 
     @_builtins.property
     def details(self) -> _struct_pb2.Struct:
@@ -151,13 +157,13 @@ class AuditEntry(_message.Message):
         outcome: Global___AuditOutcome.ValueType = ...,
         reason: _builtins.str = ...,
         details: _struct_pb2.Struct | None = ...,
-        request_id: _builtins.str = ...,
+        call_id: _builtins.str = ...,
         previous_hash: _builtins.str = ...,
         hash: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["details", b"details", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "credential_id", b"credential_id", "details", b"details", "hash", b"hash", "object", b"object", "outcome", b"outcome", "previous_hash", b"previous_hash", "reason", b"reason", "request_id", b"request_id", "sequence", b"sequence", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "call_id", b"call_id", "credential_id", b"credential_id", "details", b"details", "hash", b"hash", "object", b"object", "outcome", b"outcome", "previous_hash", b"previous_hash", "reason", b"reason", "sequence", b"sequence", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -165,7 +171,7 @@ Global___AuditEntry: _TypeAlias = AuditEntry  # noqa: Y015
 
 @_typing.final
 class AuditFilter(_message.Message):
-    """Which entries are wanted. Empty fields take any."""
+    """Filter for entries. Empty fields match any."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -176,20 +182,20 @@ class AuditFilter(_message.Message):
     OBJECT_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
     actor: _builtins.str
-    """Keeps those of this actor."""
+    """Matches entries of this actor."""
     action: _builtins.str
-    """Keeps those of this action."""
+    """Matches entries of this action."""
     object: _builtins.str
-    """Keeps those done to this object."""
+    """Matches entries about this object."""
     outcome: Global___AuditOutcome.ValueType
-    """Keeps those with this outcome."""
+    """Matches entries with this outcome."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
-        """Keeps those from this moment on."""
+        """Matches entries from this time on."""
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """Keeps those before this moment."""
+        """Matches entries before this time."""
 
     def __init__(
         self,
@@ -211,7 +217,7 @@ Global___AuditFilter: _TypeAlias = AuditFilter  # noqa: Y015
 
 @_typing.final
 class ListAuditEntriesRequest(_message.Message):
-    """Asks for entries."""
+    """Request for entries."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -222,12 +228,12 @@ class ListAuditEntriesRequest(_message.Message):
     organization: _builtins.str
     """Names the organization; empty for the credential's own."""
     page_size: _builtins.int
-    """Bounds the page: 1 to 1,000; 0 for 50."""
+    """Limits the page: 1 to 1,000 entries; 0 means 50. A larger value means 1,000, a negative one is INVALID_ARGUMENT."""
     page_token: _builtins.str
     """Continues after an earlier page: its `next_page_token`. The other fields must be the same."""
     @_builtins.property
     def filter(self) -> Global___AuditFilter:
-        """Says which entries."""
+        """Filters the entries."""
 
     def __init__(
         self,
@@ -275,7 +281,7 @@ Global___ListAuditEntriesResponse: _TypeAlias = ListAuditEntriesResponse  # noqa
 
 @_typing.final
 class ExportAuditEntriesRequest(_message.Message):
-    """Asks for entries as a file."""
+    """Request for entries as a file."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -286,12 +292,12 @@ class ExportAuditEntriesRequest(_message.Message):
     organization: _builtins.str
     """Names the organization; empty for the credential's own."""
     format: Global___AuditFormat.ValueType
-    """Says how they are written. Required."""
+    """Names the format of the file. Required."""
     after_sequence: _builtins.int
-    """Continues a broken stream: the `last_sequence` of the last message that came. 0 for the beginning."""
+    """Continues a broken stream: the `last_sequence` of the last message received. 0 for the beginning."""
     @_builtins.property
     def filter(self) -> Global___AuditFilter:
-        """Says which entries."""
+        """Filters the entries."""
 
     def __init__(
         self,
@@ -311,16 +317,16 @@ Global___ExportAuditEntriesRequest: _TypeAlias = ExportAuditEntriesRequest  # no
 
 @_typing.final
 class ExportAuditEntriesResponse(_message.Message):
-    """A piece of the file."""
+    """Part of the file."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DATA_FIELD_NUMBER: _builtins.int
     LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
     data: _builtins.bytes
-    """Holds whole lines in UTF-8, to be written one message after the other."""
+    """Holds complete lines in UTF-8; the file is the concatenation of all messages."""
     last_sequence: _builtins.int
-    """Holds the sequence number of the last entry in them, or of the last that was looked at."""
+    """Holds the sequence number of the last entry in them, or of the last entry read."""
     def __init__(
         self,
         *,
@@ -337,7 +343,7 @@ Global___ExportAuditEntriesResponse: _TypeAlias = ExportAuditEntriesResponse  # 
 
 @_typing.final
 class VerifyAuditLogRequest(_message.Message):
-    """Asks whether the log is whole."""
+    """Request to verify the log."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -348,13 +354,13 @@ class VerifyAuditLogRequest(_message.Message):
     organization: _builtins.str
     """Names the organization; empty for the credential's own."""
     first_sequence: _builtins.int
-    """Begins here, or at the nearest checkpoint before. 0 for the first entry kept."""
+    """Starts here, or at the nearest checkpoint before. 0 for the first entry kept."""
     last_sequence: _builtins.int
-    """Ends here, or at the nearest checkpoint behind. 0 for the last entry."""
+    """Ends here, or at the nearest checkpoint after. 0 for the last entry."""
     @_builtins.property
     def known(self) -> Global___AuditMark:
         """Names an entry whose hash is known from elsewhere, such as a checkpoint in the server's log: it must be in the log
-        with that hash. This finds a database that was set back as a whole.
+        with that hash. This detects a database that was restored to an earlier state.
         """
 
     def __init__(
@@ -382,7 +388,7 @@ class AuditMark(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     HASH_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
-    """Counts the entry."""
+    """Holds the sequence number of the entry."""
     hash: _builtins.str
     """Holds its hash, in hexadecimal."""
     def __init__(
@@ -401,7 +407,7 @@ Global___AuditMark: _TypeAlias = AuditMark  # noqa: Y015
 
 @_typing.final
 class VerifyAuditLogResponse(_message.Message):
-    """Whether the log is whole."""
+    """Result of the verification."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -411,16 +417,18 @@ class VerifyAuditLogResponse(_message.Message):
     ENTRY_COUNT_FIELD_NUMBER: _builtins.int
     HEAD_FIELD_NUMBER: _builtins.int
     verdict: Global___AuditVerdict.ValueType
-    """Says it."""
+    """Says whether the log is intact."""
     first_bad_sequence: _builtins.int
-    """Holds the sequence number of the first bad entry; 0 where none is."""
+    """Holds the sequence number of the first bad entry; 0 if no entry is bad."""
     problem: _builtins.str
-    """Says what is wrong with it."""
+    """Describes the problem."""
     entry_count: _builtins.int
-    """Counts the entries that were looked at."""
+    """Counts the entries that were verified."""
     @_builtins.property
     def head(self) -> Global___AuditMark:
-        """Holds the last entry's sequence number and hash: write them down elsewhere, to find out if the database is set back."""
+        """Holds the last entry's sequence number and hash: store them elsewhere, so that a later restore of an older database
+        is detected.
+        """
 
     def __init__(
         self,

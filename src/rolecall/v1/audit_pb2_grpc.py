@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class AuditServiceStub:
-    """Shows the log of every change and of every refused attempt at one, and whether it has been tampered with.
+    """Shows the log of every change and of every refused attempt at one, and verifies that it is intact.
     """
 
     def __init__(self, channel):
@@ -53,7 +53,7 @@ class AuditServiceStub:
 
 
 class AuditServiceServicer:
-    """Shows the log of every change and of every refused attempt at one, and whether it has been tampered with.
+    """Shows the log of every change and of every refused attempt at one, and verifies that it is intact.
     """
 
     def ListAuditEntries(self, request, context):
@@ -104,7 +104,7 @@ def add_AuditServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class AuditService:
-    """Shows the log of every change and of every refused attempt at one, and whether it has been tampered with.
+    """Shows the log of every change and of every refused attempt at one, and verifies that it is intact.
     """
 
     @staticmethod

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class AuditServiceStub:
-    """Shows the log of every change and of every refused attempt at one, and whether it has been tampered with."""
+    """Shows the log of every change and of every refused attempt at one, and verifies that it is intact."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -42,7 +42,7 @@ class AuditServiceStub:
 
 @_typing.type_check_only
 class AuditServiceAsyncStub(AuditServiceStub):
-    """Shows the log of every change and of every refused attempt at one, and whether it has been tampered with."""
+    """Shows the log of every change and of every refused attempt at one, and verifies that it is intact."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListAuditEntries: _aio.UnaryUnaryMultiCallable[_audit_pb2.ListAuditEntriesRequest, _audit_pb2.ListAuditEntriesResponse]  # type: ignore[assignment]
@@ -53,7 +53,7 @@ class AuditServiceAsyncStub(AuditServiceStub):
     """Checks the entries, their order and their signatures. Needs `audit-logs view`."""
 
 class AuditServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Shows the log of every change and of every refused attempt at one, and whether it has been tampered with."""
+    """Shows the log of every change and of every refused attempt at one, and verifies that it is intact."""
 
     @_abc_1.abstractmethod
     def ListAuditEntries(

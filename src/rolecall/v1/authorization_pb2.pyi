@@ -34,7 +34,7 @@ class _DecisionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Decision.Val
     """The subject may not."""
 
 class Decision(_Decision, metaclass=_DecisionEnumTypeWrapper):
-    """What was decided."""
+    """Decision."""
 
 DECISION_UNSPECIFIED: Decision.ValueType  # 0
 """Never sent."""
@@ -67,12 +67,12 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_UNKNOWN_ACTION: _Reason.ValueType  # 7
     """No rule matches, and the policy names no such action."""
     REASON_TOKEN_INVALID: _Reason.ValueType  # 8
-    """The organization has no such live token."""
+    """The organization has no such active token."""
     REASON_TOKEN_SCOPE: _Reason.ValueType  # 9
-    """The token's own restriction does not reach that far."""
+    """The token's own restriction does not cover the question."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
-    """Why it was decided so."""
+    """Reason of a decision."""
 
 REASON_UNSPECIFIED: Reason.ValueType  # 0
 """Never sent."""
@@ -91,9 +91,9 @@ REASON_UNKNOWN_RESOURCE: Reason.ValueType  # 6
 REASON_UNKNOWN_ACTION: Reason.ValueType  # 7
 """No rule matches, and the policy names no such action."""
 REASON_TOKEN_INVALID: Reason.ValueType  # 8
-"""The organization has no such live token."""
+"""The organization has no such active token."""
 REASON_TOKEN_SCOPE: Reason.ValueType  # 9
-"""The token's own restriction does not reach that far."""
+"""The token's own restriction does not cover the question."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
 @_typing.final
@@ -114,15 +114,15 @@ class CheckRequest(_message.Message):
     subject: _builtins.str
     """Holds `user:ann@acme.io`, `user:ID`, `token:ID`, `role:NAME` (hypothetical), or a bare address."""
     subject_token: _builtins.str
-    """Holds a token that somebody presented to you; its holder is asked about. Never logged."""
+    """Holds a token that was presented to your service; its holder is the subject. Never logged."""
     action: _builtins.str
     """Names the action in the policy's words, as in `view`: 1 to 256 characters."""
     resource: _builtins.str
     """Names the resource: `type` or `type/id/...`, as in `secrets/billing/db-password`: 1 to 1,024 characters."""
     at_least_revision: _builtins.int
-    """Asks for an answer that knows of this revision of the organization, at least. 0 for any."""
+    """Requires a response that reflects at least this revision of the organization. 0 for any."""
     explain: _builtins.bool
-    """Asks for the rule that decided. Needs `authorization explain`."""
+    """Requests the rule that decided. Needs `authorization explain`."""
     def __init__(
         self,
         *,
@@ -163,12 +163,12 @@ class CheckResponse(_message.Message):
     role: _builtins.str
     """Names the subject's role; empty where it has none."""
     revision: _builtins.int
-    """Holds the revision of the organization that the answer knows of."""
+    """Holds the revision of the organization that the response reflects."""
     policy_version: _builtins.str
     """Says which policy decided."""
     @_builtins.property
     def explanation(self) -> Global___Explanation:
-        """Explains the decision, where `explain` asked for it."""
+        """Explains the decision, if `explain` was set."""
 
     def __init__(
         self,
@@ -190,7 +190,7 @@ Global___CheckResponse: _TypeAlias = CheckResponse  # noqa: Y015
 
 @_typing.final
 class Explanation(_message.Message):
-    """Why a decision came out as it did."""
+    """Explanation of a decision."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -203,7 +203,7 @@ class Explanation(_message.Message):
     NEAREST_MISS_LINE_FIELD_NUMBER: _builtins.int
     ROLES_THAT_PASS_FIELD_NUMBER: _builtins.int
     summary: _builtins.str
-    """Says it in a sentence or two."""
+    """Holds one or two sentences."""
     rule: _builtins.str
     """Holds the rule that decided, as the policy file has it; empty on a default deny."""
     file: _builtins.str
@@ -290,7 +290,7 @@ class BatchCheckRequest(_message.Message):
     organization: _builtins.str
     """Names the organization; empty for the credential's own."""
     at_least_revision: _builtins.int
-    """Asks for answers that know of this revision of the organization, at least. 0 for any."""
+    """Requires a response that reflects at least this revision of the organization. 0 for any."""
     @_builtins.property
     def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchCheckItem]:
         """Holds the questions: 1 to 1,000."""
@@ -312,7 +312,7 @@ Global___BatchCheckRequest: _TypeAlias = BatchCheckRequest  # noqa: Y015
 
 @_typing.final
 class CheckError(_message.Message):
-    """What is wrong with one question of a batch."""
+    """Error of one question of a batch."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -321,7 +321,7 @@ class CheckError(_message.Message):
     field: _builtins.str
     """Names the field at fault."""
     message: _builtins.str
-    """Says what is wrong and what to do."""
+    """Describes the problem, and what to do."""
     def __init__(
         self,
         *,
@@ -351,7 +351,7 @@ class BatchCheckResult(_message.Message):
     """Says why; unspecified where the question is malformed."""
     @_builtins.property
     def error(self) -> Global___CheckError:
-        """Says what is wrong with the question, if anything."""
+        """Describes what is wrong with the question, if anything."""
 
     def __init__(
         self,
@@ -378,12 +378,12 @@ class BatchCheckResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     POLICY_VERSION_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """Holds the revision of the organization that all answers know of."""
+    """Holds the revision of the organization that all results reflect."""
     policy_version: _builtins.str
     """Says which policy decided all of them."""
     @_builtins.property
     def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchCheckResult]:
-        """Holds one answer a question, in the order of the questions."""
+        """Holds one answer for each question, in the same order."""
 
     def __init__(
         self,
@@ -402,7 +402,7 @@ Global___BatchCheckResponse: _TypeAlias = BatchCheckResponse  # noqa: Y015
 
 @_typing.final
 class ListPermissionsRequest(_message.Message):
-    """Asks for what a subject may do."""
+    """Request for the rules that a subject holds."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -414,13 +414,13 @@ class ListPermissionsRequest(_message.Message):
     organization: _builtins.str
     """Names the organization; empty for the credential's own."""
     subject: _builtins.str
-    """Says who is asked about, as in CheckRequest. Required."""
+    """Names the subject, as in CheckRequest. Required."""
     page_size: _builtins.int
-    """Bounds the page: 1 to 1,000; 0 for 50."""
+    """Limits the page: 1 to 1,000 entries; 0 means 50. A larger value means 1,000, a negative one is INVALID_ARGUMENT."""
     page_token: _builtins.str
     """Continues after an earlier page: its `next_page_token`. The other fields must be the same."""
     at_least_revision: _builtins.int
-    """Asks for an answer that knows of this revision of the organization, at least. 0 for any."""
+    """Requires a response that reflects at least this revision of the organization. 0 for any."""
     def __init__(
         self,
         *,
@@ -440,7 +440,7 @@ Global___ListPermissionsRequest: _TypeAlias = ListPermissionsRequest  # noqa: Y0
 
 @_typing.final
 class ListPermissionsResponse(_message.Message):
-    """One page of what a subject may do."""
+    """One page of the rules that a subject holds."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -450,9 +450,9 @@ class ListPermissionsResponse(_message.Message):
     POLICY_VERSION_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     role: _builtins.str
-    """Names the subject's role; empty where it has none, and then there are no permissions."""
+    """Names the subject's role; empty where it has none, and then the list is empty."""
     revision: _builtins.int
-    """Holds the revision of the organization that the answer knows of."""
+    """Holds the revision of the organization that the response reflects."""
     policy_version: _builtins.str
     """Says which policy the rules are from."""
     next_page_token: _builtins.str
@@ -480,7 +480,7 @@ Global___ListPermissionsResponse: _TypeAlias = ListPermissionsResponse  # noqa: 
 
 @_typing.final
 class ListSubjectsRequest(_message.Message):
-    """Asks who may do an action on a resource."""
+    """Request for the members who may do an action on a resource."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -497,11 +497,11 @@ class ListSubjectsRequest(_message.Message):
     resource: _builtins.str
     """Names the resource, as in CheckRequest."""
     page_size: _builtins.int
-    """Bounds the page: 1 to 1,000; 0 for 50."""
+    """Limits the page: 1 to 1,000 entries; 0 means 50. A larger value means 1,000, a negative one is INVALID_ARGUMENT."""
     page_token: _builtins.str
     """Continues after an earlier page: its `next_page_token`. The other fields must be the same."""
     at_least_revision: _builtins.int
-    """Asks for an answer that knows of this revision of the organization, at least. 0 for any."""
+    """Requires a response that reflects at least this revision of the organization. 0 for any."""
     def __init__(
         self,
         *,
@@ -533,7 +533,7 @@ class ListSubjectsResponse(_message.Message):
     next_page_token: _builtins.str
     """Continues the list; empty on the last page."""
     revision: _builtins.int
-    """Holds the revision of the organization that the answer knows of."""
+    """Holds the revision of the organization that the response reflects."""
     policy_version: _builtins.str
     """Says which policy decided."""
     @_builtins.property

@@ -28,7 +28,7 @@ if _version_not_supported:
 class AuthorizationServiceStub:
     """Answers "may this subject do this action on this resource?".
 
-    Anybody may ask about themselves; asking about others needs `authorization check`.
+    A Check of the caller itself needs no permission; a Check of another subject needs `authorization check`.
     """
 
     def __init__(self, channel):
@@ -62,18 +62,19 @@ class AuthorizationServiceStub:
 class AuthorizationServiceServicer:
     """Answers "may this subject do this action on this resource?".
 
-    Anybody may ask about themselves; asking about others needs `authorization check`.
+    A Check of the caller itself needs no permission; a Check of another subject needs `authorization check`.
     """
 
     def Check(self, request, context):
-        """Decides one question. A denied question is an OK answer with DECISION_DENY.
+        """Decides one question. A denial is an OK response with DECISION_DENY.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def BatchCheck(self, request, context):
-        """Decides up to 1,000 questions on one snapshot of members and policy. An item that is malformed denies itself only.
+        """Decides up to 1,000 questions on one snapshot of members and policy. A malformed item is denied; the others are
+        decided.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -127,7 +128,7 @@ def add_AuthorizationServiceServicer_to_server(servicer, server):
 class AuthorizationService:
     """Answers "may this subject do this action on this resource?".
 
-    Anybody may ask about themselves; asking about others needs `authorization check`.
+    A Check of the caller itself needs no permission; a Check of another subject needs `authorization check`.
     """
 
     @staticmethod

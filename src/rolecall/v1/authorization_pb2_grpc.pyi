@@ -29,7 +29,7 @@ GRPC_VERSION: str
 class AuthorizationServiceStub:
     """Answers "may this subject do this action on this resource?".
 
-    Anybody may ask about themselves; asking about others needs `authorization check`.
+    A Check of the caller itself needs no permission; a Check of another subject needs `authorization check`.
     """
 
     @_typing.overload
@@ -37,9 +37,11 @@ class AuthorizationServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> AuthorizationServiceAsyncStub: ...
     Check: _grpc.UnaryUnaryMultiCallable[_authorization_pb2.CheckRequest, _authorization_pb2.CheckResponse]
-    """Decides one question. A denied question is an OK answer with DECISION_DENY."""
+    """Decides one question. A denial is an OK response with DECISION_DENY."""
     BatchCheck: _grpc.UnaryUnaryMultiCallable[_authorization_pb2.BatchCheckRequest, _authorization_pb2.BatchCheckResponse]
-    """Decides up to 1,000 questions on one snapshot of members and policy. An item that is malformed denies itself only."""
+    """Decides up to 1,000 questions on one snapshot of members and policy. A malformed item is denied; the others are
+    decided.
+    """
     ListPermissions: _grpc.UnaryUnaryMultiCallable[_authorization_pb2.ListPermissionsRequest, _authorization_pb2.ListPermissionsResponse]
     """Lists the rules that a subject holds, its role's own and the inherited ones. A deny among them beats any allow."""
     ListSubjects: _grpc.UnaryUnaryMultiCallable[_authorization_pb2.ListSubjectsRequest, _authorization_pb2.ListSubjectsResponse]
@@ -49,14 +51,16 @@ class AuthorizationServiceStub:
 class AuthorizationServiceAsyncStub(AuthorizationServiceStub):
     """Answers "may this subject do this action on this resource?".
 
-    Anybody may ask about themselves; asking about others needs `authorization check`.
+    A Check of the caller itself needs no permission; a Check of another subject needs `authorization check`.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Check: _aio.UnaryUnaryMultiCallable[_authorization_pb2.CheckRequest, _authorization_pb2.CheckResponse]  # type: ignore[assignment]
-    """Decides one question. A denied question is an OK answer with DECISION_DENY."""
+    """Decides one question. A denial is an OK response with DECISION_DENY."""
     BatchCheck: _aio.UnaryUnaryMultiCallable[_authorization_pb2.BatchCheckRequest, _authorization_pb2.BatchCheckResponse]  # type: ignore[assignment]
-    """Decides up to 1,000 questions on one snapshot of members and policy. An item that is malformed denies itself only."""
+    """Decides up to 1,000 questions on one snapshot of members and policy. A malformed item is denied; the others are
+    decided.
+    """
     ListPermissions: _aio.UnaryUnaryMultiCallable[_authorization_pb2.ListPermissionsRequest, _authorization_pb2.ListPermissionsResponse]  # type: ignore[assignment]
     """Lists the rules that a subject holds, its role's own and the inherited ones. A deny among them beats any allow."""
     ListSubjects: _aio.UnaryUnaryMultiCallable[_authorization_pb2.ListSubjectsRequest, _authorization_pb2.ListSubjectsResponse]  # type: ignore[assignment]
@@ -65,7 +69,7 @@ class AuthorizationServiceAsyncStub(AuthorizationServiceStub):
 class AuthorizationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Answers "may this subject do this action on this resource?".
 
-    Anybody may ask about themselves; asking about others needs `authorization check`.
+    A Check of the caller itself needs no permission; a Check of another subject needs `authorization check`.
     """
 
     @_abc_1.abstractmethod
@@ -74,7 +78,7 @@ class AuthorizationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _authorization_pb2.CheckRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_authorization_pb2.CheckResponse, _abc.Awaitable[_authorization_pb2.CheckResponse]]:
-        """Decides one question. A denied question is an OK answer with DECISION_DENY."""
+        """Decides one question. A denial is an OK response with DECISION_DENY."""
 
     @_abc_1.abstractmethod
     def BatchCheck(
@@ -82,7 +86,9 @@ class AuthorizationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _authorization_pb2.BatchCheckRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_authorization_pb2.BatchCheckResponse, _abc.Awaitable[_authorization_pb2.BatchCheckResponse]]:
-        """Decides up to 1,000 questions on one snapshot of members and policy. An item that is malformed denies itself only."""
+        """Decides up to 1,000 questions on one snapshot of members and policy. A malformed item is denied; the others are
+        decided.
+        """
 
     @_abc_1.abstractmethod
     def ListPermissions(

@@ -25,11 +25,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_UNSPECIFIED: _ErrorReason.ValueType  # 0
     """Never sent."""
     ERROR_REASON_UNAUTHENTICATED_CREDENTIAL: _ErrorReason.ValueType  # 1
-    """UNAUTHENTICATED: no credential, more than one, or one that isn't valid now. Send `authorization: Bearer TOKEN`."""
+    """UNAUTHENTICATED: no credential, more than one, or one that is not active. Send `authorization: Bearer TOKEN`."""
     ERROR_REASON_PERMISSION_MISSING: _ErrorReason.ValueType  # 2
     """PERMISSION_DENIED: the caller lacks a permission. Metadata: `action`, `resource`, as in `view`, `policy`."""
     ERROR_REASON_ORGANIZATION_NOT_FOUND: _ErrorReason.ValueType  # 3
-    """NOT_FOUND: there is no such organization, or it is somebody else's. Metadata: `organization`."""
+    """NOT_FOUND: the organization does not exist, or the credential belongs to another one. Metadata: `organization`."""
     ERROR_REASON_MEMBER_NOT_FOUND: _ErrorReason.ValueType  # 4
     """NOT_FOUND: the organization has no such member."""
     ERROR_REASON_TOKEN_NOT_FOUND: _ErrorReason.ValueType  # 5
@@ -39,21 +39,21 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_BATCH_SIZE: _ErrorReason.ValueType  # 7
     """INVALID_ARGUMENT: a batch is empty or too long. Metadata: `size`, `maximum`."""
     ERROR_REASON_PAGE_TOKEN: _ErrorReason.ValueType  # 8
-    """INVALID_ARGUMENT: the page token is not one that this list gave out. Ask for the first page again."""
+    """INVALID_ARGUMENT: the page token was not issued by this list. Ask for the first page again."""
     ERROR_REASON_REVISION_NOT_REACHED: _ErrorReason.ValueType  # 9
-    """UNAVAILABLE: the revision asked for has not been seen yet. Metadata: `revision`, `at_least_revision`."""
+    """UNAVAILABLE: the requested revision has not been reached yet. Try again. Metadata: `revision`, `at_least_revision`."""
     ERROR_REASON_STORAGE_UNAVAILABLE: _ErrorReason.ValueType  # 10
     """UNAVAILABLE: the database can't be reached. Try again."""
     ERROR_REASON_WRITE_CONFLICT: _ErrorReason.ValueType  # 11
-    """ABORTED: other writers kept getting in between. Try again."""
+    """ABORTED: every attempt conflicted with other writers. Try again."""
     ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 12
-    """RESOURCE_EXHAUSTED: too many calls of this kind at once. Try again later."""
+    """RESOURCE_EXHAUSTED: too many calls of this kind at once. Try again after the `retry_delay` of google.rpc.RetryInfo."""
     ERROR_REASON_POLICY_INVALID: _ErrorReason.ValueType  # 13
-    """FAILED_PRECONDITION: a policy has errors, or doesn't fit the members there are."""
+    """FAILED_PRECONDITION: a policy has errors, or lacks a role that a member has."""
     ERROR_REASON_ORGANIZATION_EXISTS: _ErrorReason.ValueType  # 14
-    """ALREADY_EXISTS: there is an organization of this name."""
+    """ALREADY_EXISTS: an organization has this name."""
     ERROR_REASON_INTERNAL: _ErrorReason.ValueType  # 15
-    """INTERNAL: a defect of the server. Its log has the details under the `request_id` of the metadata."""
+    """INTERNAL: a defect of the server. Its log has the details under the `call_id` of the metadata."""
     ERROR_REASON_ROLE_BEYOND_CALLER: _ErrorReason.ValueType  # 16
     """PERMISSION_DENIED: a role, or what a token may do, is beyond what the caller may do itself. Metadata: `role`."""
     ERROR_REASON_UNKNOWN_ROLE_NAME: _ErrorReason.ValueType  # 17
@@ -61,7 +61,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_PERSON_ONLY: _ErrorReason.ValueType  # 18
     """PERMISSION_DENIED: only a person may do this, and the credential is an organization's token."""
     ERROR_REASON_ETAG_MISMATCH: _ErrorReason.ValueType  # 19
-    """ABORTED: what was to be changed has changed since the etag was read. Read it again."""
+    """ABORTED: the resource has changed since the etag was read. Read it again."""
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 20
     """INVALID_ARGUMENT: the request_id was used with another request. Make a new one."""
     ERROR_REASON_LAST_OWNER: _ErrorReason.ValueType  # 21
@@ -69,39 +69,44 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     person such a role first.
     """
     ERROR_REASON_INVITATION_NOT_FOUND: _ErrorReason.ValueType  # 22
-    """NOT_FOUND: there is no such invitation; or the secret of one is malformed, used, or not the newest."""
+    """NOT_FOUND: the invitation does not exist; or its secret is malformed, used, or not the newest."""
     ERROR_REASON_DUPLICATE_INVITATION: _ErrorReason.ValueType  # 23
-    """ALREADY_EXISTS: the address has a pending invitation, or stands twice in one request. Metadata: `id` of the pending one."""
+    """ALREADY_EXISTS: the address has a pending invitation, or stands twice in one request. Metadata: `id` of the pending
+    one.
+    """
     ERROR_REASON_ALREADY_MEMBER: _ErrorReason.ValueType  # 24
     """ALREADY_EXISTS: the address is a member's. Metadata: `user_id`."""
     ERROR_REASON_INVITATION_EXPIRED: _ErrorReason.ValueType  # 25
-    """FAILED_PRECONDITION: the invitation's time is over. Ask for another mail."""
+    """FAILED_PRECONDITION: the invitation has expired. Have the address invited again."""
     ERROR_REASON_INVITATION_ACCEPTED: _ErrorReason.ValueType  # 26
-    """FAILED_PRECONDITION: somebody joined by the invitation already."""
+    """FAILED_PRECONDITION: the invitation was already accepted."""
     ERROR_REASON_INVITER_LOST_RIGHT: _ErrorReason.ValueType  # 27
-    """FAILED_PRECONDITION: whoever invited is no longer one who may invite to this role. Ask somebody else to resend it."""
+    """FAILED_PRECONDITION: the inviter may no longer invite to this role. Ask another member to resend it."""
     ERROR_REASON_MESSAGE_SIZE: _ErrorReason.ValueType  # 28
-    """RESOURCE_EXHAUSTED: the message is too large. Split it. Metadata: `size`, `maximum`, in bytes."""
+    """RESOURCE_EXHAUSTED: the message is too large. Split it; retrying does not help, so that this has no
+    google.rpc.RetryInfo. Metadata: `size`, `maximum`, in bytes.
+    """
     ERROR_REASON_STALE: _ErrorReason.ValueType  # 29
-    """UNAVAILABLE: the database wasn't heard for so long that what the server remembers counts no more. Try again."""
+    """UNAVAILABLE: the database can't be reached, and the server's cache is too old for a decision. Try again."""
     ERROR_REASON_SERVICE_UNKNOWN: _ErrorReason.ValueType  # 30
-    """NOT_FOUND: grpc.health was asked of a service that the server doesn't have."""
+    """NOT_FOUND: grpc.health does not know the service."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
-    """Why a call failed: the `reason` of the google.rpc.ErrorInfo in its status, without the prefix `ERROR_REASON_`,
-    in the domain `rolecall`. Where a field of the request is at fault, google.rpc.BadRequest names it. With
-    FAILED_PRECONDITION, google.rpc.PreconditionFailure has the reason as `type`, and as `subject` what isn't as it must be:
-    `organization:ID` or `invitation:ID`.
+    """Why a call failed: the `reason` of the google.rpc.ErrorInfo in its status, without the prefix `ERROR_REASON_`, in the
+    domain `rolecall.dev`. Its metadata always has the `call_id`, which the trailer `x-request-id` has too. Where a field
+    of the request is at fault, google.rpc.BadRequest names it. With FAILED_PRECONDITION, google.rpc.PreconditionFailure
+    has the reason as `type`, and as `subject` what does not meet it: `organization:ID` or `invitation:ID`. With
+    UNAVAILABLE and with RATE_LIMITED, google.rpc.RetryInfo says after how long the same call may succeed.
     """
 
 ERROR_REASON_UNSPECIFIED: ErrorReason.ValueType  # 0
 """Never sent."""
 ERROR_REASON_UNAUTHENTICATED_CREDENTIAL: ErrorReason.ValueType  # 1
-"""UNAUTHENTICATED: no credential, more than one, or one that isn't valid now. Send `authorization: Bearer TOKEN`."""
+"""UNAUTHENTICATED: no credential, more than one, or one that is not active. Send `authorization: Bearer TOKEN`."""
 ERROR_REASON_PERMISSION_MISSING: ErrorReason.ValueType  # 2
 """PERMISSION_DENIED: the caller lacks a permission. Metadata: `action`, `resource`, as in `view`, `policy`."""
 ERROR_REASON_ORGANIZATION_NOT_FOUND: ErrorReason.ValueType  # 3
-"""NOT_FOUND: there is no such organization, or it is somebody else's. Metadata: `organization`."""
+"""NOT_FOUND: the organization does not exist, or the credential belongs to another one. Metadata: `organization`."""
 ERROR_REASON_MEMBER_NOT_FOUND: ErrorReason.ValueType  # 4
 """NOT_FOUND: the organization has no such member."""
 ERROR_REASON_TOKEN_NOT_FOUND: ErrorReason.ValueType  # 5
@@ -111,21 +116,21 @@ ERROR_REASON_INVALID_FIELD: ErrorReason.ValueType  # 6
 ERROR_REASON_BATCH_SIZE: ErrorReason.ValueType  # 7
 """INVALID_ARGUMENT: a batch is empty or too long. Metadata: `size`, `maximum`."""
 ERROR_REASON_PAGE_TOKEN: ErrorReason.ValueType  # 8
-"""INVALID_ARGUMENT: the page token is not one that this list gave out. Ask for the first page again."""
+"""INVALID_ARGUMENT: the page token was not issued by this list. Ask for the first page again."""
 ERROR_REASON_REVISION_NOT_REACHED: ErrorReason.ValueType  # 9
-"""UNAVAILABLE: the revision asked for has not been seen yet. Metadata: `revision`, `at_least_revision`."""
+"""UNAVAILABLE: the requested revision has not been reached yet. Try again. Metadata: `revision`, `at_least_revision`."""
 ERROR_REASON_STORAGE_UNAVAILABLE: ErrorReason.ValueType  # 10
 """UNAVAILABLE: the database can't be reached. Try again."""
 ERROR_REASON_WRITE_CONFLICT: ErrorReason.ValueType  # 11
-"""ABORTED: other writers kept getting in between. Try again."""
+"""ABORTED: every attempt conflicted with other writers. Try again."""
 ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 12
-"""RESOURCE_EXHAUSTED: too many calls of this kind at once. Try again later."""
+"""RESOURCE_EXHAUSTED: too many calls of this kind at once. Try again after the `retry_delay` of google.rpc.RetryInfo."""
 ERROR_REASON_POLICY_INVALID: ErrorReason.ValueType  # 13
-"""FAILED_PRECONDITION: a policy has errors, or doesn't fit the members there are."""
+"""FAILED_PRECONDITION: a policy has errors, or lacks a role that a member has."""
 ERROR_REASON_ORGANIZATION_EXISTS: ErrorReason.ValueType  # 14
-"""ALREADY_EXISTS: there is an organization of this name."""
+"""ALREADY_EXISTS: an organization has this name."""
 ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 15
-"""INTERNAL: a defect of the server. Its log has the details under the `request_id` of the metadata."""
+"""INTERNAL: a defect of the server. Its log has the details under the `call_id` of the metadata."""
 ERROR_REASON_ROLE_BEYOND_CALLER: ErrorReason.ValueType  # 16
 """PERMISSION_DENIED: a role, or what a token may do, is beyond what the caller may do itself. Metadata: `role`."""
 ERROR_REASON_UNKNOWN_ROLE_NAME: ErrorReason.ValueType  # 17
@@ -133,7 +138,7 @@ ERROR_REASON_UNKNOWN_ROLE_NAME: ErrorReason.ValueType  # 17
 ERROR_REASON_PERSON_ONLY: ErrorReason.ValueType  # 18
 """PERMISSION_DENIED: only a person may do this, and the credential is an organization's token."""
 ERROR_REASON_ETAG_MISMATCH: ErrorReason.ValueType  # 19
-"""ABORTED: what was to be changed has changed since the etag was read. Read it again."""
+"""ABORTED: the resource has changed since the etag was read. Read it again."""
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 20
 """INVALID_ARGUMENT: the request_id was used with another request. Make a new one."""
 ERROR_REASON_LAST_OWNER: ErrorReason.ValueType  # 21
@@ -141,21 +146,25 @@ ERROR_REASON_LAST_OWNER: ErrorReason.ValueType  # 21
 person such a role first.
 """
 ERROR_REASON_INVITATION_NOT_FOUND: ErrorReason.ValueType  # 22
-"""NOT_FOUND: there is no such invitation; or the secret of one is malformed, used, or not the newest."""
+"""NOT_FOUND: the invitation does not exist; or its secret is malformed, used, or not the newest."""
 ERROR_REASON_DUPLICATE_INVITATION: ErrorReason.ValueType  # 23
-"""ALREADY_EXISTS: the address has a pending invitation, or stands twice in one request. Metadata: `id` of the pending one."""
+"""ALREADY_EXISTS: the address has a pending invitation, or stands twice in one request. Metadata: `id` of the pending
+one.
+"""
 ERROR_REASON_ALREADY_MEMBER: ErrorReason.ValueType  # 24
 """ALREADY_EXISTS: the address is a member's. Metadata: `user_id`."""
 ERROR_REASON_INVITATION_EXPIRED: ErrorReason.ValueType  # 25
-"""FAILED_PRECONDITION: the invitation's time is over. Ask for another mail."""
+"""FAILED_PRECONDITION: the invitation has expired. Have the address invited again."""
 ERROR_REASON_INVITATION_ACCEPTED: ErrorReason.ValueType  # 26
-"""FAILED_PRECONDITION: somebody joined by the invitation already."""
+"""FAILED_PRECONDITION: the invitation was already accepted."""
 ERROR_REASON_INVITER_LOST_RIGHT: ErrorReason.ValueType  # 27
-"""FAILED_PRECONDITION: whoever invited is no longer one who may invite to this role. Ask somebody else to resend it."""
+"""FAILED_PRECONDITION: the inviter may no longer invite to this role. Ask another member to resend it."""
 ERROR_REASON_MESSAGE_SIZE: ErrorReason.ValueType  # 28
-"""RESOURCE_EXHAUSTED: the message is too large. Split it. Metadata: `size`, `maximum`, in bytes."""
+"""RESOURCE_EXHAUSTED: the message is too large. Split it; retrying does not help, so that this has no
+google.rpc.RetryInfo. Metadata: `size`, `maximum`, in bytes.
+"""
 ERROR_REASON_STALE: ErrorReason.ValueType  # 29
-"""UNAVAILABLE: the database wasn't heard for so long that what the server remembers counts no more. Try again."""
+"""UNAVAILABLE: the database can't be reached, and the server's cache is too old for a decision. Try again."""
 ERROR_REASON_SERVICE_UNKNOWN: ErrorReason.ValueType  # 30
-"""NOT_FOUND: grpc.health was asked of a service that the server doesn't have."""
+"""NOT_FOUND: grpc.health does not know the service."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

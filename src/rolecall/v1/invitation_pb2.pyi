@@ -29,29 +29,29 @@ class _InvitationState:
 class _InvitationStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_InvitationState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     INVITATION_STATE_UNSPECIFIED: _InvitationState.ValueType  # 0
-    """In a filter, takes any. Never sent."""
+    """In a filter, matches any. Never sent."""
     INVITATION_STATE_PENDING: _InvitationState.ValueType  # 1
-    """It can be accepted."""
+    """Can be accepted."""
     INVITATION_STATE_EXPIRED: _InvitationState.ValueType  # 2
-    """Its time is over; the address can be invited anew."""
+    """Has expired; the address can be invited again."""
     INVITATION_STATE_ACCEPTED: _InvitationState.ValueType  # 3
-    """Somebody joined by it."""
+    """Was accepted."""
     INVITATION_STATE_DELETED: _InvitationState.ValueType  # 4
-    """Somebody withdrew it."""
+    """Was withdrawn."""
 
 class InvitationState(_InvitationState, metaclass=_InvitationStateEnumTypeWrapper):
     """Whether an invitation can be accepted."""
 
 INVITATION_STATE_UNSPECIFIED: InvitationState.ValueType  # 0
-"""In a filter, takes any. Never sent."""
+"""In a filter, matches any. Never sent."""
 INVITATION_STATE_PENDING: InvitationState.ValueType  # 1
-"""It can be accepted."""
+"""Can be accepted."""
 INVITATION_STATE_EXPIRED: InvitationState.ValueType  # 2
-"""Its time is over; the address can be invited anew."""
+"""Has expired; the address can be invited again."""
 INVITATION_STATE_ACCEPTED: InvitationState.ValueType  # 3
-"""Somebody joined by it."""
+"""Was accepted."""
 INVITATION_STATE_DELETED: InvitationState.ValueType  # 4
-"""Somebody withdrew it."""
+"""Was withdrawn."""
 Global___InvitationState: _TypeAlias = InvitationState  # noqa: Y015
 
 class _DeliveryState:
@@ -61,25 +61,25 @@ class _DeliveryState:
 class _DeliveryStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeliveryState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     DELIVERY_STATE_UNSPECIFIED: _DeliveryState.ValueType  # 0
-    """There is none any more."""
+    """The invitation has no mail any more."""
     DELIVERY_STATE_QUEUED: _DeliveryState.ValueType  # 1
-    """It is to be sent, or to be sent again."""
+    """Will be sent, or sent again."""
     DELIVERY_STATE_SENT: _DeliveryState.ValueType  # 2
-    """The mail server took it."""
+    """Accepted by the mail server."""
     DELIVERY_STATE_BOUNCED: _DeliveryState.ValueType  # 3
-    """The mail server refused it, for good or too often. Check the address; ResendInvitation tries anew."""
+    """Refused by the mail server, permanently or too often. Check the address; ResendInvitation sends another."""
 
 class DeliveryState(_DeliveryState, metaclass=_DeliveryStateEnumTypeWrapper):
-    """What became of a mail."""
+    """Delivery state of a mail."""
 
 DELIVERY_STATE_UNSPECIFIED: DeliveryState.ValueType  # 0
-"""There is none any more."""
+"""The invitation has no mail any more."""
 DELIVERY_STATE_QUEUED: DeliveryState.ValueType  # 1
-"""It is to be sent, or to be sent again."""
+"""Will be sent, or sent again."""
 DELIVERY_STATE_SENT: DeliveryState.ValueType  # 2
-"""The mail server took it."""
+"""Accepted by the mail server."""
 DELIVERY_STATE_BOUNCED: DeliveryState.ValueType  # 3
-"""The mail server refused it, for good or too often. Check the address; ResendInvitation tries anew."""
+"""Refused by the mail server, permanently or too often. Check the address; ResendInvitation sends another."""
 Global___DeliveryState: _TypeAlias = DeliveryState  # noqa: Y015
 
 @_typing.final
@@ -92,7 +92,7 @@ class Invitation(_message.Message):
     EMAIL_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
-    INVITER_FIELD_NUMBER: _builtins.int
+    CREATOR_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
@@ -105,12 +105,12 @@ class Invitation(_message.Message):
     """Names the role that the person will have."""
     state: Global___InvitationState.ValueType
     """Says whether it can be accepted."""
-    inviter: _builtins.str
-    """Identifies who invites, as in `user:USER_ID` or `token:ID`."""
+    creator: _builtins.str
+    """Identifies who made it, or who resent it last, as in `user:USER_ID` or `token:ID`."""
     etag: _builtins.str
     """Changes with every change of the invitation."""
     delivery: Global___DeliveryState.ValueType
-    """Says what became of the newest mail."""
+    """Holds the delivery state of the newest mail."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Says when it was made."""
@@ -126,7 +126,7 @@ class Invitation(_message.Message):
         email: _builtins.str = ...,
         role: _builtins.str = ...,
         state: Global___InvitationState.ValueType = ...,
-        inviter: _builtins.str = ...,
+        creator: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
@@ -134,7 +134,7 @@ class Invitation(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "delivery", b"delivery", "email", b"email", "etag", b"etag", "expire_time", b"expire_time", "id", b"id", "inviter", b"inviter", "role", b"role", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "delivery", b"delivery", "email", b"email", "etag", b"etag", "expire_time", b"expire_time", "id", b"id", "role", b"role", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -168,7 +168,7 @@ Global___Invitee: _TypeAlias = Invitee  # noqa: Y015
 
 @_typing.final
 class CreateInvitationsRequest(_message.Message):
-    """Asks for invitations."""
+    """Request for new invitations."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -179,9 +179,9 @@ class CreateInvitationsRequest(_message.Message):
     organization: _builtins.str
     """Names the organization; empty for the credential's own."""
     validate_only: _builtins.bool
-    """Checks everything, and does nothing."""
+    """Validates the request without inviting anyone."""
     request_id: _builtins.str
-    """Makes a repeated call have one effect: a UUID of the caller's choice, remembered for 24 hours."""
+    """Makes a repeated call have one effect: a UUID of the caller's choice, kept for 24 hours."""
     @_builtins.property
     def invitations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Invitee]:
         """Lists who is to be invited: 1 to 200 people."""
@@ -204,17 +204,19 @@ Global___CreateInvitationsRequest: _TypeAlias = CreateInvitationsRequest  # noqa
 
 @_typing.final
 class CreateInvitationsResponse(_message.Message):
-    """New invitations. Where one entry is bad none is made: google.rpc.BadRequest lists every bad one, by index and field."""
+    """New invitations. If one entry is invalid, no invitation is made: google.rpc.BadRequest lists every invalid entry, by
+    index and field.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     INVITATIONS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """Holds the revision of the organization that the creation made, or the present one where nothing was made."""
+    """Holds the revision of the organization that the creation made, or the present one if nothing was made."""
     @_builtins.property
     def invitations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Invitation]:
-        """Lists the invitations, in the order of the request; without ids where they were only to be checked."""
+        """Lists the invitations, in the order of the request; without ids if `validate_only` was set."""
 
     def __init__(
         self,
@@ -232,7 +234,7 @@ Global___CreateInvitationsResponse: _TypeAlias = CreateInvitationsResponse  # no
 
 @_typing.final
 class ListInvitationsRequest(_message.Message):
-    """Asks for invitations. Without a filter, for all."""
+    """Request for a list of invitations. Without a filter, for all that are pending or expired."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -242,18 +244,21 @@ class ListInvitationsRequest(_message.Message):
     TEXT_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    SHOW_DELETED_FIELD_NUMBER: _builtins.int
     organization: _builtins.str
     """Names the organization; empty for the credential's own."""
     state: Global___InvitationState.ValueType
-    """Keeps those in this state."""
+    """Matches invitations in this state."""
     role: _builtins.str
-    """Keeps those to this role."""
+    """Matches invitations to this role."""
     text: _builtins.str
-    """Keeps those with this text in their address, in lower or upper case of A to Z."""
+    """Matches invitations whose address contains this text; A to Z match in either case."""
     page_size: _builtins.int
-    """Bounds the page: 1 to 1,000; 0 for 50."""
+    """Limits the page: 1 to 1,000 entries; 0 means 50. A larger value means 1,000, a negative one is INVALID_ARGUMENT."""
     page_token: _builtins.str
     """Continues after an earlier page: its `next_page_token`. The other fields must be the same."""
+    show_deleted: _builtins.bool
+    """Lists accepted and deleted invitations too. Has no effect with a `state`."""
     def __init__(
         self,
         *,
@@ -263,10 +268,11 @@ class ListInvitationsRequest(_message.Message):
         text: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        show_deleted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["organization", b"organization", "page_size", b"page_size", "page_token", b"page_token", "role", b"role", "state", b"state", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["organization", b"organization", "page_size", b"page_size", "page_token", b"page_token", "role", b"role", "show_deleted", b"show_deleted", "state", b"state", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -302,7 +308,7 @@ Global___ListInvitationsResponse: _TypeAlias = ListInvitationsResponse  # noqa: 
 
 @_typing.final
 class GetInvitationRequest(_message.Message):
-    """Asks for one invitation."""
+    """Request for one invitation."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -352,7 +358,7 @@ Global___GetInvitationResponse: _TypeAlias = GetInvitationResponse  # noqa: Y015
 
 @_typing.final
 class ResendInvitationRequest(_message.Message):
-    """Asks for another mail."""
+    """Request for another mail."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -365,9 +371,9 @@ class ResendInvitationRequest(_message.Message):
     id: _builtins.str
     """Identifies the invitation."""
     etag: _builtins.str
-    """Holds the invitation's etag, if the call shall fail where it has changed since."""
+    """Holds the invitation's etag; the call fails if it has changed since. Empty: no check."""
     request_id: _builtins.str
-    """Makes a repeated call have one effect: a UUID of the caller's choice, remembered for 24 hours."""
+    """Makes a repeated call have one effect: a UUID of the caller's choice, kept for 24 hours."""
     def __init__(
         self,
         *,
@@ -393,7 +399,7 @@ class ResendInvitationResponse(_message.Message):
     INVITATION_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """Holds the revision of the organization in which the older link is dead."""
+    """Holds the revision of the organization in which the older link stopped working."""
     @_builtins.property
     def invitation(self) -> Global___Invitation:
         """Describes it."""
@@ -414,7 +420,7 @@ Global___ResendInvitationResponse: _TypeAlias = ResendInvitationResponse  # noqa
 
 @_typing.final
 class DeleteInvitationRequest(_message.Message):
-    """Asks for an invitation's end."""
+    """Request to withdraw an invitation."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -427,9 +433,9 @@ class DeleteInvitationRequest(_message.Message):
     id: _builtins.str
     """Identifies the invitation."""
     etag: _builtins.str
-    """Holds the invitation's etag, if the call shall fail where it has changed since."""
+    """Holds the invitation's etag; the call fails if it has changed since. Empty: no check."""
     request_id: _builtins.str
-    """Makes a repeated call have one effect: a UUID of the caller's choice, remembered for 24 hours."""
+    """Makes a repeated call have one effect: a UUID of the caller's choice, kept for 24 hours."""
     def __init__(
         self,
         *,
@@ -455,7 +461,7 @@ class DeleteInvitationResponse(_message.Message):
     INVITATION_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """Holds the revision of the organization in which its link is dead."""
+    """Holds the revision of the organization in which its link stopped working."""
     @_builtins.property
     def invitation(self) -> Global___Invitation:
         """Describes it."""
@@ -484,11 +490,11 @@ class AcceptInvitationRequest(_message.Message):
     SECRET_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     organization: _builtins.str
-    """Names the organization, if the call shall fail for an invitation to another one."""
+    """Names the organization; the call fails for an invitation to another one. Empty: no check."""
     secret: _builtins.str
     """Holds the mailed secret; begins with `rci_`."""
     display_name: _builtins.str
-    """Holds the name to show: at most 64 characters, none invisible; without one, the address up to its `@`."""
+    """Holds the display name: at most 64 characters, none invisible; without one, the address up to its `@`."""
     def __init__(
         self,
         *,

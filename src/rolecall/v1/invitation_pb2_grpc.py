@@ -26,10 +26,10 @@ if _version_not_supported:
 
 
 class InvitationServiceStub:
-    """Invites people by mail, and lets them in.
+    """Invites people by mail, and makes them members when they accept.
 
-    Whoever invites to a role needs `owners invite` where that role may `owners update`, or may something that the caller may
-    not; else `members invite`. Only the mail holds an invitation's secret.
+    Inviting to a role needs `owners invite` if that role may `owners update`, or has a permission that the caller lacks;
+    otherwise `members invite`. Only the mail holds an invitation's secret.
     """
 
     def __init__(self, channel):
@@ -71,14 +71,14 @@ class InvitationServiceStub:
 
 
 class InvitationServiceServicer:
-    """Invites people by mail, and lets them in.
+    """Invites people by mail, and makes them members when they accept.
 
-    Whoever invites to a role needs `owners invite` where that role may `owners update`, or may something that the caller may
-    not; else `members invite`. Only the mail holds an invitation's secret.
+    Inviting to a role needs `owners invite` if that role may `owners update`, or has a permission that the caller lacks;
+    otherwise `members invite`. Only the mail holds an invitation's secret.
     """
 
     def CreateInvitations(self, request, context):
-        """Invites 1 to 200 people, all or nobody. Needs `members invite` or `owners invite`, as above.
+        """Invites 1 to 200 people, all or none. Needs `members invite` or `owners invite`, as above.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -99,7 +99,7 @@ class InvitationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ResendInvitation(self, request, context):
-        """Mails a new secret with a new expiry; the older link is dead then. The caller becomes the inviter. Needs
+        """Mails a new secret with a new expiry; the older link stops working. The caller becomes the creator. Needs
         `members invite` or `owners invite`, as above.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -107,15 +107,17 @@ class InvitationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteInvitation(self, request, context):
-        """Withdraws an invitation; one that is withdrawn already stays so. Needs `members invite` or `owners invite`, as above.
+        """Withdraws an invitation; has no effect on one that is already withdrawn. Needs `members invite` or `owners invite`,
+        as above.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AcceptInvitation(self, request, context):
-        """Makes whoever has the mailed secret a member, and opens a session. Takes no credential. The inviter must still be one
-        who may invite to this role. The secret works once: after a lost answer, SessionService.RequestSignIn is the way in.
+        """Makes the holder of the mailed secret a member, and opens a session. Takes no credential. The creator must still
+        have the permission to invite to this role. The secret works once: after a lost response,
+        SessionService.RequestSignIn signs the person in.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -163,10 +165,10 @@ def add_InvitationServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class InvitationService:
-    """Invites people by mail, and lets them in.
+    """Invites people by mail, and makes them members when they accept.
 
-    Whoever invites to a role needs `owners invite` where that role may `owners update`, or may something that the caller may
-    not; else `members invite`. Only the mail holds an invitation's secret.
+    Inviting to a role needs `owners invite` if that role may `owners update`, or has a permission that the caller lacks;
+    otherwise `members invite`. Only the mail holds an invitation's secret.
     """
 
     @staticmethod

@@ -27,10 +27,10 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class InvitationServiceStub:
-    """Invites people by mail, and lets them in.
+    """Invites people by mail, and makes them members when they accept.
 
-    Whoever invites to a role needs `owners invite` where that role may `owners update`, or may something that the caller may
-    not; else `members invite`. Only the mail holds an invitation's secret.
+    Inviting to a role needs `owners invite` if that role may `owners update`, or has a permission that the caller lacks;
+    otherwise `members invite`. Only the mail holds an invitation's secret.
     """
 
     @_typing.overload
@@ -38,53 +38,59 @@ class InvitationServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> InvitationServiceAsyncStub: ...
     CreateInvitations: _grpc.UnaryUnaryMultiCallable[_invitation_pb2.CreateInvitationsRequest, _invitation_pb2.CreateInvitationsResponse]
-    """Invites 1 to 200 people, all or nobody. Needs `members invite` or `owners invite`, as above."""
+    """Invites 1 to 200 people, all or none. Needs `members invite` or `owners invite`, as above."""
     ListInvitations: _grpc.UnaryUnaryMultiCallable[_invitation_pb2.ListInvitationsRequest, _invitation_pb2.ListInvitationsResponse]
     """Lists invitations, the newest first. Needs `members invite`."""
     GetInvitation: _grpc.UnaryUnaryMultiCallable[_invitation_pb2.GetInvitationRequest, _invitation_pb2.GetInvitationResponse]
     """Gets one invitation. Needs `members invite`."""
     ResendInvitation: _grpc.UnaryUnaryMultiCallable[_invitation_pb2.ResendInvitationRequest, _invitation_pb2.ResendInvitationResponse]
-    """Mails a new secret with a new expiry; the older link is dead then. The caller becomes the inviter. Needs
+    """Mails a new secret with a new expiry; the older link stops working. The caller becomes the creator. Needs
     `members invite` or `owners invite`, as above.
     """
     DeleteInvitation: _grpc.UnaryUnaryMultiCallable[_invitation_pb2.DeleteInvitationRequest, _invitation_pb2.DeleteInvitationResponse]
-    """Withdraws an invitation; one that is withdrawn already stays so. Needs `members invite` or `owners invite`, as above."""
+    """Withdraws an invitation; has no effect on one that is already withdrawn. Needs `members invite` or `owners invite`,
+    as above.
+    """
     AcceptInvitation: _grpc.UnaryUnaryMultiCallable[_invitation_pb2.AcceptInvitationRequest, _invitation_pb2.AcceptInvitationResponse]
-    """Makes whoever has the mailed secret a member, and opens a session. Takes no credential. The inviter must still be one
-    who may invite to this role. The secret works once: after a lost answer, SessionService.RequestSignIn is the way in.
+    """Makes the holder of the mailed secret a member, and opens a session. Takes no credential. The creator must still
+    have the permission to invite to this role. The secret works once: after a lost response,
+    SessionService.RequestSignIn signs the person in.
     """
 
 @_typing.type_check_only
 class InvitationServiceAsyncStub(InvitationServiceStub):
-    """Invites people by mail, and lets them in.
+    """Invites people by mail, and makes them members when they accept.
 
-    Whoever invites to a role needs `owners invite` where that role may `owners update`, or may something that the caller may
-    not; else `members invite`. Only the mail holds an invitation's secret.
+    Inviting to a role needs `owners invite` if that role may `owners update`, or has a permission that the caller lacks;
+    otherwise `members invite`. Only the mail holds an invitation's secret.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateInvitations: _aio.UnaryUnaryMultiCallable[_invitation_pb2.CreateInvitationsRequest, _invitation_pb2.CreateInvitationsResponse]  # type: ignore[assignment]
-    """Invites 1 to 200 people, all or nobody. Needs `members invite` or `owners invite`, as above."""
+    """Invites 1 to 200 people, all or none. Needs `members invite` or `owners invite`, as above."""
     ListInvitations: _aio.UnaryUnaryMultiCallable[_invitation_pb2.ListInvitationsRequest, _invitation_pb2.ListInvitationsResponse]  # type: ignore[assignment]
     """Lists invitations, the newest first. Needs `members invite`."""
     GetInvitation: _aio.UnaryUnaryMultiCallable[_invitation_pb2.GetInvitationRequest, _invitation_pb2.GetInvitationResponse]  # type: ignore[assignment]
     """Gets one invitation. Needs `members invite`."""
     ResendInvitation: _aio.UnaryUnaryMultiCallable[_invitation_pb2.ResendInvitationRequest, _invitation_pb2.ResendInvitationResponse]  # type: ignore[assignment]
-    """Mails a new secret with a new expiry; the older link is dead then. The caller becomes the inviter. Needs
+    """Mails a new secret with a new expiry; the older link stops working. The caller becomes the creator. Needs
     `members invite` or `owners invite`, as above.
     """
     DeleteInvitation: _aio.UnaryUnaryMultiCallable[_invitation_pb2.DeleteInvitationRequest, _invitation_pb2.DeleteInvitationResponse]  # type: ignore[assignment]
-    """Withdraws an invitation; one that is withdrawn already stays so. Needs `members invite` or `owners invite`, as above."""
+    """Withdraws an invitation; has no effect on one that is already withdrawn. Needs `members invite` or `owners invite`,
+    as above.
+    """
     AcceptInvitation: _aio.UnaryUnaryMultiCallable[_invitation_pb2.AcceptInvitationRequest, _invitation_pb2.AcceptInvitationResponse]  # type: ignore[assignment]
-    """Makes whoever has the mailed secret a member, and opens a session. Takes no credential. The inviter must still be one
-    who may invite to this role. The secret works once: after a lost answer, SessionService.RequestSignIn is the way in.
+    """Makes the holder of the mailed secret a member, and opens a session. Takes no credential. The creator must still
+    have the permission to invite to this role. The secret works once: after a lost response,
+    SessionService.RequestSignIn signs the person in.
     """
 
 class InvitationServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Invites people by mail, and lets them in.
+    """Invites people by mail, and makes them members when they accept.
 
-    Whoever invites to a role needs `owners invite` where that role may `owners update`, or may something that the caller may
-    not; else `members invite`. Only the mail holds an invitation's secret.
+    Inviting to a role needs `owners invite` if that role may `owners update`, or has a permission that the caller lacks;
+    otherwise `members invite`. Only the mail holds an invitation's secret.
     """
 
     @_abc_1.abstractmethod
@@ -93,7 +99,7 @@ class InvitationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _invitation_pb2.CreateInvitationsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_invitation_pb2.CreateInvitationsResponse, _abc.Awaitable[_invitation_pb2.CreateInvitationsResponse]]:
-        """Invites 1 to 200 people, all or nobody. Needs `members invite` or `owners invite`, as above."""
+        """Invites 1 to 200 people, all or none. Needs `members invite` or `owners invite`, as above."""
 
     @_abc_1.abstractmethod
     def ListInvitations(
@@ -117,7 +123,7 @@ class InvitationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _invitation_pb2.ResendInvitationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_invitation_pb2.ResendInvitationResponse, _abc.Awaitable[_invitation_pb2.ResendInvitationResponse]]:
-        """Mails a new secret with a new expiry; the older link is dead then. The caller becomes the inviter. Needs
+        """Mails a new secret with a new expiry; the older link stops working. The caller becomes the creator. Needs
         `members invite` or `owners invite`, as above.
         """
 
@@ -127,7 +133,9 @@ class InvitationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _invitation_pb2.DeleteInvitationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_invitation_pb2.DeleteInvitationResponse, _abc.Awaitable[_invitation_pb2.DeleteInvitationResponse]]:
-        """Withdraws an invitation; one that is withdrawn already stays so. Needs `members invite` or `owners invite`, as above."""
+        """Withdraws an invitation; has no effect on one that is already withdrawn. Needs `members invite` or `owners invite`,
+        as above.
+        """
 
     @_abc_1.abstractmethod
     def AcceptInvitation(
@@ -135,8 +143,9 @@ class InvitationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _invitation_pb2.AcceptInvitationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_invitation_pb2.AcceptInvitationResponse, _abc.Awaitable[_invitation_pb2.AcceptInvitationResponse]]:
-        """Makes whoever has the mailed secret a member, and opens a session. Takes no credential. The inviter must still be one
-        who may invite to this role. The secret works once: after a lost answer, SessionService.RequestSignIn is the way in.
+        """Makes the holder of the mailed secret a member, and opens a session. Takes no credential. The creator must still
+        have the permission to invite to this role. The secret works once: after a lost response,
+        SessionService.RequestSignIn signs the person in.
         """
 
 def add_InvitationServiceServicer_to_server(servicer: InvitationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

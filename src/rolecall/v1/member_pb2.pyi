@@ -32,26 +32,26 @@ class _MemberOrderEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MemberOrd
     MEMBER_ORDER_EMAIL: _MemberOrder.ValueType  # 1
     """By address."""
     MEMBER_ORDER_DISPLAY_NAME: _MemberOrder.ValueType  # 2
-    """By the name to show."""
+    """By display name."""
     MEMBER_ORDER_NEWEST: _MemberOrder.ValueType  # 3
-    """From whoever joined last to whoever joined first."""
+    """By the time of joining, the newest first."""
 
 class MemberOrder(_MemberOrder, metaclass=_MemberOrderEnumTypeWrapper):
-    """In which order members are listed."""
+    """Order of a list of members."""
 
 MEMBER_ORDER_UNSPECIFIED: MemberOrder.ValueType  # 0
 """By address."""
 MEMBER_ORDER_EMAIL: MemberOrder.ValueType  # 1
 """By address."""
 MEMBER_ORDER_DISPLAY_NAME: MemberOrder.ValueType  # 2
-"""By the name to show."""
+"""By display name."""
 MEMBER_ORDER_NEWEST: MemberOrder.ValueType  # 3
-"""From whoever joined last to whoever joined first."""
+"""By the time of joining, the newest first."""
 Global___MemberOrder: _TypeAlias = MemberOrder  # noqa: Y015
 
 @_typing.final
 class ListMembersRequest(_message.Message):
-    """Asks for members. Without a filter, for all."""
+    """Request for a list of members. Without a filter, all are listed."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -64,13 +64,13 @@ class ListMembersRequest(_message.Message):
     organization: _builtins.str
     """Names the organization; empty for the credential's own."""
     role: _builtins.str
-    """Keeps those with this role."""
+    """Matches members with this role."""
     text: _builtins.str
-    """Keeps those with this text in their address or name, in lower or upper case of A to Z."""
+    """Matches members whose address or display name contains this text; A to Z match in either case."""
     order: Global___MemberOrder.ValueType
-    """Says in which order."""
+    """Holds the order."""
     page_size: _builtins.int
-    """Bounds the page: 1 to 1,000; 0 for 50."""
+    """Limits the page: 1 to 1,000 entries; 0 means 50. A larger value means 1,000, a negative one is INVALID_ARGUMENT."""
     page_token: _builtins.str
     """Continues after an earlier page: its `next_page_token`. The other fields must be the same."""
     def __init__(
@@ -121,7 +121,7 @@ Global___ListMembersResponse: _TypeAlias = ListMembersResponse  # noqa: Y015
 
 @_typing.final
 class GetMemberRequest(_message.Message):
-    """Asks for one member."""
+    """Request for one member."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -171,7 +171,7 @@ Global___GetMemberResponse: _TypeAlias = GetMemberResponse  # noqa: Y015
 
 @_typing.final
 class ChangeMemberRoleRequest(_message.Message):
-    """Asks for a member's other role."""
+    """Request to change a member's role."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -187,9 +187,9 @@ class ChangeMemberRoleRequest(_message.Message):
     role: _builtins.str
     """Names the new role."""
     etag: _builtins.str
-    """Holds the member's etag, if the call shall fail where the member has changed since."""
+    """Holds the member's etag; the call fails if the member has changed since."""
     request_id: _builtins.str
-    """Makes a repeated call have one effect: a UUID of the caller's choice, remembered for 24 hours."""
+    """Makes a repeated call have one effect: a UUID of the caller's choice, kept for 24 hours."""
     def __init__(
         self,
         *,
@@ -237,7 +237,7 @@ Global___ChangeMemberRoleResponse: _TypeAlias = ChangeMemberRoleResponse  # noqa
 
 @_typing.final
 class RemoveMemberRequest(_message.Message):
-    """Asks for a member's removal."""
+    """Request to remove a member."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -250,9 +250,9 @@ class RemoveMemberRequest(_message.Message):
     user_id: _builtins.str
     """Identifies the member."""
     etag: _builtins.str
-    """Holds the member's etag, if the call shall fail where the member has changed since."""
+    """Holds the member's etag; the call fails if the member has changed since."""
     request_id: _builtins.str
-    """Makes a repeated call have one effect: a UUID of the caller's choice, remembered for 24 hours."""
+    """Makes a repeated call have one effect: a UUID of the caller's choice, kept for 24 hours."""
     def __init__(
         self,
         *,
@@ -279,15 +279,15 @@ class RemoveMemberResponse(_message.Message):
     ORGANIZATION_TOKENS_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """Holds the revision of the organization in which the member is gone."""
+    """Holds the revision of the organization in which the person is no member."""
     @_builtins.property
     def member(self) -> _shared_pb2.Member:
-        """Describes the member that was."""
+        """Describes the former member."""
 
     @_builtins.property
     def organization_tokens(self) -> _containers.RepeatedCompositeFieldContainer[_token_pb2.Token]:
-        """Lists the organization's tokens that this person made, the newest first, at most 1,000: they work on, and whoever
-        has their secrets may use them. Rotate or delete those that the person knows.
+        """Lists the organization's tokens that this person made, the newest first, at most 1,000: they keep
+        working for everyone who has their secrets. Rotate or delete those that the person knows.
         """
 
     def __init__(
@@ -307,7 +307,7 @@ Global___RemoveMemberResponse: _TypeAlias = RemoveMemberResponse  # noqa: Y015
 
 @_typing.final
 class LeaveOrganizationRequest(_message.Message):
-    """Asks for the caller's own removal."""
+    """Request to remove the caller."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -329,13 +329,13 @@ Global___LeaveOrganizationRequest: _TypeAlias = LeaveOrganizationRequest  # noqa
 
 @_typing.final
 class LeaveOrganizationResponse(_message.Message):
-    """The caller is gone."""
+    """Response to a caller who was removed."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REVISION_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """Holds the revision of the organization in which it is."""
+    """Holds the revision of the organization in which the caller is no member."""
     def __init__(
         self,
         *,

@@ -28,8 +28,8 @@ if _version_not_supported:
 class MemberServiceStub:
     """Lists an organization's members, changes their roles, and removes them.
 
-    Whoever handles a role needs `owners VERB` where that role may `owners update`, or may something that the caller may not;
-    else `members VERB`. An organization always keeps a member whose role may `owners update`.
+    A call on a member needs `owners VERB` if the member's role may `owners update`, or has a permission that the caller
+    lacks; otherwise `members VERB`. An organization always keeps a member whose role may `owners update`.
     """
 
     def __init__(self, channel):
@@ -68,8 +68,8 @@ class MemberServiceStub:
 class MemberServiceServicer:
     """Lists an organization's members, changes their roles, and removes them.
 
-    Whoever handles a role needs `owners VERB` where that role may `owners update`, or may something that the caller may not;
-    else `members VERB`. An organization always keeps a member whose role may `owners update`.
+    A call on a member needs `owners VERB` if the member's role may `owners update`, or has a permission that the caller
+    lacks; otherwise `members VERB`. An organization always keeps a member whose role may `owners update`.
     """
 
     def ListMembers(self, request, context):
@@ -87,22 +87,23 @@ class MemberServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ChangeMemberRole(self, request, context):
-        """Gives a member another role. Needs `members update` or `owners update`, as above, for both the old and the new role.
+        """Gives a member another role. Needs `members update` or `owners update`, as above, for both the old and the new
+        role.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def RemoveMember(self, request, context):
-        """Removes a member, whose tokens and sessions are dead with it. Needs `members remove` or `owners remove`, as above.
-        Nobody removes himself: that is LeaveOrganization.
+        """Removes a member, whose tokens and sessions stop working. Needs `members remove` or `owners remove`, as above.
+        The caller itself is removed by LeaveOrganization.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def LeaveOrganization(self, request, context):
-        """Removes the caller, whose tokens and sessions are dead with it. Needs `organization leave`; persons only.
+        """Removes the caller, whose tokens and sessions stop working. Needs `organization leave`; persons only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -147,8 +148,8 @@ def add_MemberServiceServicer_to_server(servicer, server):
 class MemberService:
     """Lists an organization's members, changes their roles, and removes them.
 
-    Whoever handles a role needs `owners VERB` where that role may `owners update`, or may something that the caller may not;
-    else `members VERB`. An organization always keeps a member whose role may `owners update`.
+    A call on a member needs `owners VERB` if the member's role may `owners update`, or has a permission that the caller
+    lacks; otherwise `members VERB`. An organization always keeps a member whose role may `owners update`.
     """
 
     @staticmethod

@@ -29,8 +29,8 @@ GRPC_VERSION: str
 class MemberServiceStub:
     """Lists an organization's members, changes their roles, and removes them.
 
-    Whoever handles a role needs `owners VERB` where that role may `owners update`, or may something that the caller may not;
-    else `members VERB`. An organization always keeps a member whose role may `owners update`.
+    A call on a member needs `owners VERB` if the member's role may `owners update`, or has a permission that the caller
+    lacks; otherwise `members VERB`. An organization always keeps a member whose role may `owners update`.
     """
 
     @_typing.overload
@@ -42,20 +42,22 @@ class MemberServiceStub:
     GetMember: _grpc.UnaryUnaryMultiCallable[_member_pb2.GetMemberRequest, _member_pb2.GetMemberResponse]
     """Gets one member. Needs `members view`."""
     ChangeMemberRole: _grpc.UnaryUnaryMultiCallable[_member_pb2.ChangeMemberRoleRequest, _member_pb2.ChangeMemberRoleResponse]
-    """Gives a member another role. Needs `members update` or `owners update`, as above, for both the old and the new role."""
+    """Gives a member another role. Needs `members update` or `owners update`, as above, for both the old and the new
+    role.
+    """
     RemoveMember: _grpc.UnaryUnaryMultiCallable[_member_pb2.RemoveMemberRequest, _member_pb2.RemoveMemberResponse]
-    """Removes a member, whose tokens and sessions are dead with it. Needs `members remove` or `owners remove`, as above.
-    Nobody removes himself: that is LeaveOrganization.
+    """Removes a member, whose tokens and sessions stop working. Needs `members remove` or `owners remove`, as above.
+    The caller itself is removed by LeaveOrganization.
     """
     LeaveOrganization: _grpc.UnaryUnaryMultiCallable[_member_pb2.LeaveOrganizationRequest, _member_pb2.LeaveOrganizationResponse]
-    """Removes the caller, whose tokens and sessions are dead with it. Needs `organization leave`; persons only."""
+    """Removes the caller, whose tokens and sessions stop working. Needs `organization leave`; persons only."""
 
 @_typing.type_check_only
 class MemberServiceAsyncStub(MemberServiceStub):
     """Lists an organization's members, changes their roles, and removes them.
 
-    Whoever handles a role needs `owners VERB` where that role may `owners update`, or may something that the caller may not;
-    else `members VERB`. An organization always keeps a member whose role may `owners update`.
+    A call on a member needs `owners VERB` if the member's role may `owners update`, or has a permission that the caller
+    lacks; otherwise `members VERB`. An organization always keeps a member whose role may `owners update`.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -64,19 +66,21 @@ class MemberServiceAsyncStub(MemberServiceStub):
     GetMember: _aio.UnaryUnaryMultiCallable[_member_pb2.GetMemberRequest, _member_pb2.GetMemberResponse]  # type: ignore[assignment]
     """Gets one member. Needs `members view`."""
     ChangeMemberRole: _aio.UnaryUnaryMultiCallable[_member_pb2.ChangeMemberRoleRequest, _member_pb2.ChangeMemberRoleResponse]  # type: ignore[assignment]
-    """Gives a member another role. Needs `members update` or `owners update`, as above, for both the old and the new role."""
+    """Gives a member another role. Needs `members update` or `owners update`, as above, for both the old and the new
+    role.
+    """
     RemoveMember: _aio.UnaryUnaryMultiCallable[_member_pb2.RemoveMemberRequest, _member_pb2.RemoveMemberResponse]  # type: ignore[assignment]
-    """Removes a member, whose tokens and sessions are dead with it. Needs `members remove` or `owners remove`, as above.
-    Nobody removes himself: that is LeaveOrganization.
+    """Removes a member, whose tokens and sessions stop working. Needs `members remove` or `owners remove`, as above.
+    The caller itself is removed by LeaveOrganization.
     """
     LeaveOrganization: _aio.UnaryUnaryMultiCallable[_member_pb2.LeaveOrganizationRequest, _member_pb2.LeaveOrganizationResponse]  # type: ignore[assignment]
-    """Removes the caller, whose tokens and sessions are dead with it. Needs `organization leave`; persons only."""
+    """Removes the caller, whose tokens and sessions stop working. Needs `organization leave`; persons only."""
 
 class MemberServiceServicer(metaclass=_abc_1.ABCMeta):
     """Lists an organization's members, changes their roles, and removes them.
 
-    Whoever handles a role needs `owners VERB` where that role may `owners update`, or may something that the caller may not;
-    else `members VERB`. An organization always keeps a member whose role may `owners update`.
+    A call on a member needs `owners VERB` if the member's role may `owners update`, or has a permission that the caller
+    lacks; otherwise `members VERB`. An organization always keeps a member whose role may `owners update`.
     """
 
     @_abc_1.abstractmethod
@@ -101,7 +105,9 @@ class MemberServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _member_pb2.ChangeMemberRoleRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_member_pb2.ChangeMemberRoleResponse, _abc.Awaitable[_member_pb2.ChangeMemberRoleResponse]]:
-        """Gives a member another role. Needs `members update` or `owners update`, as above, for both the old and the new role."""
+        """Gives a member another role. Needs `members update` or `owners update`, as above, for both the old and the new
+        role.
+        """
 
     @_abc_1.abstractmethod
     def RemoveMember(
@@ -109,8 +115,8 @@ class MemberServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _member_pb2.RemoveMemberRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_member_pb2.RemoveMemberResponse, _abc.Awaitable[_member_pb2.RemoveMemberResponse]]:
-        """Removes a member, whose tokens and sessions are dead with it. Needs `members remove` or `owners remove`, as above.
-        Nobody removes himself: that is LeaveOrganization.
+        """Removes a member, whose tokens and sessions stop working. Needs `members remove` or `owners remove`, as above.
+        The caller itself is removed by LeaveOrganization.
         """
 
     @_abc_1.abstractmethod
@@ -119,6 +125,6 @@ class MemberServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _member_pb2.LeaveOrganizationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_member_pb2.LeaveOrganizationResponse, _abc.Awaitable[_member_pb2.LeaveOrganizationResponse]]:
-        """Removes the caller, whose tokens and sessions are dead with it. Needs `organization leave`; persons only."""
+        """Removes the caller, whose tokens and sessions stop working. Needs `organization leave`; persons only."""
 
 def add_MemberServiceServicer_to_server(servicer: MemberServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

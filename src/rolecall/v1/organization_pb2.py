@@ -22,26 +22,27 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1erolecall/v1/organization.proto\x12\x0brolecall.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x93\x01\n\x0cOrganization\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x05 \x01(\t\x12\x10\n\x08warnings\x18\x06 \x03(\t\".\n\x16GetOrganizationRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\"J\n\x17GetOrganizationResponse\x12/\n\x0corganization\x18\x01 \x01(\x0b\x32\x19.rolecall.v1.Organization\"i\n\x19UpdateOrganizationRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"_\n\x1aUpdateOrganizationResponse\x12/\n\x0corganization\x18\x01 \x01(\x0b\x32\x19.rolecall.v1.Organization\x12\x10\n\x08revision\x18\x02 \x01(\x03\x32\xda\x01\n\x13OrganizationService\x12\\\n\x0fGetOrganization\x12#.rolecall.v1.GetOrganizationRequest\x1a$.rolecall.v1.GetOrganizationResponse\x12\x65\n\x12UpdateOrganization\x12&.rolecall.v1.UpdateOrganizationRequest\x1a\'.rolecall.v1.UpdateOrganizationResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1erolecall/v1/organization.proto\x12\x0brolecall.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x93\x01\n\x0cOrganization\x12\n\n\x02id\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12/\n\x0b\x63reate_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12\x0c\n\x04\x65tag\x18\x05 \x01(\t\x12\x10\n\x08warnings\x18\x06 \x03(\t\".\n\x16GetOrganizationRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\"J\n\x17GetOrganizationResponse\x12/\n\x0corganization\x18\x01 \x01(\x0b\x32\x19.rolecall.v1.Organization\"\x91\x01\n\x19UpdateOrganizationRequest\x12/\n\x0corganization\x18\x01 \x01(\x0b\x32\x19.rolecall.v1.Organization\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"_\n\x1aUpdateOrganizationResponse\x12/\n\x0corganization\x18\x01 \x01(\x0b\x32\x19.rolecall.v1.Organization\x12\x10\n\x08revision\x18\x02 \x01(\x03\x32\xda\x01\n\x13OrganizationService\x12\\\n\x0fGetOrganization\x12#.rolecall.v1.GetOrganizationRequest\x1a$.rolecall.v1.GetOrganizationResponse\x12\x65\n\x12UpdateOrganization\x12&.rolecall.v1.UpdateOrganizationRequest\x1a\'.rolecall.v1.UpdateOrganizationResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rolecall.v1.organization_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ORGANIZATION']._serialized_start=81
-  _globals['_ORGANIZATION']._serialized_end=228
-  _globals['_GETORGANIZATIONREQUEST']._serialized_start=230
-  _globals['_GETORGANIZATIONREQUEST']._serialized_end=276
-  _globals['_GETORGANIZATIONRESPONSE']._serialized_start=278
-  _globals['_GETORGANIZATIONRESPONSE']._serialized_end=352
-  _globals['_UPDATEORGANIZATIONREQUEST']._serialized_start=354
-  _globals['_UPDATEORGANIZATIONREQUEST']._serialized_end=459
-  _globals['_UPDATEORGANIZATIONRESPONSE']._serialized_start=461
-  _globals['_UPDATEORGANIZATIONRESPONSE']._serialized_end=556
-  _globals['_ORGANIZATIONSERVICE']._serialized_start=559
-  _globals['_ORGANIZATIONSERVICE']._serialized_end=777
+  _globals['_ORGANIZATION']._serialized_start=115
+  _globals['_ORGANIZATION']._serialized_end=262
+  _globals['_GETORGANIZATIONREQUEST']._serialized_start=264
+  _globals['_GETORGANIZATIONREQUEST']._serialized_end=310
+  _globals['_GETORGANIZATIONRESPONSE']._serialized_start=312
+  _globals['_GETORGANIZATIONRESPONSE']._serialized_end=386
+  _globals['_UPDATEORGANIZATIONREQUEST']._serialized_start=389
+  _globals['_UPDATEORGANIZATIONREQUEST']._serialized_end=534
+  _globals['_UPDATEORGANIZATIONRESPONSE']._serialized_start=536
+  _globals['_UPDATEORGANIZATIONRESPONSE']._serialized_end=631
+  _globals['_ORGANIZATIONSERVICE']._serialized_start=634
+  _globals['_ORGANIZATIONSERVICE']._serialized_end=852
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ Rolecall's API, version 1: who may do what in an organization."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -32,11 +33,11 @@ class Organization(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
-    """Names it: 1 to 63 lower-case letters, digits and hyphens, for ever the same."""
+    """Identifies the organization: 1 to 63 lower-case letters, digits and hyphens. Never changes."""
     display_name: _builtins.str
-    """Holds the name to show."""
+    """Holds the display name."""
     revision: _builtins.int
-    """Counts its mutations."""
+    """Counts the organization's changes."""
     etag: _builtins.str
     """Changes with every change of the organization itself."""
     @_builtins.property
@@ -45,7 +46,7 @@ class Organization(_message.Message):
 
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Lists what should be looked after, as that it has one owner only."""
+        """Lists problems that need attention, for example a single owner."""
 
     def __init__(
         self,
@@ -67,7 +68,7 @@ Global___Organization: _TypeAlias = Organization  # noqa: Y015
 
 @_typing.final
 class GetOrganizationRequest(_message.Message):
-    """Asks for the organization."""
+    """Request for the organization."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -113,33 +114,38 @@ Global___GetOrganizationResponse: _TypeAlias = GetOrganizationResponse  # noqa: 
 
 @_typing.final
 class UpdateOrganizationRequest(_message.Message):
-    """Asks for another name to show."""
+    """Request to change the organization."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ORGANIZATION_FIELD_NUMBER: _builtins.int
-    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
-    ETAG_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
-    organization: _builtins.str
-    """Names the organization; empty for the credential's own."""
-    display_name: _builtins.str
-    """Holds the new name to show: 1 to 64 characters, none invisible."""
-    etag: _builtins.str
-    """Holds the organization's etag, if the call shall fail where it has changed since."""
     request_id: _builtins.str
-    """Makes a repeated call have one effect: a UUID of the caller's choice, remembered for 24 hours."""
+    """Makes a repeated call have one effect: a UUID of the caller's choice, kept for 24 hours."""
+    @_builtins.property
+    def organization(self) -> Global___Organization:
+        """Holds the new values. Its `id` names the organization; empty for the credential's own. Its `etag`, if set, must be
+        the present one: else the call fails, as the organization has changed since it was read. `display_name` has 1 to 64
+        characters, none invisible. The other fields are ignored.
+        """
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Names the fields to change: `display_name` is the only one that can be changed, and `*` stands for all of them.
+        Without a mask, all of them that are set. Any other path is INVALID_ARGUMENT.
+        """
+
     def __init__(
         self,
         *,
-        organization: _builtins.str = ...,
-        display_name: _builtins.str = ...,
-        etag: _builtins.str = ...,
+        organization: Global___Organization | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
         request_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["organization", b"organization", "update_mask", b"update_mask"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "etag", b"etag", "organization", b"organization", "request_id", b"request_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["organization", b"organization", "request_id", b"request_id", "update_mask", b"update_mask"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -36,7 +36,7 @@ class OrganizationServiceStub:
     GetOrganization: _grpc.UnaryUnaryMultiCallable[_organization_pb2.GetOrganizationRequest, _organization_pb2.GetOrganizationResponse]
     """Gets the organization. Any credential of it."""
     UpdateOrganization: _grpc.UnaryUnaryMultiCallable[_organization_pb2.UpdateOrganizationRequest, _organization_pb2.UpdateOrganizationResponse]
-    """Changes the name to show. Needs `account manage`."""
+    """Changes the fields that `update_mask` names. Needs `account manage`."""
 
 @_typing.type_check_only
 class OrganizationServiceAsyncStub(OrganizationServiceStub):
@@ -46,7 +46,7 @@ class OrganizationServiceAsyncStub(OrganizationServiceStub):
     GetOrganization: _aio.UnaryUnaryMultiCallable[_organization_pb2.GetOrganizationRequest, _organization_pb2.GetOrganizationResponse]  # type: ignore[assignment]
     """Gets the organization. Any credential of it."""
     UpdateOrganization: _aio.UnaryUnaryMultiCallable[_organization_pb2.UpdateOrganizationRequest, _organization_pb2.UpdateOrganizationResponse]  # type: ignore[assignment]
-    """Changes the name to show. Needs `account manage`."""
+    """Changes the fields that `update_mask` names. Needs `account manage`."""
 
 class OrganizationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Shows and changes the organization itself."""
@@ -65,6 +65,6 @@ class OrganizationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _organization_pb2.UpdateOrganizationRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_organization_pb2.UpdateOrganizationResponse, _abc.Awaitable[_organization_pb2.UpdateOrganizationResponse]]:
-        """Changes the name to show. Needs `account manage`."""
+        """Changes the fields that `update_mask` names. Needs `account manage`."""
 
 def add_OrganizationServiceServicer_to_server(servicer: OrganizationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -22,7 +22,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class PolicyFinding(_message.Message):
-    """Something wrong with a policy file."""
+    """Finding about a policy file."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -39,11 +39,11 @@ class PolicyFinding(_message.Message):
     column: _builtins.int
     """Holds the column, counted from 1; 0 for the whole file."""
     message: _builtins.str
-    """Says what is wrong."""
+    """Describes the problem."""
     fix: _builtins.str
     """Says what to do."""
     blocking: _builtins.bool
-    """Says whether this keeps the policy from going live, or is a warning."""
+    """Says whether this keeps the policy from coming into force, or is a warning."""
     def __init__(
         self,
         *,
@@ -85,7 +85,7 @@ class Policy(_message.Message):
 
     @_builtins.property
     def warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyFinding]:
-        """Lists what is odd about it, without keeping it from being served."""
+        """Lists warnings, which do not keep the policy from coming into force."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ Global___Policy: _TypeAlias = Policy  # noqa: Y015
 
 @_typing.final
 class PolicyRefusal(_message.Message):
-    """A later state of the policy folder that was not let in."""
+    """A later state of the policy folder that was refused."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -115,12 +115,12 @@ class PolicyRefusal(_message.Message):
     FINDINGS_FIELD_NUMBER: _builtins.int
     FINDING_COUNT_FIELD_NUMBER: _builtins.int
     policy_version: _builtins.str
-    """Identifies the contents that were refused; empty where they could not be read."""
+    """Identifies the contents that were refused; empty if they could not be read."""
     finding_count: _builtins.int
     """Counts all findings."""
     @_builtins.property
     def refuse_time(self) -> _timestamp_pb2.Timestamp:
-        """Says since when the folder has held what is refused."""
+        """Holds the time since which the folder has had the refused contents."""
 
     @_builtins.property
     def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyFinding]:
@@ -144,7 +144,7 @@ Global___PolicyRefusal: _TypeAlias = PolicyRefusal  # noqa: Y015
 
 @_typing.final
 class GetPolicyRequest(_message.Message):
-    """Asks for the policy in force."""
+    """Request for the policy in force."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -166,7 +166,7 @@ Global___GetPolicyRequest: _TypeAlias = GetPolicyRequest  # noqa: Y015
 
 @_typing.final
 class GetPolicyResponse(_message.Message):
-    """The policy in force, and what keeps a later one out."""
+    """The policy in force, and why a later one was refused."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -178,7 +178,7 @@ class GetPolicyResponse(_message.Message):
 
     @_builtins.property
     def refusal(self) -> Global___PolicyRefusal:
-        """Says what is wrong with the files as they are now; absent where they are in force."""
+        """Says what is wrong with the files as they are now; absent if they are in force."""
 
     def __init__(
         self,
@@ -217,7 +217,9 @@ class Role(_message.Message):
 
     @_builtins.property
     def permissions(self) -> _containers.RepeatedCompositeFieldContainer[_shared_pb2.Permission]:
-        """Lists the rules that it states itself, in the order of the file. A page of roles holds at most 1,000 of them in all."""
+        """Lists the rules that it states itself, in the order of the file. A page of roles holds at most 1,000 of them in
+        all.
+        """
 
     def __init__(
         self,
@@ -238,7 +240,7 @@ Global___Role: _TypeAlias = Role  # noqa: Y015
 
 @_typing.final
 class ListRolesRequest(_message.Message):
-    """Asks for the roles."""
+    """Request for the roles."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -248,7 +250,7 @@ class ListRolesRequest(_message.Message):
     organization: _builtins.str
     """Names the organization; empty for the credential's own."""
     page_size: _builtins.int
-    """Bounds the page: 1 to 1,000; 0 for 50."""
+    """Limits the page: 1 to 1,000 entries; 0 means 50. A larger value means 1,000, a negative one is INVALID_ARGUMENT."""
     page_token: _builtins.str
     """Continues after an earlier page: its `next_page_token`. The other fields must be the same."""
     def __init__(

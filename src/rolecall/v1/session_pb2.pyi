@@ -34,7 +34,7 @@ class Credential(_message.Message):
     id: _builtins.str
     """Identifies it."""
     kind: _shared_pb2.CredentialKind.ValueType
-    """Says what sort it is."""
+    """Holds its kind."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
         """Says when it stops working."""
@@ -56,7 +56,7 @@ Global___Credential: _TypeAlias = Credential  # noqa: Y015
 
 @_typing.final
 class WhoAmIRequest(_message.Message):
-    """Asks who the caller is."""
+    """Request to describe the caller."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -78,7 +78,7 @@ Global___WhoAmIRequest: _TypeAlias = WhoAmIRequest  # noqa: Y015
 
 @_typing.final
 class WhoAmIResponse(_message.Message):
-    """Who the caller is."""
+    """Description of the caller."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -136,7 +136,7 @@ Global___WhoAmIResponse: _TypeAlias = WhoAmIResponse  # noqa: Y015
 
 @_typing.final
 class SignOutRequest(_message.Message):
-    """Asks for the end of the presented credential."""
+    """Request to end the presented credential."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -158,13 +158,13 @@ Global___SignOutRequest: _TypeAlias = SignOutRequest  # noqa: Y015
 
 @_typing.final
 class SignOutResponse(_message.Message):
-    """The credential is dead."""
+    """Response to a call whose credential has ended."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     REVISION_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """Holds the revision of the organization in which it is."""
+    """Holds the revision of the organization in which the credential has ended."""
     def __init__(
         self,
         *,
@@ -208,7 +208,7 @@ Global___Session: _TypeAlias = Session  # noqa: Y015
 
 @_typing.final
 class RequestSignInRequest(_message.Message):
-    """Asks for a mail with a link."""
+    """Request for a mail with a link."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -234,7 +234,7 @@ Global___RequestSignInRequest: _TypeAlias = RequestSignInRequest  # noqa: Y015
 
 @_typing.final
 class RequestSignInResponse(_message.Message):
-    """The request was taken."""
+    """The request was accepted."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -258,7 +258,7 @@ class SignInRequest(_message.Message):
     ORGANIZATION_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
     organization: _builtins.str
-    """Names the organization, if the call shall fail for a link to another one."""
+    """Names the organization; the call fails for a link to another one. Empty: no check."""
     secret: _builtins.str
     """Holds the mailed secret; begins with `rcl_`."""
     def __init__(

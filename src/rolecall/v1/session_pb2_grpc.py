@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class SessionServiceStub:
-    """Signs people in by mail, looks at the credential that is presented, and ends it.
+    """Signs people in by mail; describes and ends the presented credential.
     """
 
     def __init__(self, channel):
@@ -58,34 +58,35 @@ class SessionServiceStub:
 
 
 class SessionServiceServicer:
-    """Signs people in by mail, looks at the credential that is presented, and ends it.
+    """Signs people in by mail; describes and ends the presented credential.
     """
 
     def RequestSignIn(self, request, context):
-        """Mails a link that signs its reader in, if the address is a member's. The answer is the same whether it is or not, and
-        whether or not a mail goes out: beyond a few requests for one address, from one machine, or for one organization, the
-        earlier links are what counts. Takes no credential.
+        """Mails a link that signs its reader in, if the address is a member's. The answer is the same whether it is or not,
+        and whether or not a mail is sent: beyond a few requests for one address, from one machine, or for one
+        organization, no new mail is sent, and the earlier links keep working. Takes no credential.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SignIn(self, request, context):
-        """Opens a session of 12 hours for whoever has the mailed secret, which works once and for 15 minutes. Takes no credential.
+        """Opens a session of 12 hours for the holder of the mailed secret, which works once and for 15 minutes. Takes no
+        credential.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def WhoAmI(self, request, context):
-        """Says who the caller is and what the presented credential may do. Any credential.
+        """Describes the caller, and what the presented credential may do. Any credential.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def SignOut(self, request, context):
-        """Kills the presented credential, whatever its kind, at once and for ever. Any credential.
+        """Ends the presented credential, whatever its kind, at once and for good. Any credential.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -123,7 +124,7 @@ def add_SessionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class SessionService:
-    """Signs people in by mail, looks at the credential that is presented, and ends it.
+    """Signs people in by mail; describes and ends the presented credential.
     """
 
     @staticmethod

@@ -27,43 +27,47 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class SessionServiceStub:
-    """Signs people in by mail, looks at the credential that is presented, and ends it."""
+    """Signs people in by mail; describes and ends the presented credential."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SessionServiceAsyncStub: ...
     RequestSignIn: _grpc.UnaryUnaryMultiCallable[_session_pb2.RequestSignInRequest, _session_pb2.RequestSignInResponse]
-    """Mails a link that signs its reader in, if the address is a member's. The answer is the same whether it is or not, and
-    whether or not a mail goes out: beyond a few requests for one address, from one machine, or for one organization, the
-    earlier links are what counts. Takes no credential.
+    """Mails a link that signs its reader in, if the address is a member's. The answer is the same whether it is or not,
+    and whether or not a mail is sent: beyond a few requests for one address, from one machine, or for one
+    organization, no new mail is sent, and the earlier links keep working. Takes no credential.
     """
     SignIn: _grpc.UnaryUnaryMultiCallable[_session_pb2.SignInRequest, _session_pb2.SignInResponse]
-    """Opens a session of 12 hours for whoever has the mailed secret, which works once and for 15 minutes. Takes no credential."""
+    """Opens a session of 12 hours for the holder of the mailed secret, which works once and for 15 minutes. Takes no
+    credential.
+    """
     WhoAmI: _grpc.UnaryUnaryMultiCallable[_session_pb2.WhoAmIRequest, _session_pb2.WhoAmIResponse]
-    """Says who the caller is and what the presented credential may do. Any credential."""
+    """Describes the caller, and what the presented credential may do. Any credential."""
     SignOut: _grpc.UnaryUnaryMultiCallable[_session_pb2.SignOutRequest, _session_pb2.SignOutResponse]
-    """Kills the presented credential, whatever its kind, at once and for ever. Any credential."""
+    """Ends the presented credential, whatever its kind, at once and for good. Any credential."""
 
 @_typing.type_check_only
 class SessionServiceAsyncStub(SessionServiceStub):
-    """Signs people in by mail, looks at the credential that is presented, and ends it."""
+    """Signs people in by mail; describes and ends the presented credential."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     RequestSignIn: _aio.UnaryUnaryMultiCallable[_session_pb2.RequestSignInRequest, _session_pb2.RequestSignInResponse]  # type: ignore[assignment]
-    """Mails a link that signs its reader in, if the address is a member's. The answer is the same whether it is or not, and
-    whether or not a mail goes out: beyond a few requests for one address, from one machine, or for one organization, the
-    earlier links are what counts. Takes no credential.
+    """Mails a link that signs its reader in, if the address is a member's. The answer is the same whether it is or not,
+    and whether or not a mail is sent: beyond a few requests for one address, from one machine, or for one
+    organization, no new mail is sent, and the earlier links keep working. Takes no credential.
     """
     SignIn: _aio.UnaryUnaryMultiCallable[_session_pb2.SignInRequest, _session_pb2.SignInResponse]  # type: ignore[assignment]
-    """Opens a session of 12 hours for whoever has the mailed secret, which works once and for 15 minutes. Takes no credential."""
+    """Opens a session of 12 hours for the holder of the mailed secret, which works once and for 15 minutes. Takes no
+    credential.
+    """
     WhoAmI: _aio.UnaryUnaryMultiCallable[_session_pb2.WhoAmIRequest, _session_pb2.WhoAmIResponse]  # type: ignore[assignment]
-    """Says who the caller is and what the presented credential may do. Any credential."""
+    """Describes the caller, and what the presented credential may do. Any credential."""
     SignOut: _aio.UnaryUnaryMultiCallable[_session_pb2.SignOutRequest, _session_pb2.SignOutResponse]  # type: ignore[assignment]
-    """Kills the presented credential, whatever its kind, at once and for ever. Any credential."""
+    """Ends the presented credential, whatever its kind, at once and for good. Any credential."""
 
 class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Signs people in by mail, looks at the credential that is presented, and ends it."""
+    """Signs people in by mail; describes and ends the presented credential."""
 
     @_abc_1.abstractmethod
     def RequestSignIn(
@@ -71,9 +75,9 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_pb2.RequestSignInRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_session_pb2.RequestSignInResponse, _abc.Awaitable[_session_pb2.RequestSignInResponse]]:
-        """Mails a link that signs its reader in, if the address is a member's. The answer is the same whether it is or not, and
-        whether or not a mail goes out: beyond a few requests for one address, from one machine, or for one organization, the
-        earlier links are what counts. Takes no credential.
+        """Mails a link that signs its reader in, if the address is a member's. The answer is the same whether it is or not,
+        and whether or not a mail is sent: beyond a few requests for one address, from one machine, or for one
+        organization, no new mail is sent, and the earlier links keep working. Takes no credential.
         """
 
     @_abc_1.abstractmethod
@@ -82,7 +86,9 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_pb2.SignInRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_session_pb2.SignInResponse, _abc.Awaitable[_session_pb2.SignInResponse]]:
-        """Opens a session of 12 hours for whoever has the mailed secret, which works once and for 15 minutes. Takes no credential."""
+        """Opens a session of 12 hours for the holder of the mailed secret, which works once and for 15 minutes. Takes no
+        credential.
+        """
 
     @_abc_1.abstractmethod
     def WhoAmI(
@@ -90,7 +96,7 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_pb2.WhoAmIRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_session_pb2.WhoAmIResponse, _abc.Awaitable[_session_pb2.WhoAmIResponse]]:
-        """Says who the caller is and what the presented credential may do. Any credential."""
+        """Describes the caller, and what the presented credential may do. Any credential."""
 
     @_abc_1.abstractmethod
     def SignOut(
@@ -98,6 +104,6 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_pb2.SignOutRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_session_pb2.SignOutResponse, _abc.Awaitable[_session_pb2.SignOutResponse]]:
-        """Kills the presented credential, whatever its kind, at once and for ever. Any credential."""
+        """Ends the presented credential, whatever its kind, at once and for good. Any credential."""
 
 def add_SessionServiceServicer_to_server(servicer: SessionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

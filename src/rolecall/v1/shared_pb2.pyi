@@ -31,17 +31,17 @@ class _EffectEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Effect.ValueTy
     EFFECT_ALLOW: _Effect.ValueType  # 1
     """Allows, unless a deny rule matches too."""
     EFFECT_DENY: _Effect.ValueType  # 2
-    """Denies, whatever else matches."""
+    """Denies, even if an allow rule matches too."""
 
 class Effect(_Effect, metaclass=_EffectEnumTypeWrapper):
-    """What a rule does where it matches."""
+    """Effect of a matching rule."""
 
 EFFECT_UNSPECIFIED: Effect.ValueType  # 0
 """Never sent."""
 EFFECT_ALLOW: Effect.ValueType  # 1
 """Allows, unless a deny rule matches too."""
 EFFECT_DENY: Effect.ValueType  # 2
-"""Denies, whatever else matches."""
+"""Denies, even if an allow rule matches too."""
 Global___Effect: _TypeAlias = Effect  # noqa: Y015
 
 class _CredentialKind:
@@ -51,7 +51,7 @@ class _CredentialKind:
 class _CredentialKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CredentialKind.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     CREDENTIAL_KIND_UNSPECIFIED: _CredentialKind.ValueType  # 0
-    """In a filter, takes any. Never sent."""
+    """In a filter, matches any. Never sent."""
     CREDENTIAL_KIND_PERSONAL_TOKEN: _CredentialKind.ValueType  # 1
     """A person's token; begins with `rcp_`."""
     CREDENTIAL_KIND_ORGANIZATION_TOKEN: _CredentialKind.ValueType  # 2
@@ -60,10 +60,10 @@ class _CredentialKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Creden
     """A person's session; begins with `rcs_`."""
 
 class CredentialKind(_CredentialKind, metaclass=_CredentialKindEnumTypeWrapper):
-    """What sort of credential it is."""
+    """Kind of a credential."""
 
 CREDENTIAL_KIND_UNSPECIFIED: CredentialKind.ValueType  # 0
-"""In a filter, takes any. Never sent."""
+"""In a filter, matches any. Never sent."""
 CREDENTIAL_KIND_PERSONAL_TOKEN: CredentialKind.ValueType  # 1
 """A person's token; begins with `rcp_`."""
 CREDENTIAL_KIND_ORGANIZATION_TOKEN: CredentialKind.ValueType  # 2
@@ -74,7 +74,7 @@ Global___CredentialKind: _TypeAlias = CredentialKind  # noqa: Y015
 
 @_typing.final
 class Permission(_message.Message):
-    """A rule as somebody holds it, in the policy's patterns."""
+    """A rule that a role has, in the policy's patterns."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -82,7 +82,9 @@ class Permission(_message.Message):
     ACTION_FIELD_NUMBER: _builtins.int
     EFFECT_FIELD_NUMBER: _builtins.int
     resource: _builtins.str
-    """Holds the resource pattern: `secrets` covers all beneath it, `secrets/pre*` all that begins so, `*` everything."""
+    """Holds the resource pattern: `secrets` covers everything below it, `secrets/pre*` everything with that prefix, `*`
+    everything.
+    """
     action: _builtins.str
     """Names the action; `*` for all."""
     effect: Global___Effect.ValueType
@@ -104,14 +106,14 @@ Global___Permission: _TypeAlias = Permission  # noqa: Y015
 
 @_typing.final
 class Restriction(_message.Message):
-    """A bound on what a credential may do: only what one of these permissions covers, and only if its role may it too."""
+    """A limit on what a credential may do: only what one of these permissions covers, and only if its role may do it too."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     PERMISSIONS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def permissions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Permission]:
-        """Lists what is within the bound: at least one, at most 100. Resource and action as in a rule; the effect is
+        """Lists the permissions: at least one, at most 100. Resource and action as in a rule; the effect is
         EFFECT_ALLOW, or unset.
         """
 
@@ -144,9 +146,9 @@ class Member(_message.Message):
     user_id: _builtins.str
     """Identifies the person in this organization, as in `user:USER_ID`."""
     email: _builtins.str
-    """Holds the address as it was written."""
+    """Holds the mail address as written."""
     display_name: _builtins.str
-    """Holds the name to show."""
+    """Holds the display name."""
     role: _builtins.str
     """Names the role."""
     etag: _builtins.str

@@ -30,24 +30,24 @@ class _TokenStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TokenState
     DESCRIPTOR: _descriptor.EnumDescriptor
     TOKEN_STATE_UNSPECIFIED: _TokenState.ValueType  # 0
     """Never sent."""
-    TOKEN_STATE_LIVE: _TokenState.ValueType  # 1
-    """It works."""
+    TOKEN_STATE_ACTIVE: _TokenState.ValueType  # 1
+    """Works."""
     TOKEN_STATE_EXPIRED: _TokenState.ValueType  # 2
-    """Its time is over."""
+    """Has expired."""
     TOKEN_STATE_DELETED: _TokenState.ValueType  # 3
-    """Somebody deleted it."""
+    """Was deleted."""
 
 class TokenState(_TokenState, metaclass=_TokenStateEnumTypeWrapper):
-    """Whether a token works."""
+    """State of a token."""
 
 TOKEN_STATE_UNSPECIFIED: TokenState.ValueType  # 0
 """Never sent."""
-TOKEN_STATE_LIVE: TokenState.ValueType  # 1
-"""It works."""
+TOKEN_STATE_ACTIVE: TokenState.ValueType  # 1
+"""Works."""
 TOKEN_STATE_EXPIRED: TokenState.ValueType  # 2
-"""Its time is over."""
+"""Has expired."""
 TOKEN_STATE_DELETED: TokenState.ValueType  # 3
-"""Somebody deleted it."""
+"""Was deleted."""
 Global___TokenState: _TypeAlias = TokenState  # noqa: Y015
 
 @_typing.final
@@ -58,41 +58,41 @@ class Token(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
-    NAME_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     USER_ID_FIELD_NUMBER: _builtins.int
-    CREATED_BY_FIELD_NUMBER: _builtins.int
+    CREATOR_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
     RESTRICTION_FIELD_NUMBER: _builtins.int
     PREFIX_FIELD_NUMBER: _builtins.int
     LAST_FOUR_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
-    LAST_USED_TIME_FIELD_NUMBER: _builtins.int
+    LAST_USE_TIME_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Identifies the token, as in `token:ID`: the part between its two underscores."""
     kind: _shared_pb2.CredentialKind.ValueType
-    """Says whose it is: a person's or the organization's."""
-    name: _builtins.str
-    """Holds the name that its creator gave it."""
+    """Says whether it belongs to a person or to the organization."""
+    display_name: _builtins.str
+    """Holds the display name, which its creator chose."""
     user_id: _builtins.str
     """Identifies the person it belongs to; empty for an organization's token."""
-    created_by: _builtins.str
-    """Identifies the person who created it; `operator` where that was done at the database."""
+    creator: _builtins.str
+    """Identifies the person who created it; `operator` for a token made by a command at the database."""
     role: _builtins.str
-    """Names the role: a personal token's holder's present one, an organization token's own."""
+    """Names the role: for a personal token its holder's present role, for an organization's token its own."""
     prefix: _builtins.str
-    """Holds the beginning of the secret's text, which says the kind."""
+    """Holds the prefix of the secret's text, which shows the kind."""
     last_four: _builtins.str
     """Holds the last four characters of the secret's text."""
     state: Global___TokenState.ValueType
-    """Says whether it works."""
+    """Holds its state."""
     etag: _builtins.str
     """Changes with every change of the token."""
     @_builtins.property
     def restriction(self) -> _shared_pb2.Restriction:
-        """Bounds what the token may do; absent where it may all that its role may."""
+        """Bounds what the token may do; absent if it may do all that its role may."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -103,30 +103,30 @@ class Token(_message.Message):
         """Says when it stops working."""
 
     @_builtins.property
-    def last_used_time(self) -> _timestamp_pb2.Timestamp:
-        """Says when it was last used, to the minute; absent where it never was."""
+    def last_use_time(self) -> _timestamp_pb2.Timestamp:
+        """Says when it was last used, to the minute; absent if it never was."""
 
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         kind: _shared_pb2.CredentialKind.ValueType = ...,
-        name: _builtins.str = ...,
+        display_name: _builtins.str = ...,
         user_id: _builtins.str = ...,
-        created_by: _builtins.str = ...,
+        creator: _builtins.str = ...,
         role: _builtins.str = ...,
         restriction: _shared_pb2.Restriction | None = ...,
         prefix: _builtins.str = ...,
         last_four: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
-        last_used_time: _timestamp_pb2.Timestamp | None = ...,
+        last_use_time: _timestamp_pb2.Timestamp | None = ...,
         state: Global___TokenState.ValueType = ...,
         etag: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "last_used_time", b"last_used_time", "restriction", b"restriction"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "last_use_time", b"last_use_time", "restriction", b"restriction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "created_by", b"created_by", "etag", b"etag", "expire_time", b"expire_time", "id", b"id", "kind", b"kind", "last_four", b"last_four", "last_used_time", b"last_used_time", "name", b"name", "prefix", b"prefix", "restriction", b"restriction", "role", b"role", "state", b"state", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "display_name", b"display_name", "etag", b"etag", "expire_time", b"expire_time", "id", b"id", "kind", b"kind", "last_four", b"last_four", "last_use_time", b"last_use_time", "prefix", b"prefix", "restriction", b"restriction", "role", b"role", "state", b"state", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -134,41 +134,41 @@ Global___Token: _TypeAlias = Token  # noqa: Y015
 
 @_typing.final
 class CreatePersonalTokenRequest(_message.Message):
-    """Asks for a token for the caller."""
+    """Request for a token for the caller."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ORGANIZATION_FIELD_NUMBER: _builtins.int
-    NAME_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
     RESTRICTION_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     organization: _builtins.str
     """Names the organization; empty for the credential's own."""
-    name: _builtins.str
-    """Names the token, as in `laptop`: 1 to 64 characters, none invisible."""
+    display_name: _builtins.str
+    """Holds the display name, as in `laptop`: 1 to 64 characters, none invisible."""
     request_id: _builtins.str
-    """Makes a repeated call have one effect: a UUID of the caller's choice, remembered for 24 hours."""
+    """Makes a repeated call have one effect: a UUID of the caller's choice, kept for 24 hours."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """Holds the moment."""
+        """Holds the time."""
 
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
-        """Holds the time from now."""
+        """Holds the time span from now."""
 
     @_builtins.property
     def restriction(self) -> _shared_pb2.Restriction:
-        """Bounds what the token may do, within what the caller's credential may. Absent for all that the holder may, which
-        only a credential without a restriction can give.
+        """Bounds what the token may do, within what the caller's credential may. Absent for no restriction, which
+        only a credential without one can give.
         """
 
     def __init__(
         self,
         *,
         organization: _builtins.str = ...,
-        name: _builtins.str = ...,
+        display_name: _builtins.str = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         ttl: _duration_pb2.Duration | None = ...,
         restriction: _shared_pb2.Restriction | None = ...,
@@ -176,7 +176,7 @@ class CreatePersonalTokenRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "expiry", b"expiry", "restriction", b"restriction", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "expiry", b"expiry", "name", b"name", "organization", b"organization", "request_id", b"request_id", "restriction", b"restriction", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "expire_time", b"expire_time", "expiry", b"expiry", "organization", b"organization", "request_id", b"request_id", "restriction", b"restriction", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_expiry: _TypeAlias = _typing.Literal["expire_time", "ttl"]  # noqa: Y015
     _WhichOneofArgType_expiry: _TypeAlias = _typing.Literal["expiry", b"expiry"]  # noqa: Y015
@@ -199,7 +199,9 @@ class CreatePersonalTokenResponse(_message.Message):
     revision: _builtins.int
     """Holds the revision of the organization that the creation made."""
     secret_lost: _builtins.bool
-    """Says that the call repeated an earlier one, whose answer held the secret: if that is lost, rotate or delete the token."""
+    """Says that the call repeated an earlier one, whose response had the secret: if that is lost, rotate or delete the
+    token.
+    """
     @_builtins.property
     def token(self) -> Global___Token:
         """Describes the token."""
@@ -222,12 +224,12 @@ Global___CreatePersonalTokenResponse: _TypeAlias = CreatePersonalTokenResponse  
 
 @_typing.final
 class CreateOrganizationTokenRequest(_message.Message):
-    """Asks for a token for a program."""
+    """Request for a token for a program."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     ORGANIZATION_FIELD_NUMBER: _builtins.int
-    NAME_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     TTL_FIELD_NUMBER: _builtins.int
@@ -235,29 +237,31 @@ class CreateOrganizationTokenRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     organization: _builtins.str
     """Names the organization; empty for the credential's own."""
-    name: _builtins.str
-    """Names the token, as in `billing-service`: 1 to 64 characters, none invisible."""
+    display_name: _builtins.str
+    """Holds the display name, as in `billing-service`: 1 to 64 characters, none invisible."""
     role: _builtins.str
     """Names its role."""
     request_id: _builtins.str
-    """Makes a repeated call have one effect: a UUID of the caller's choice, remembered for 24 hours."""
+    """Makes a repeated call have one effect: a UUID of the caller's choice, kept for 24 hours."""
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """Holds the moment."""
+        """Holds the time."""
 
     @_builtins.property
     def ttl(self) -> _duration_pb2.Duration:
-        """Holds the time from now."""
+        """Holds the time span from now."""
 
     @_builtins.property
     def restriction(self) -> _shared_pb2.Restriction:
-        """Bounds what the token may do, within what both its role and the caller's credential may. Absent for all that its role may."""
+        """Bounds what the token may do, within what both its role and the caller's credential may. Absent for all that its
+        role may.
+        """
 
     def __init__(
         self,
         *,
         organization: _builtins.str = ...,
-        name: _builtins.str = ...,
+        display_name: _builtins.str = ...,
         role: _builtins.str = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         ttl: _duration_pb2.Duration | None = ...,
@@ -266,7 +270,7 @@ class CreateOrganizationTokenRequest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "expiry", b"expiry", "restriction", b"restriction", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "expiry", b"expiry", "name", b"name", "organization", b"organization", "request_id", b"request_id", "restriction", b"restriction", "role", b"role", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "expire_time", b"expire_time", "expiry", b"expiry", "organization", b"organization", "request_id", b"request_id", "restriction", b"restriction", "role", b"role", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_expiry: _TypeAlias = _typing.Literal["expire_time", "ttl"]  # noqa: Y015
     _WhichOneofArgType_expiry: _TypeAlias = _typing.Literal["expiry", b"expiry"]  # noqa: Y015
@@ -289,7 +293,9 @@ class CreateOrganizationTokenResponse(_message.Message):
     revision: _builtins.int
     """Holds the revision of the organization that the creation made."""
     secret_lost: _builtins.bool
-    """Says that the call repeated an earlier one, whose answer held the secret: if that is lost, rotate or delete the token."""
+    """Says that the call repeated an earlier one, whose response had the secret: if that is lost, rotate or delete the
+    token.
+    """
     @_builtins.property
     def token(self) -> Global___Token:
         """Describes the token."""
@@ -312,7 +318,7 @@ Global___CreateOrganizationTokenResponse: _TypeAlias = CreateOrganizationTokenRe
 
 @_typing.final
 class ListTokensRequest(_message.Message):
-    """Asks for tokens. Without a filter, for all that the caller may see."""
+    """Request for a list of tokens. Without a filter, of all that the caller may see and that are not deleted."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -322,18 +328,21 @@ class ListTokensRequest(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    SHOW_DELETED_FIELD_NUMBER: _builtins.int
     organization: _builtins.str
     """Names the organization; empty for the credential's own."""
     kind: _shared_pb2.CredentialKind.ValueType
-    """Keeps those of this kind."""
+    """Matches tokens of this kind."""
     user_id: _builtins.str
-    """Keeps those of this person."""
+    """Matches tokens of this person."""
     state: Global___TokenState.ValueType
-    """Keeps those in this state."""
+    """Matches tokens in this state; deleted ones too, if this is TOKEN_STATE_DELETED."""
     page_size: _builtins.int
-    """Bounds the page: 1 to 1,000; 0 for 50."""
+    """Limits the page: 1 to 1,000 entries; 0 means 50. A larger value means 1,000, a negative one is INVALID_ARGUMENT."""
     page_token: _builtins.str
     """Continues after an earlier page: its `next_page_token`. The other fields must be the same."""
+    show_deleted: _builtins.bool
+    """Lists deleted tokens too. Has no effect with a `state`."""
     def __init__(
         self,
         *,
@@ -343,10 +352,11 @@ class ListTokensRequest(_message.Message):
         state: Global___TokenState.ValueType = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        show_deleted: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "organization", b"organization", "page_size", b"page_size", "page_token", b"page_token", "state", b"state", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "organization", b"organization", "page_size", b"page_size", "page_token", b"page_token", "show_deleted", b"show_deleted", "state", b"state", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -382,7 +392,7 @@ Global___ListTokensResponse: _TypeAlias = ListTokensResponse  # noqa: Y015
 
 @_typing.final
 class RotateTokenRequest(_message.Message):
-    """Asks for a token's new secret."""
+    """Request for a token's new secret."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -396,12 +406,14 @@ class RotateTokenRequest(_message.Message):
     id: _builtins.str
     """Identifies the token."""
     etag: _builtins.str
-    """Holds the token's etag, if the call shall fail where the token has changed since."""
+    """Holds the token's etag; the call fails if the token has changed since. Empty: no check."""
     request_id: _builtins.str
-    """Makes a repeated call have one effect: a UUID of the caller's choice, remembered for 24 hours."""
+    """Makes a repeated call have one effect: a UUID of the caller's choice, kept for 24 hours."""
     @_builtins.property
     def overlap(self) -> _duration_pb2.Duration:
-        """Says for how long the old secret works beside the new one: 0 to 24 hours. Secrets of earlier rotations end with it."""
+        """Holds how long the old secret keeps working beside the new one: 0 to 24 hours. Secrets of earlier rotations stop
+        working with it.
+        """
 
     def __init__(
         self,
@@ -435,7 +447,9 @@ class RotateTokenResponse(_message.Message):
     revision: _builtins.int
     """Holds the revision of the organization that the rotation made."""
     secret_lost: _builtins.bool
-    """Says that the call repeated an earlier one, whose answer held the secret: if that is lost, rotate or delete the token."""
+    """Says that the call repeated an earlier one, whose response had the secret: if that is lost, rotate or delete the
+    token.
+    """
     @_builtins.property
     def token(self) -> Global___Token:
         """Describes the token."""
@@ -458,7 +472,7 @@ Global___RotateTokenResponse: _TypeAlias = RotateTokenResponse  # noqa: Y015
 
 @_typing.final
 class DeleteTokenRequest(_message.Message):
-    """Asks for a token's end."""
+    """Request to delete a token."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -471,9 +485,9 @@ class DeleteTokenRequest(_message.Message):
     id: _builtins.str
     """Identifies the token."""
     etag: _builtins.str
-    """Holds the token's etag, if the call shall fail where the token has changed since."""
+    """Holds the token's etag; the call fails if the token has changed since. Empty: no check."""
     request_id: _builtins.str
-    """Makes a repeated call have one effect: a UUID of the caller's choice, remembered for 24 hours."""
+    """Makes a repeated call have one effect: a UUID of the caller's choice, kept for 24 hours."""
     def __init__(
         self,
         *,
@@ -492,14 +506,14 @@ Global___DeleteTokenRequest: _TypeAlias = DeleteTokenRequest  # noqa: Y015
 
 @_typing.final
 class DeleteTokenResponse(_message.Message):
-    """A dead token."""
+    """A deleted token."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     TOKEN_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
-    """Holds the revision of the organization in which the token is dead."""
+    """Holds the revision of the organization in which the token is deleted."""
     @_builtins.property
     def token(self) -> Global___Token:
         """Describes the token."""

@@ -26,10 +26,10 @@ if _version_not_supported:
 
 
 class TokenServiceStub:
-    """Mints, lists, rotates and deletes the tokens that people and programs present.
+    """Creates, lists, rotates and deletes the tokens that people and programs present.
 
-    A token never exceeds its holder, nor the credential that made it: what it may do is what its holder's present role
-    may, cut down to the token's own restriction.
+    A token never exceeds its holder, nor the credential that made it: it may do what its holder's present role
+    may, within the token's own restriction.
     """
 
     def __init__(self, channel):
@@ -66,10 +66,10 @@ class TokenServiceStub:
 
 
 class TokenServiceServicer:
-    """Mints, lists, rotates and deletes the tokens that people and programs present.
+    """Creates, lists, rotates and deletes the tokens that people and programs present.
 
-    A token never exceeds its holder, nor the credential that made it: what it may do is what its holder's present role
-    may, cut down to the token's own restriction.
+    A token never exceeds its holder, nor the credential that made it: it may do what its holder's present role
+    may, within the token's own restriction.
     """
 
     def CreatePersonalToken(self, request, context):
@@ -80,8 +80,8 @@ class TokenServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateOrganizationToken(self, request, context):
-        """Creates a token for a program, with a role of its own, which outlives its creator. Needs `organization-tokens create`
-        and a role within what the caller may do, and none that may `owners update`; persons only.
+        """Creates a token for a program, with a role of its own, which outlives its creator. Needs `organization-tokens
+        create` and a role within what the caller may do, and none that may `owners update`; persons only.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -96,17 +96,17 @@ class TokenServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RotateToken(self, request, context):
-        """Gives a token a new secret. Its id, role, restriction and expiry stay. For one's own personal tokens; for an
-        organization's token as for creating it; nobody rotates another person's.
+        """Gives a token a new secret. Its id, role, restriction and expiry stay. For the caller's own personal
+        tokens; an organization's token needs the same as its creation; another person's token can't be rotated.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def DeleteToken(self, request, context):
-        """Kills a token, at once and for ever; one that is deleted already stays so. One's own always; other people's with
-        `member-tokens delete`, and `owners update` too where their role is beyond the caller; the organization's with
-        `organization-tokens delete`.
+        """Ends a token, at once and for good; has no effect on a token that is already deleted. The caller's own tokens
+        always; other people's with `member-tokens delete`, and `owners update` too if their role has a permission that
+        the caller lacks; the organization's with `organization-tokens delete`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -149,10 +149,10 @@ def add_TokenServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TokenService:
-    """Mints, lists, rotates and deletes the tokens that people and programs present.
+    """Creates, lists, rotates and deletes the tokens that people and programs present.
 
-    A token never exceeds its holder, nor the credential that made it: what it may do is what its holder's present role
-    may, cut down to the token's own restriction.
+    A token never exceeds its holder, nor the credential that made it: it may do what its holder's present role
+    may, within the token's own restriction.
     """
 
     @staticmethod

@@ -27,10 +27,10 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class TokenServiceStub:
-    """Mints, lists, rotates and deletes the tokens that people and programs present.
+    """Creates, lists, rotates and deletes the tokens that people and programs present.
 
-    A token never exceeds its holder, nor the credential that made it: what it may do is what its holder's present role
-    may, cut down to the token's own restriction.
+    A token never exceeds its holder, nor the credential that made it: it may do what its holder's present role
+    may, within the token's own restriction.
     """
 
     @_typing.overload
@@ -40,57 +40,57 @@ class TokenServiceStub:
     CreatePersonalToken: _grpc.UnaryUnaryMultiCallable[_token_pb2.CreatePersonalTokenRequest, _token_pb2.CreatePersonalTokenResponse]
     """Creates a token for the caller. Needs `personal-tokens create`; persons only."""
     CreateOrganizationToken: _grpc.UnaryUnaryMultiCallable[_token_pb2.CreateOrganizationTokenRequest, _token_pb2.CreateOrganizationTokenResponse]
-    """Creates a token for a program, with a role of its own, which outlives its creator. Needs `organization-tokens create`
-    and a role within what the caller may do, and none that may `owners update`; persons only.
+    """Creates a token for a program, with a role of its own, which outlives its creator. Needs `organization-tokens
+    create` and a role within what the caller may do, and none that may `owners update`; persons only.
     """
     ListTokens: _grpc.UnaryUnaryMultiCallable[_token_pb2.ListTokensRequest, _token_pb2.ListTokensResponse]
     """Lists tokens, the newest first: those of the caller always, other people's with `member-tokens view`, the
     organization's with `organization-tokens view`. Never shows a secret.
     """
     RotateToken: _grpc.UnaryUnaryMultiCallable[_token_pb2.RotateTokenRequest, _token_pb2.RotateTokenResponse]
-    """Gives a token a new secret. Its id, role, restriction and expiry stay. For one's own personal tokens; for an
-    organization's token as for creating it; nobody rotates another person's.
+    """Gives a token a new secret. Its id, role, restriction and expiry stay. For the caller's own personal
+    tokens; an organization's token needs the same as its creation; another person's token can't be rotated.
     """
     DeleteToken: _grpc.UnaryUnaryMultiCallable[_token_pb2.DeleteTokenRequest, _token_pb2.DeleteTokenResponse]
-    """Kills a token, at once and for ever; one that is deleted already stays so. One's own always; other people's with
-    `member-tokens delete`, and `owners update` too where their role is beyond the caller; the organization's with
-    `organization-tokens delete`.
+    """Ends a token, at once and for good; has no effect on a token that is already deleted. The caller's own tokens
+    always; other people's with `member-tokens delete`, and `owners update` too if their role has a permission that
+    the caller lacks; the organization's with `organization-tokens delete`.
     """
 
 @_typing.type_check_only
 class TokenServiceAsyncStub(TokenServiceStub):
-    """Mints, lists, rotates and deletes the tokens that people and programs present.
+    """Creates, lists, rotates and deletes the tokens that people and programs present.
 
-    A token never exceeds its holder, nor the credential that made it: what it may do is what its holder's present role
-    may, cut down to the token's own restriction.
+    A token never exceeds its holder, nor the credential that made it: it may do what its holder's present role
+    may, within the token's own restriction.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreatePersonalToken: _aio.UnaryUnaryMultiCallable[_token_pb2.CreatePersonalTokenRequest, _token_pb2.CreatePersonalTokenResponse]  # type: ignore[assignment]
     """Creates a token for the caller. Needs `personal-tokens create`; persons only."""
     CreateOrganizationToken: _aio.UnaryUnaryMultiCallable[_token_pb2.CreateOrganizationTokenRequest, _token_pb2.CreateOrganizationTokenResponse]  # type: ignore[assignment]
-    """Creates a token for a program, with a role of its own, which outlives its creator. Needs `organization-tokens create`
-    and a role within what the caller may do, and none that may `owners update`; persons only.
+    """Creates a token for a program, with a role of its own, which outlives its creator. Needs `organization-tokens
+    create` and a role within what the caller may do, and none that may `owners update`; persons only.
     """
     ListTokens: _aio.UnaryUnaryMultiCallable[_token_pb2.ListTokensRequest, _token_pb2.ListTokensResponse]  # type: ignore[assignment]
     """Lists tokens, the newest first: those of the caller always, other people's with `member-tokens view`, the
     organization's with `organization-tokens view`. Never shows a secret.
     """
     RotateToken: _aio.UnaryUnaryMultiCallable[_token_pb2.RotateTokenRequest, _token_pb2.RotateTokenResponse]  # type: ignore[assignment]
-    """Gives a token a new secret. Its id, role, restriction and expiry stay. For one's own personal tokens; for an
-    organization's token as for creating it; nobody rotates another person's.
+    """Gives a token a new secret. Its id, role, restriction and expiry stay. For the caller's own personal
+    tokens; an organization's token needs the same as its creation; another person's token can't be rotated.
     """
     DeleteToken: _aio.UnaryUnaryMultiCallable[_token_pb2.DeleteTokenRequest, _token_pb2.DeleteTokenResponse]  # type: ignore[assignment]
-    """Kills a token, at once and for ever; one that is deleted already stays so. One's own always; other people's with
-    `member-tokens delete`, and `owners update` too where their role is beyond the caller; the organization's with
-    `organization-tokens delete`.
+    """Ends a token, at once and for good; has no effect on a token that is already deleted. The caller's own tokens
+    always; other people's with `member-tokens delete`, and `owners update` too if their role has a permission that
+    the caller lacks; the organization's with `organization-tokens delete`.
     """
 
 class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Mints, lists, rotates and deletes the tokens that people and programs present.
+    """Creates, lists, rotates and deletes the tokens that people and programs present.
 
-    A token never exceeds its holder, nor the credential that made it: what it may do is what its holder's present role
-    may, cut down to the token's own restriction.
+    A token never exceeds its holder, nor the credential that made it: it may do what its holder's present role
+    may, within the token's own restriction.
     """
 
     @_abc_1.abstractmethod
@@ -107,8 +107,8 @@ class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _token_pb2.CreateOrganizationTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_token_pb2.CreateOrganizationTokenResponse, _abc.Awaitable[_token_pb2.CreateOrganizationTokenResponse]]:
-        """Creates a token for a program, with a role of its own, which outlives its creator. Needs `organization-tokens create`
-        and a role within what the caller may do, and none that may `owners update`; persons only.
+        """Creates a token for a program, with a role of its own, which outlives its creator. Needs `organization-tokens
+        create` and a role within what the caller may do, and none that may `owners update`; persons only.
         """
 
     @_abc_1.abstractmethod
@@ -127,8 +127,8 @@ class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _token_pb2.RotateTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_token_pb2.RotateTokenResponse, _abc.Awaitable[_token_pb2.RotateTokenResponse]]:
-        """Gives a token a new secret. Its id, role, restriction and expiry stay. For one's own personal tokens; for an
-        organization's token as for creating it; nobody rotates another person's.
+        """Gives a token a new secret. Its id, role, restriction and expiry stay. For the caller's own personal
+        tokens; an organization's token needs the same as its creation; another person's token can't be rotated.
         """
 
     @_abc_1.abstractmethod
@@ -137,9 +137,9 @@ class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _token_pb2.DeleteTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_token_pb2.DeleteTokenResponse, _abc.Awaitable[_token_pb2.DeleteTokenResponse]]:
-        """Kills a token, at once and for ever; one that is deleted already stays so. One's own always; other people's with
-        `member-tokens delete`, and `owners update` too where their role is beyond the caller; the organization's with
-        `organization-tokens delete`.
+        """Ends a token, at once and for good; has no effect on a token that is already deleted. The caller's own tokens
+        always; other people's with `member-tokens delete`, and `owners update` too if their role has a permission that
+        the caller lacks; the organization's with `organization-tokens delete`.
         """
 
 def add_TokenServiceServicer_to_server(servicer: TokenServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

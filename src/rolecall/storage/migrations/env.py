@@ -1,4 +1,4 @@
-"""Runs the migrations on the connection that `schema.upgrade_schema` hands in."""
+"""Run the migrations on the connection that `schema.upgrade_schema` passes."""
 
 from alembic import context
 

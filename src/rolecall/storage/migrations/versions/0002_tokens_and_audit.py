@@ -8,7 +8,7 @@ down_revision = "0001"
 
 
 def upgrade() -> None:
-    """Widen the credentials, and make the tables of the audit log."""
+    """Extend the credentials, and create the tables of the audit log."""
     op.add_column("organizations", sa.Column("changed", sa.BigInteger, nullable=False, server_default=sa.text("1")))
     _widen_credentials()
     op.create_table(
@@ -47,7 +47,7 @@ def _widen_credentials() -> None:
         credentials.add_column(sa.Column("created_by", sa.Text, nullable=True))
         credentials.add_column(sa.Column("last_used_time", sa.BigInteger, nullable=True))
         credentials.add_column(sa.Column("changed", sa.BigInteger, nullable=True))
-    # All that there are were made at the database.
+    # All existing ones were created by commands at the database.
     op.execute("UPDATE credentials SET created_by = 'operator', changed = 1")
     with op.batch_alter_table("credentials") as credentials:
         credentials.alter_column("created_by", existing_type=sa.Text, nullable=False)

@@ -1,4 +1,4 @@
-"""Invitations, requests to sign in, mails; indexes for lists of members."""
+"""Invitations, sign-in requests, mails; indexes for lists of members."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,7 @@ down_revision = "0002"
 
 
 def upgrade() -> None:
-    """Make the tables, and the indexes that lists go by."""
+    """Create the tables, and the indexes of ordered lists."""
     op.drop_index("ix_members_organization_role", "members")
     op.create_index("ix_members_organization_role_email_key", "members", ["organization", "role", "email_key"])
     op.create_index(

@@ -1,4 +1,4 @@
-"""Changes by the transaction that made them, as PostgreSQL's don't commit in the order of their numbers."""
+"""Changes by the transaction that made them: PostgreSQL's don't commit in the order of their ids."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,6 +8,6 @@ down_revision = "0003"
 
 
 def upgrade() -> None:
-    """Add the column, and the index that processes follow changes by."""
+    """Add the column, and the index by which processes follow changes."""
     op.add_column("changes", sa.Column("transaction_id", sa.BigInteger, nullable=True))
     op.create_index("ix_changes_transaction_id", "changes", ["transaction_id"])

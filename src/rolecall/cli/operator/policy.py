@@ -1,0 +1,59 @@
+"""`rolecall operator policy`."""
+
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rolecall import config
+from rolecall import policy as policies
+from rolecall.cli import output
+from rolecall.cli.connect import ConfigFile, Database, KeyFile, open_database
+from rolecall.errors import InvalidField
+from rolecall.policy import PolicyError
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Activate a policy for all servers.", no_args_is_help=True)
+
+
+@app.callback()
+def _group() -> None:
+    """Keep `activate` a subcommand: typer would merge an only command with its group."""
+
+
+@app.command()
+def activate(
+    move: Annotated[
+        list[str] | None,
+        typer.Option(metavar="OLD=NEW", help="Give the holders of a role that goes this one; may be repeated."),
+    ] = None,
+    config_file: ConfigFile = None,
+    database: Database = None,
+    key_file: KeyFile = None,
+    policy: Annotated[Path | None, typer.Option(help="Folder with the policy files.")] = None,
+) -> None:
+    """Put a policy in force on all servers of the database; first give holders of dropped roles other roles."""
+    from rolecall.services import operator_policy
+
+    moves: dict[str, str] = {}
+    for old, new in map(_move, move or ()):
+        if moves.setdefault(old, new) != new:
+            raise InvalidField(f"--move gives the holders of {old} two roles: choose one.", field="move")
+    folder = config.load(config_file, policy=policy).policy
+    built = policies.build_in_subprocess(folder, 2.0)
+    if built.policy is None:
+        raise PolicyError(folder, built.errors)
+    with open_database(config_file, database, key_file) as (storage, log):
+        activated = operator_policy.activate(storage, log, built, moves, f"operator at {socket.gethostname()}")
+    if moves:
+        output.say(f"{activated.holders} holders in {activated.organizations} organizations got another role.")
+    output.say(f"The policy {activated.activation.version} is in force.")
+
+
+def _move(text: str) -> tuple[str, str]:
+    old, equals, new = text.partition("=")
+    if not old or not equals or not new:
+        raise InvalidField(f"--move {text} is not OLD=NEW: name a role and the one that replaces it.", field="move")
+    return old, new

@@ -1,0 +1,88 @@
+"""Serving process: starts a server, handles signals, and stops it."""
+
+import os
+import signal
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from rolecall import __version__
+from rolecall.cli import logs
+from rolecall.config import Settings
+
+if TYPE_CHECKING:
+    from rolecall.server.build import Server
+
+__all__ = [
+    "announce",
+    "announce_start",
+    "catch_signals",
+    "next_event",
+    "serve_until_stopped",
+    "start_server",
+    "stop_server",
+]
+
+# How often the main thread wakes up to run the handlers of signals that another thread received.
+WAKE_SECONDS = 0.5
+
+
+def catch_signals() -> "SimpleQueue[Any]":
+    """Return a queue that gets the numbers of SIGTERM, SIGINT and SIGHUP, instead of their default actions."""
+    # The handler is one call into C, so that many signals can't nest in it: put(signal, block=frame).
+    signals: SimpleQueue[Any] = SimpleQueue()
+    put: Any = signals.put
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, put)
+    return signals
+
+
+def start_server(settings: Settings, *, shares_port: bool = False) -> "tuple[Server, SimpleQueue[Any]]":
+    """Start a server, and return it with the queue of its signals.
+
+    Raises `ConfigError`, `PolicyError`, `StorageUnavailable`.
+    """
+    from rolecall.server import build_server
+
+    # Before a policy is loaded, SIGHUP must not end the process; SIGINT may, as no call is served yet.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    server = build_server(settings, shares_port=shares_port)
+    signals = catch_signals()
+    server.start()
+    return server, signals
+
+
+def next_event(events: "SimpleQueue[Any]") -> Any:
+    """Wait for the next item in the queue, a signal's number or another event, and return it."""
+    while True:
+        # The kernel may deliver a signal to any thread, which doesn't wake the main thread, where its handler runs.
+        with suppress(Empty):
+            return events.get(timeout=WAKE_SECONDS)
+
+
+def serve_until_stopped(server: "Server", signals: "SimpleQueue[Any]") -> None:
+    """Serve until SIGTERM or SIGINT; SIGHUP reads the policy folder again."""
+    while next_event(signals) == signal.SIGHUP:
+        server.live.wake()
+
+
+def stop_server(server: "Server") -> None:
+    """Stop the server, and end the process."""
+    server.stop()
+    # A thread that waits for a hanging database would keep the process from ending.
+    os._exit(0)
+
+
+def announce(settings: Settings, text: str) -> None:
+    """Write a message about the server to standard error; as a log event where the log's format is JSON."""
+    write = structlog.get_logger("rolecall").info if settings.log_format == "json" else logs.write_message
+    write(text)
+
+
+def announce_start(settings: Settings, address: str, policy_version: str, mail: str, workers: int = 1) -> None:
+    """Write the message that the server answers calls: its address, processes, policy and mail transport."""
+    how = ("TLS" if settings.tls else "plain text") + (f", {workers} workers" if workers > 1 else "")
+    where = f"Rolecall {__version__} answers on {address} ({how})"
+    announce(settings, f"{where}, policy {policy_version} from {settings.policy}. {mail}")

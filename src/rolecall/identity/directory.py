@@ -1,0 +1,268 @@
+"""Directory of subjects: the roles of members, of tokens, and of the holders of presented tokens."""
+
+import hmac
+from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from rolecall.domain import Restriction, Subject, SubjectKind, now
+from rolecall.errors import StorageUnavailable
+from rolecall.identity.authentication import INVALID_SECONDS, Authenticator
+from rolecall.identity.batch_loader import BatchLoader, Miss
+from rolecall.identity.cache import LoadedEntry
+from rolecall.identity.change_feed import ChangeFeed
+from rolecall.limits import DEFAULT_LIMITS, Limits
+from rolecall.rate_limit import RateLimiter
+from rolecall.storage import Storage, Transaction
+from rolecall.storage import credentials as credential_rows
+from rolecall.storage import members as member_rows
+from rolecall.storage import organizations as organization_rows
+from rolecall.storage.credentials import LiveToken
+
+__all__ = ["Directory", "ResolvedSubject", "ResolvedSubjects", "SubjectCache"]
+
+# Subjects in one query: PostgreSQL takes 65,535 parameters.
+MAX_PER_QUERY = 10_000
+
+_FOREVER = 2**62
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedSubject:
+    """Role that a subject acts with, its token's restriction, and the time until which both are valid."""
+
+    role: str
+    restriction: Restriction = None
+    until: int = field(default=_FOREVER, compare=False)
+
+
+class ResolvedSubjects(NamedTuple):
+    """Subjects resolved at one revision of an organization, in order; None for one that is unknown there.
+
+    A hypothetical role resolves to None.
+    """
+
+    revision: int
+    subjects: list[ResolvedSubject | None]
+
+
+class _LoadKey(NamedTuple):
+    """Key of the batch loader: subjects of one organization that are resolved in one snapshot."""
+
+    organization: str
+    subjects: tuple[Subject, ...]
+
+
+class SubjectCache:
+    """Resolves subjects from the cache alone. Has no storage, so it never blocks; look-ups take no lock.
+
+    Without a change feed nothing is cached, as nothing would invalidate it.
+    """
+
+    def __init__(self, feed: ChangeFeed | None, note_use: Callable[[str], None]) -> None:
+        self._feed = feed
+        self._note_use = note_use
+
+    def resolve_one(
+        self, organization: str, subject: Subject, at_least: int = 0
+    ) -> tuple[int, ResolvedSubject | None] | None:
+        """Return the revision and the resolved subject; None on a miss, or below `at_least`. Raises `Stale`."""
+        feed = self._feed
+        if feed is None:
+            return None
+        feed.require_fresh()
+        cached = feed.cache.get_one(organization, subject.key)
+        if cached is None or cached[0] < at_least:
+            return None
+        if subject.digest and cached[1]:
+            self._note_use(subject.value)
+        return cached
+
+    def resolve(self, organization: str, subjects: Collection[Subject], at_least: int = 0) -> ResolvedSubjects | None:
+        """Resolve all at one revision; None where any is a miss, or the cache is below `at_least`. Raises `Stale`."""
+        feed = self._feed
+        if feed is None:
+            return None
+        feed.require_fresh()
+        cached = feed.cache.get_many(organization, subjects)
+        if cached is None or cached[0] < at_least:
+            return None
+        resolved = ResolvedSubjects(*cached)
+        self.note_uses(subjects, resolved)
+        return resolved
+
+    def note_uses(self, subjects: Iterable[Subject], resolved: ResolvedSubjects) -> None:
+        """Note the use of each presented token that is valid."""
+        for subject, each in zip(subjects, resolved.subjects, strict=True):
+            if subject.digest and each:
+                self._note_use(subject.value)
+
+    def epoch(self) -> int:
+        """The cache's epoch, to be read before a query whose result is put."""
+        return self._feed.cache.epoch if self._feed else 0
+
+    def put(self, organization: str, revision: int, entries: Iterable[LoadedEntry], epoch: int) -> None:
+        """Cache what was read in one snapshot of this revision."""
+        if self._feed:
+            self._feed.cache.put(organization, revision, entries, epoch)
+
+
+class Directory:
+    """Resolves subjects, in the database on a cache miss. Threads may share it."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        authenticator: Authenticator,
+        feed: ChangeFeed | None = None,
+        limits: Limits = DEFAULT_LIMITS,
+        *,
+        on_retired: Callable[[str, str, str], None] = lambda _organization, _user_id, _credential_id: None,
+    ) -> None:
+        """`on_retired` gets organization, user and token of a secret that is presented after its rotation's overlap."""
+        self._storage = storage
+        self._credentials = authenticator.cache
+        self._on_retired = on_retired
+        self.cache = SubjectCache(feed, authenticator.last_used.note)
+        self.loader = BatchLoader("subjects", self._load, limits, queue=limits.queued_subjects)
+        self._guesses = RateLimiter("presented tokens that are not valid", limits.guessed_tokens)
+
+    def miss(self, organization: str, subjects: Iterable[Subject], actor: str) -> Miss[ResolvedSubjects]:
+        """Return the query for subjects that the cache misses; `actor` is the one whose invalid tokens are limited.
+
+        Its result is of a snapshot that begins after the query was started. Raises `RateLimited` as it starts, and
+        `OrganizationNotFound`, `StorageUnavailable` as its result.
+        """
+        wanted = _LoadKey(organization, tuple(subjects))
+        presented = [subject for subject in wanted.subjects if subject.kind is SubjectKind.PRESENTED]
+        if not presented:
+            return Miss(lambda: self.loader.load(wanted), _unchanged)
+
+        def start() -> Future[ResolvedSubjects]:
+            # A service that presents tokens of others must not lose its access to the valid ones.
+            if not all(self._credentials.was_valid(subject.digest) for subject in presented):
+                self._guesses.require(actor)
+            return self.loader.load(wanted)
+
+        def finish(resolved: ResolvedSubjects) -> ResolvedSubjects:
+            valid = {subject.key for subject, each in zip(wanted.subjects, resolved.subjects, strict=True) if each}
+            for subject in dict.fromkeys(presented):
+                if subject.key in valid:
+                    self._credentials.note_valid(subject.digest, subject.value)
+                else:
+                    self._guesses.count(actor)
+            self.cache.note_uses(wanted.subjects, resolved)
+            return resolved
+
+        return Miss(start, finish)
+
+    def resolve(
+        self, organization: str, subjects: Collection[Subject], actor: str = "", at_least: int = 0
+    ) -> ResolvedSubjects:
+        """Resolve the subjects in one snapshot, from the cache or the database.
+
+        Raises `RateLimited`, `OrganizationNotFound`, `StorageUnavailable`, `Stale`.
+        """
+        cached = self.cache.resolve(organization, subjects, at_least)
+        return cached if cached is not None else self.miss(organization, subjects, actor).wait()
+
+    def _load(self, batch: list[_LoadKey]) -> list[ResolvedSubjects | Exception]:
+        """Resolve the batch, with one snapshot for each organization. One that fails fails its own requests only."""
+        by_organization: dict[str, dict[str, Subject]] = {}
+        for organization, subjects in batch:
+            distinct = by_organization.setdefault(organization, {})
+            distinct.update((subject.key, subject) for subject in subjects if subject.key)
+        snapshots: dict[str, tuple[int, dict[str, ResolvedSubject]] | Exception] = {}
+        outage: StorageUnavailable | None = None
+        for organization, distinct in by_organization.items():
+            try:
+                snapshots[organization] = outage or self._read(organization, list(distinct.values()))
+            except StorageUnavailable as error:
+                # Each further query would wait as long again.
+                snapshots[organization] = outage = error
+            except Exception as error:  # noqa: BLE001 - returned to the requests of this organization
+                snapshots[organization] = error
+        loaded: list[ResolvedSubjects | Exception] = []
+        for organization, subjects in batch:
+            snapshot = snapshots[organization]
+            if isinstance(snapshot, Exception):
+                loaded.append(snapshot)
+            else:
+                revision, found = snapshot
+                loaded.append(ResolvedSubjects(revision, [found.get(subject.key) for subject in subjects]))
+        return loaded
+
+    def _read(self, organization: str, subjects: list[Subject]) -> tuple[int, dict[str, ResolvedSubject]]:
+        """Read subjects in one snapshot, cache them, and return its revision and those that were found, by key."""
+        retired: list[tuple[str, str]] = []
+        names: dict[str, tuple[str, ...]] = {}
+        epoch = self.cache.epoch()
+
+        def work(tx: Transaction) -> tuple[int, dict[str, ResolvedSubject]]:
+            retired.clear()
+            revision = organization_rows.revision_of(tx, organization)
+            found: dict[str, ResolvedSubject] = {}
+            for first in range(0, len(subjects), MAX_PER_QUERY):
+                found |= _resolved(tx, organization, subjects[first : first + MAX_PER_QUERY], retired, names)
+            return revision, found
+
+        revision, found = self._storage.read(work)
+        for user_id, credential_id in retired:
+            self._on_retired(organization, user_id, credential_id)
+        at = now()
+        entries = []
+        for subject in subjects:
+            resolved = found.get(subject.key)
+            seconds = (resolved.until - at) / 1_000_000 if resolved else INVALID_SECONDS
+            entries.append(LoadedEntry(subject.key, resolved, names.get(subject.key, ()), seconds))
+        self.cache.put(organization, revision, entries, epoch)
+        return revision, found
+
+
+def _unchanged(resolved: ResolvedSubjects) -> ResolvedSubjects:
+    return resolved
+
+
+def _resolved(
+    tx: Transaction,
+    organization: str,
+    subjects: Collection[Subject],
+    retired: list[tuple[str, str]],
+    names: dict[str, tuple[str, ...]],
+) -> dict[str, ResolvedSubject]:
+    """Resolve subjects with one query for each kind of subject.
+
+    Adds to `retired` the user's and the token's id of each secret that is presented after its rotation's overlap, and
+    to `names` the ids that each entry depends on.
+    """
+    values: dict[SubjectKind, set[str]] = {}
+    for subject in subjects:
+        values.setdefault(subject.kind, set()).add(subject.value)
+    by_id = member_rows.roles_by_id(tx, organization, ids) if (ids := values.get(SubjectKind.USER_ID)) else {}
+    by_email = member_rows.roles_by_email(tx, organization, keys) if (keys := values.get(SubjectKind.EMAIL)) else {}
+    tokens = values.get(SubjectKind.TOKEN_ID, set()) | values.get(SubjectKind.PRESENTED, set())
+    by_token = credential_rows.live_tokens(tx, organization, tokens, now()) if tokens else {}
+    found: dict[str, ResolvedSubject] = {}
+    for subject in subjects:
+        key = subject.key
+        match subject.kind:
+            case SubjectKind.USER_ID if subject.value in by_id:
+                found[key], names[key] = ResolvedSubject(by_id[subject.value]), (subject.value,)
+            case SubjectKind.EMAIL if subject.value in by_email:
+                role, user_id = by_email[subject.value]
+                found[key], names[key] = ResolvedSubject(role), (user_id,)
+            case SubjectKind.TOKEN_ID | SubjectKind.PRESENTED if subject.value in by_token:
+                token = by_token[subject.value]
+                until = token.until if subject.kind is SubjectKind.TOKEN_ID else _until(subject.digest, token)
+                if until:
+                    found[key] = ResolvedSubject(token.role, token.restriction, until)
+                    names[key] = tuple(filter(None, (subject.value, token.user_id)))
+                elif subject.digest in token.retired:
+                    retired.append((token.user_id, subject.value))
+    return found
+
+
+def _until(digest: bytes, token: LiveToken) -> int:
+    """Return until when the token works by the secret with this digest; 0 for a wrong one. Takes constant time."""
+    return sum(until for known, until in token.digests.items() if hmac.compare_digest(digest, known))

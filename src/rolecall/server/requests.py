@@ -1,0 +1,339 @@
+"""Request messages to domain values. Every field is validated here; a bad one raises `InvalidField`."""
+
+import re
+import unicodedata
+import uuid
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Protocol
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from rolecall import email_address
+from rolecall.credentials import token_format
+from rolecall.domain import (
+    Effect,
+    ItemError,
+    Page,
+    Permission,
+    Question,
+    Restriction,
+    Subject,
+    SubjectKind,
+)
+from rolecall.errors import BatchSize, InvalidField
+from rolecall.policy import pattern_problem, request_problem
+from rolecall.v1 import authorization_pb2 as pb
+from rolecall.v1 import shared_pb2
+
+__all__ = [
+    "action",
+    "at_least_revision",
+    "batch_size",
+    "credential_id",
+    "duration",
+    "is_id",
+    "name",
+    "page",
+    "question",
+    "questions",
+    "request_id",
+    "require_no_credential",
+    "resource",
+    "restriction",
+    "role",
+    "secret",
+    "slug",
+    "subject",
+    "text",
+    "timestamp",
+    "user_id",
+]
+
+MAX_SUBJECT = 330
+MAX_BATCH = 1000
+# Sizes of the caches of parsed texts: subjects, of at most 330 characters, and pairs of action and resource, of at most
+# 1,280.
+CACHED_SUBJECTS = 32_768
+CACHED_PAIRS = 8192
+_ADDRESS_SHAPE = re.compile(r"[^\s@]+@[^\s@]+")
+_FORMS = "`user:ann@acme.io`, `user:ID`, `token:ID`, `role:NAME`, or a bare address"
+MAX_NAME = 64
+MAX_PERMISSIONS = 100
+# So that a page of a thousand tokens, or of entries about them, fits into a message.
+MAX_RESTRICTION_BYTES = 2048
+MAX_ID = 64
+MAX_ROLE = 64
+# As long as an address may be.
+MAX_TEXT = 254
+# What Unicode calls Default_Ignorable_Code_Point, for which nothing is drawn, and two blanks, of Braille and of music.
+# Python takes some for printable, such as the joiner of graphemes, the fillers of Hangul, the selectors of variations.
+_INVISIBLE = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800"
+    "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d159\U0001d173-\U0001d17a"
+    "\U000e0000-\U000e0fff]"
+)
+# Letters, digits, punctuation, symbols. Marks combine with one of them.
+_VISIBLE = "LNPS"
+# What a Timestamp and a Duration may hold: the years 1 to 9999, 10,000 years.
+_SECONDS = range(-62_135_596_800, 253_402_300_800)
+_DURATION_SECONDS = 315_576_000_000
+
+
+def question(message: pb.CheckRequest | pb.BatchCheckItem) -> Question:
+    """Parse a question. Raises `InvalidField` for the first field at fault."""
+    named = message.subject
+    asked = subject(named) if named or not message.subject_token else _presented(message.subject_token)
+    pair = _action_and_resource(message.action, message.resource)
+    return Question(asked, *pair)
+
+
+def questions(
+    messages: Iterable[pb.BatchCheckItem], *, ascii_only: bool = False
+) -> tuple[list[Question], dict[int, ItemError]] | None:
+    """The well-formed questions, and the errors of the others by their places.
+
+    With `ascii_only`, None where a subject is beyond ASCII: its address takes long to parse.
+    Equals `question` for each, written out as batches spend their time here.
+    """
+    found: list[Question] = []
+    wrong: dict[int, ItemError] = {}
+    new = tuple.__new__
+    for place, message in enumerate(messages):
+        try:
+            named = message.subject
+            if ascii_only and not named.isascii():
+                return None
+            asked = subject(named) if named or not message.subject_token else _presented(message.subject_token)
+            action_, resource_ = _action_and_resource(message.action, message.resource)
+            found.append(new(Question, (asked, action_, resource_)))
+        except InvalidField as error:
+            wrong[place] = ItemError(error.field, error.message)
+    return found, wrong
+
+
+@lru_cache(CACHED_SUBJECTS)
+def subject(text: str) -> Subject:
+    """Parse the subject that `text` names. Raises `InvalidField`."""
+    if not text:
+        raise InvalidField(f"subject is not set: name the subject, as {_FORMS}.", field="subject")
+    if len(text) > MAX_SUBJECT:
+        raise InvalidField(f"subject has {len(text)} characters, more than {MAX_SUBJECT}: shorten it.", field="subject")
+    if "*" in text or not text.isprintable():
+        raise InvalidField(f"subject holds a `*` or an invisible character: write {_FORMS}.", field="subject")
+    if token_format.contains_credential(text):
+        message = "subject holds a whole token: pass that as subject_token, or name it by its id, as in `token:ID`."
+        raise InvalidField(message, field="subject")
+    form, colon, value = text.partition(":")
+    if not colon:
+        form, value = "user", text
+        if "@" not in text:
+            raise InvalidField(f"subject `{text}` has no known form: write {_FORMS}.", field="subject")
+    if form not in ("user", "token", "role") or not value:
+        raise InvalidField(f"subject `{text}` has no known form: write {_FORMS}.", field="subject")
+    if form == "user" and "@" in value:
+        if not _ADDRESS_SHAPE.fullmatch(value):
+            raise InvalidField(f"subject `{text}` is no address: write {_FORMS}.", field="subject")
+        return Subject(SubjectKind.EMAIL, email_address.key_of(value, "subject"))
+    kinds = {"user": SubjectKind.USER_ID, "token": SubjectKind.TOKEN_ID, "role": SubjectKind.ROLE}
+    return Subject(kinds[form], value)
+
+
+def action(text: str) -> str:
+    """The action in `text`. Raises `InvalidField`."""
+    return _valid_word("action", text)
+
+
+def resource(text: str) -> str:
+    """The resource in `text`. Raises `InvalidField`."""
+    return _valid_word("resource", text)
+
+
+def at_least_revision(value: int) -> int:
+    """The revision to wait for. Raises `InvalidField`."""
+    if value < 0:
+        message = f"at_least_revision is {value}: give a revision that an answer gave, or 0 for any."
+        raise InvalidField(message, field="at_least_revision")
+    return value
+
+
+def batch_size(size: int) -> None:
+    """Raise `BatchSize` unless a batch may have `size` questions."""
+    if not 1 <= size <= MAX_BATCH:
+        raise BatchSize(
+            f"checks has {size} questions; it must have 1 to {MAX_BATCH}: split the batch, or ask something.",
+            field="checks",
+            size=str(size),
+            maximum=str(MAX_BATCH),
+        )
+
+
+def _presented(text: str) -> Subject:
+    """The subject of a presented token. A malformed one matches no token."""
+    token = token_format.parse(text)
+    return Subject(SubjectKind.PRESENTED, token.id, token.digest) if token else Subject(SubjectKind.PRESENTED, "")
+
+
+@lru_cache(CACHED_PAIRS)
+def _action_and_resource(action_text: str, resource_text: str) -> tuple[str, str]:
+    return action(action_text), resource(resource_text)
+
+
+def _valid_word(field: str, text: str) -> str:
+    if problem := request_problem(field, text):
+        raise InvalidField(problem, field=field)
+    require_no_credential(text, field)
+    return text
+
+
+class _Paged(Protocol):
+    page_size: int
+    page_token: str
+
+
+class _Searched(Protocol):
+    text: str
+
+
+def page(message: _Paged) -> Page:
+    """Convert the page; its bounds are validated where the list is known."""
+    return Page(message.page_size, message.page_token)
+
+
+def require_no_credential(text: str, field: str) -> None:
+    """Raise `InvalidField` where a credential stands in a field that is logged, stored, or repeated."""
+    if token_format.contains_credential(text):
+        message = (
+            f"{field} holds what looks like a token or another secret: delete that if it is one, and name no secrets."
+        )
+        raise InvalidField(message, field=field)
+
+
+def name(text: str, field: str) -> str:
+    """Validate a display name: it has a visible character and no invisible one. Raises `InvalidField` for `field`."""
+    if not text or text.isspace():
+        raise InvalidField(f"{field} is empty: give 1 to {MAX_NAME} characters.", field=field)
+    if len(text) > MAX_NAME:
+        raise InvalidField(f"{field} has {len(text)} characters, more than {MAX_NAME}: shorten it.", field=field)
+    if not text.isprintable() or _INVISIBLE.search(text):
+        raise InvalidField(f"{field} holds a control character or an invisible one: remove it.", field=field)
+    if text != text.strip():
+        raise InvalidField(f"{field} has a blank at an end: remove it.", field=field)
+    require_no_credential(text, field)
+    if not any(unicodedata.category(character)[0] in _VISIBLE for character in text):
+        raise InvalidField(f"{field} shows nothing: give it a letter, a digit or another sign.", field=field)
+    return text
+
+
+def is_id(text: str) -> bool:
+    """Whether `text` has the shape of an id. A wrong id of that shape is not found later."""
+    return 0 < len(text) <= MAX_ID and text.isalnum() and text.isascii()
+
+
+def slug(text: str) -> str:
+    """Validate an organization's id from an unauthenticated client; empty for none. Raises `InvalidField`."""
+    if len(text) > MAX_NAME or not text.isprintable():
+        raise InvalidField("organization is not the id of an organization: correct it.", field="organization")
+    return text
+
+
+def secret(text: str) -> str:
+    """Return a mailed secret. Raises `InvalidField` where it is empty; whether it is valid, the service decides."""
+    if not text:
+        raise InvalidField("secret is not set: copy it from the mail.", field="secret")
+    return text
+
+
+def credential_id(text: str) -> str:
+    """Validate the shape of a credential's id. Raises `InvalidField`."""
+    if not is_id(text):
+        # Not repeated: it may be the whole token.
+        raise InvalidField(
+            "id is no token's id: give the 22 letters and digits between a token's two underscores.", field="id"
+        )
+    return text
+
+
+def role(text: str) -> str:
+    """Validate the shape of a role's name; whether the policy has it, the service decides. Raises `InvalidField`."""
+    if not text:
+        raise InvalidField("role is not set: name a role of the policy.", field="role")
+    if "\0" in text:
+        raise InvalidField("role holds a NUL: name a role of the policy.", field="role")
+    if len(text) > MAX_ROLE:
+        raise InvalidField(f"role has {len(text)} characters, more than any role: see ListRoles.", field="role")
+    return text
+
+
+def user_id(text: str) -> str:
+    """Validate the shape of a user's id; empty for none. Raises `InvalidField`."""
+    if text and not is_id(text):
+        raise InvalidField("user_id is no user's id: give it as WhoAmI or ListMembers shows it.", field="user_id")
+    return text
+
+
+def text(message: _Searched) -> str:
+    """Return the search text of a list; empty matches everything. Raises `InvalidField`."""
+    if len(message.text) > MAX_TEXT or "\0" in message.text:
+        raise InvalidField(f"text has more than {MAX_TEXT} characters, or a NUL: shorten it.", field="text")
+    return message.text
+
+
+def request_id(text: str) -> str:
+    """Return the idempotency key of a request; empty for none. Raises `InvalidField`."""
+    if not text:
+        return ""
+    try:
+        # One spelling only, so that the same UUID is the same request.
+        found = str(uuid.UUID(text))
+    except ValueError:
+        found = ""
+    if found != text.lower() or len(text) != len(found):
+        raise InvalidField(
+            "request_id is no UUID: make one, as 6b7c3a52-2a43-4ba0-9d28-6f1e0a2b9c11, or leave it out.",
+            field="request_id",
+        )
+    return found
+
+
+def restriction(message: shared_pb2.Restriction) -> Restriction:
+    """Return a token's restriction, in the policy's patterns. Raises `InvalidField`."""
+    if not 1 <= len(message.permissions) <= MAX_PERMISSIONS:
+        raise InvalidField(
+            f"restriction has {len(message.permissions)} permissions; it must have 1 to {MAX_PERMISSIONS}:"
+            " leave the whole field out for a token that is not restricted.",
+            field="restriction.permissions",
+        )
+    if message.ByteSize() > MAX_RESTRICTION_BYTES:
+        raise InvalidField(
+            f"restriction has {message.ByteSize()} bytes, more than {MAX_RESTRICTION_BYTES}: use fewer or wider ones.",
+            field="restriction.permissions",
+        )
+    for number, item in enumerate(message.permissions):
+        field = f"restriction.permissions[{number}]"
+        for kind, text in (("resource", item.resource), ("action", item.action)):
+            if problem := pattern_problem(kind, text):
+                raise InvalidField(problem, field=f"{field}.{kind}")
+            require_no_credential(text, f"{field}.{kind}")
+        if item.effect not in (shared_pb2.EFFECT_UNSPECIFIED, shared_pb2.EFFECT_ALLOW):
+            raise InvalidField("A restriction lists what is allowed: leave the effect out.", field=f"{field}.effect")
+    found = (Permission(item.resource, item.action, Effect.ALLOW) for item in message.permissions)
+    return tuple(dict.fromkeys(found))
+
+
+def timestamp(message: Timestamp, field: str) -> int:
+    """Return a time in microseconds since 1970. Raises `InvalidField` for `field`."""
+    if message.seconds not in _SECONDS or not 0 <= message.nanos < 1_000_000_000:
+        raise InvalidField(
+            f"{field} is not a time in the years 1 to 9999: write it as 2027-01-31T12:00:00Z.", field=field
+        )
+    return message.seconds * 1_000_000 + message.nanos // 1000
+
+
+def duration(message: Duration, field: str) -> int:
+    """Return a duration in microseconds. Raises `InvalidField` for `field`."""
+    mixed = message.seconds * message.nanos < 0
+    if abs(message.seconds) > _DURATION_SECONDS or abs(message.nanos) >= 1_000_000_000 or mixed:
+        raise InvalidField(f"{field} is not a valid duration: write it in seconds, as 3600s.", field=field)
+    return message.seconds * 1_000_000 + message.nanos // 1000

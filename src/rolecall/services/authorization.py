@@ -1,0 +1,293 @@
+"""Authorization decisions: whether the caller may ask, and the answer. Every Check is decided in this module."""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+from rolecall.domain import Caller, CheckResult, Explanation, Member, Page, Permission, Question, Reason, Role, Subject
+from rolecall.domain import SubjectKind as Kind
+from rolecall.errors import RevisionNotReached
+from rolecall.identity.batch_loader import Miss
+from rolecall.identity.directory import Directory, ResolvedSubject, ResolvedSubjects, SubjectCache
+from rolecall.policy import Policy, explain, permits, restrict
+from rolecall.policy.reload import LivePolicy
+from rolecall.services.caller_permissions import may, require
+from rolecall.services.pagination import Pagination
+from rolecall.storage import Storage, Transaction
+from rolecall.storage import members as member_rows
+from rolecall.storage import organizations as organization_rows
+
+__all__ = ["Authorizer", "BatchAnswer", "CachedAuthorizer", "PermissionsAnswer", "RolesAnswer", "SubjectsAnswer"]
+
+
+@dataclass(frozen=True, slots=True)
+class BatchAnswer:
+    """Reasons in the order of the questions, all from one snapshot."""
+
+    reasons: list[Reason]
+    revision: int
+    policy_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class PermissionsAnswer:
+    """Page of a subject's permissions. `role` is empty if the subject has none."""
+
+    role: str
+    permissions: tuple[Permission, ...]
+    revision: int
+    policy_version: str
+    next_page_token: str
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectsAnswer:
+    """Page of the members who may do what was asked."""
+
+    members: tuple[Member, ...]
+    revision: int
+    policy_version: str
+    next_page_token: str
+
+
+@dataclass(frozen=True, slots=True)
+class RolesAnswer:
+    """Page of the policy's roles."""
+
+    roles: tuple[Role, ...]
+    policy_version: str
+    next_page_token: str
+
+
+class CachedAuthorizer:
+    """Decides with the policy in force and the cached members. Has no storage, so it never blocks."""
+
+    def __init__(self, subjects: SubjectCache, live: LivePolicy) -> None:
+        self._subjects = subjects
+        self._live = live
+
+    def check(
+        self, caller: Caller, question: Question, *, at_least_revision: int = 0, explained: bool = False
+    ) -> CheckResult | None:
+        """The answer to one question; None on a cache miss. Raises `PermissionMissing`, `Stale`."""
+        policy = self._live.in_force.policy
+        subject = question.subject
+        _require_check_permission(policy, caller, (subject,))
+        if explained:
+            require(policy, caller, "explain", "authorization")
+        if subject.key:
+            cached = self._subjects.resolve_one(caller.organization, subject, at_least_revision)
+        else:
+            several = self._subjects.resolve(caller.organization, (subject,), at_least_revision)
+            cached = (several.revision, None) if several else None
+        if cached is None:
+            return None
+        revision, resolved = cached
+        return _result(policy, question, revision, resolved, explained=explained)
+
+    def batch_check(
+        self, caller: Caller, questions: Sequence[Question], *, at_least_revision: int = 0
+    ) -> BatchAnswer | None:
+        """The answers to many questions, from one snapshot; None on a cache miss. Raises as `check`."""
+        policy = self._live.in_force.policy
+        subjects = [question.subject for question in questions]
+        _require_check_permission(policy, caller, subjects)
+        resolved = self._subjects.resolve(caller.organization, subjects, at_least_revision)
+        return None if resolved is None else _batch_answer(policy, questions, resolved)
+
+
+class Authorizer:
+    """Decides with the policy in force and the present members, and queries the database on a cache miss."""
+
+    def __init__(self, storage: Storage, directory: Directory, live: LivePolicy, pages: Pagination) -> None:
+        self._storage = storage
+        self._directory = directory
+        self._live = live
+        self._pages = pages
+        self._cached = CachedAuthorizer(directory.cache, live)
+
+    def require(self, caller: Caller, action: str, resource: str) -> None:
+        """Raise `PermissionMissing` unless the caller itself may do `action` on `resource`."""
+        require(self._live.in_force.policy, caller, action, resource)
+
+    def check_cached(
+        self, caller: Caller, question: Question, *, at_least_revision: int = 0, explained: bool = False
+    ) -> CheckResult | Miss[CheckResult]:
+        """The answer to one question, or a miss. Raises `PermissionMissing`, `Stale`.
+
+        The miss raises `RateLimited`, `OrganizationNotFound`, `RevisionNotReached`, `StorageUnavailable`.
+        """
+        result = self._cached.check(caller, question, at_least_revision=at_least_revision, explained=explained)
+        if result is not None:
+            return result
+
+        def finish(loaded: ResolvedSubjects) -> CheckResult:
+            _require_revision(loaded.revision, at_least_revision)
+            policy = self._live.in_force.policy
+            return _result(policy, question, loaded.revision, loaded.subjects[0], explained=explained)
+
+        return self._directory.miss(caller.organization, (question.subject,), caller.actor).then(finish)
+
+    def batch_check_cached(
+        self, caller: Caller, questions: Sequence[Question], *, at_least_revision: int = 0
+    ) -> BatchAnswer | Miss[BatchAnswer]:
+        """The answers to many questions, from one snapshot, or a miss. Raises as `check_cached`."""
+        answer = self._cached.batch_check(caller, questions, at_least_revision=at_least_revision)
+        if answer is not None:
+            return answer
+
+        def finish(loaded: ResolvedSubjects) -> BatchAnswer:
+            _require_revision(loaded.revision, at_least_revision)
+            return _batch_answer(self._live.in_force.policy, questions, loaded)
+
+        subjects = [question.subject for question in questions]
+        return self._directory.miss(caller.organization, subjects, caller.actor).then(finish)
+
+    def list_permissions(
+        self, caller: Caller, subject: Subject, page: Page, *, at_least_revision: int = 0
+    ) -> PermissionsAnswer:
+        """List a subject's permissions. Raises `InvalidField`, `PageToken`, and what `check_cached` and its miss do."""
+        size = self._pages.size(page)
+        policy = self._live.in_force.policy
+        _require_check_permission(policy, caller, [subject])
+        revision, resolved = self._resolve(caller, subject, at_least_revision)
+        role = _role_of(subject, resolved)
+        scope = ("ListPermissions", caller.organization, subject.kind.name, subject.value, role, policy.version)
+        position = self._pages.position(scope, page)
+        start = int(position[0]) if position else 0
+        permissions = restrict(policy.permissions_of(role), resolved.restriction if resolved else None)
+        end = start + size
+        token = self._pages.token(scope, [str(end)]) if end < len(permissions) else ""
+        return PermissionsAnswer(role, tuple(permissions[start:end]), revision, policy.version, token)
+
+    def list_subjects(
+        self, caller: Caller, action: str, resource: str, page: Page, *, at_least_revision: int = 0
+    ) -> SubjectsAnswer:
+        """List the members who may do `action` on `resource`, by address. Raises as `list_permissions`."""
+        size = self._pages.size(page)
+        policy = self._live.in_force.policy
+        require(policy, caller, "check", "authorization")
+        require(policy, caller, "view", "members")
+        scope = ("ListSubjects", caller.organization, action, resource, policy.version)
+        position = self._pages.position(scope, page)
+        roles = policy.roles_that_may(action, resource)
+
+        def work(tx: Transaction) -> tuple[int, list[tuple[str, Member]]]:
+            revision = organization_rows.revision_of(tx, caller.organization)
+            after = position[0] if position else None
+            return revision, member_rows.page_with_roles(tx, caller.organization, roles, after, size + 1)
+
+        revision, found = self._storage.read(work)
+        _require_revision(revision, at_least_revision)
+        token = self._pages.token(scope, [found[size - 1][0]]) if len(found) > size else ""
+        return SubjectsAnswer(tuple(member for _, member in found[:size]), revision, policy.version, token)
+
+    def list_roles(self, caller: Caller, page: Page) -> RolesAnswer:
+        """List the roles of the policy, in file order. Raises `PermissionMissing`, `InvalidField`, `PageToken`."""
+        size = self._pages.size(page)
+        policy = self._live.in_force.policy
+        require(policy, caller, "view", "policy")
+        scope = ("ListRoles", caller.organization, policy.version)
+        position = self._pages.position(scope, page)
+        start = int(position[0]) if position else 0
+        roles = policy.describe_roles()
+        token = self._pages.token(scope, [str(start + size)]) if start + size < len(roles) else ""
+        return RolesAnswer(tuple(roles[start : start + size]), policy.version, token)
+
+    def _resolve(self, caller: Caller, subject: Subject, at_least_revision: int) -> tuple[int, ResolvedSubject | None]:
+        resolved = self._directory.resolve(caller.organization, (subject,), caller.actor, at_least_revision)
+        _require_revision(resolved.revision, at_least_revision)
+        return resolved.revision, resolved.subjects[0]
+
+
+def _result(
+    policy: Policy, question: Question, revision: int, resolved: ResolvedSubject | None, *, explained: bool
+) -> CheckResult:
+    reason = _reason(policy, resolved, question)
+    values = (reason, _role_of(question.subject, resolved), revision, policy.version, None, None)
+    # The class's own constructor takes twice as long.
+    result = tuple.__new__(CheckResult, values)
+    return result._replace(explanation=_explain(policy, question, result)) if explained else result
+
+
+def _batch_answer(policy: Policy, questions: Sequence[Question], resolved: ResolvedSubjects) -> BatchAnswer:
+    return BatchAnswer(_reasons(policy, resolved, questions), resolved.revision, policy.version)
+
+
+def _role_of(subject: Subject, resolved: ResolvedSubject | None) -> str:
+    """Return the role that the subject acts with; empty if it has none."""
+    if resolved is None:
+        return subject.value if subject.kind is Kind.ROLE else ""
+    return resolved.role
+
+
+def _require_check_permission(policy: Policy, caller: Caller, subjects: Collection[Subject]) -> None:
+    """Raise `PermissionMissing` unless each subject is the caller itself, or the caller may `authorization check`."""
+    if not may(policy, caller, "check", "authorization") and not all(_is_self(caller, each) for each in subjects):
+        # For the error, which names the missing permission.
+        require(policy, caller, "check", "authorization")
+
+
+def _is_self(caller: Caller, subject: Subject) -> bool:
+    """Whether the subject is the caller, decided without a lookup."""
+    match subject.kind:
+        case Kind.USER_ID:
+            return subject.value == caller.user_id != ""
+        case Kind.EMAIL:
+            return subject.value == caller.email_key != ""
+        case Kind.TOKEN_ID | Kind.PRESENTED:
+            return subject.value == caller.credential_id
+        case Kind.ROLE:
+            return False
+
+
+def _require_revision(revision: int, at_least: int) -> None:
+    if revision < at_least:
+        raise RevisionNotReached(
+            f"The organization is at revision {revision}, before the at_least_revision {at_least}:"
+            " send a revision from an answer of this organization, and try again.",
+            revision=str(revision),
+            at_least_revision=str(at_least),
+        )
+
+
+def _reasons(policy: Policy, resolved: ResolvedSubjects, questions: Iterable[Question]) -> list[Reason]:
+    """Return the reason for each question. Equals `_reason`, inlined because batches spend most of their time here."""
+    reason_of = policy.reason
+    reasons: list[Reason] = []
+    for question, subject in zip(questions, resolved.subjects, strict=True):
+        if subject is not None and subject.restriction is None:
+            _, action, resource = question
+            reasons.append(reason_of(subject.role, action, resource))
+        else:
+            reasons.append(_reason(policy, subject, question))
+    return reasons
+
+
+def _reason(policy: Policy, resolved: ResolvedSubject | None, question: Question) -> Reason:
+    """The reason for one question, whose subject is resolved, or unknown in the organization."""
+    subject, action, resource = question
+    if resolved is None:
+        if subject.kind is Kind.ROLE:
+            return policy.reason(subject.value, action, resource)
+        return Reason.TOKEN_INVALID if subject.kind in (Kind.TOKEN_ID, Kind.PRESENTED) else Reason.NOT_A_MEMBER
+    reason = policy.reason(resolved.role, action, resource)
+    if resolved.restriction is None or reason is not Reason.GRANTED:
+        return reason
+    return reason if permits(resolved.restriction, action, resource) else Reason.TOKEN_SCOPE
+
+
+def _explain(policy: Policy, question: Question, result: CheckResult) -> Explanation:
+    if result.reason is Reason.NOT_A_MEMBER:
+        passing = policy.roles_that_may(question.action, question.resource)
+        return Explanation(
+            "The subject is no member of the organization: check its spelling.",
+            roles_that_pass=passing,
+        )
+    if result.reason is Reason.TOKEN_INVALID:
+        return Explanation("The organization has no such live token: it may be mistyped, expired or deleted.")
+    if result.reason is Reason.TOKEN_SCOPE:
+        return Explanation(
+            f"{result.role} may `{question.action}` on `{question.resource}`, but the token is restricted to less:"
+            " use one whose restriction covers it."
+        )
+    return explain(policy.decide(result.role, question.action, question.resource))

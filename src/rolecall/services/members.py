@@ -1,0 +1,208 @@
+"""Members: list them, change their roles, remove them. An organization never loses its last owner."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rolecall.audit import Private
+from rolecall.domain import Caller, Member, MemberOrder, Page, Token
+from rolecall.errors import InvalidField, LastOwner, MemberNotFound, PermissionMissing
+from rolecall.policy import join_names
+from rolecall.policy.reload import LivePolicy
+from rolecall.services.caller_permissions import require, require_any, require_handling, require_known, require_person
+from rolecall.services.pagination import Pagination
+from rolecall.services.unit_of_work import (
+    Answer,
+    ChangeContext,
+    ChangeRequest,
+    Outcome,
+    Unchanged,
+    UnitOfWork,
+    Written,
+    require_etag,
+)
+from rolecall.storage import Storage
+from rolecall.storage import members as rows
+from rolecall.storage import organizations as organization_rows
+from rolecall.storage import tokens as token_rows
+
+__all__ = ["ChangedMember", "MemberPage", "Members", "RemovedMember", "audit_details"]
+
+# Maximum organization tokens listed in the answer when their creator is removed, to bound the response.
+MAX_TOKENS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedMember(Answer):
+    """Answer to a change of a member's role."""
+
+    member: Member
+
+
+@dataclass(frozen=True, slots=True)
+class RemovedMember(Answer):
+    """Answer to a removal: the former member, and the organization's live tokens that this person created."""
+
+    member: Member
+    organization_tokens: tuple[Token, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MemberPage:
+    """A page of members."""
+
+    members: tuple[Member, ...]
+    next_page_token: str
+
+
+class Members:
+    """Use cases of MemberService. Each method raises `StorageUnavailable`, those that write `WriteConflict` too."""
+
+    def __init__(self, unit_of_work: UnitOfWork, storage: Storage, live: LivePolicy, pages: Pagination) -> None:
+        self._unit_of_work = unit_of_work
+        self._storage = storage
+        self._live = live
+        self._pages = pages
+
+    def list(self, caller: Caller, role: str, text: str, order: MemberOrder, page: Page) -> MemberPage:
+        """List the members with this role and with this text in address or name; an empty filter matches all.
+
+        Raises `PermissionMissing`, `InvalidField`, `PageToken`.
+        """
+        size = self._pages.size(page)
+        require(self._live.in_force.policy, caller, "view", "members")
+        scope = ("ListMembers", caller.organization, role, text, order.value)
+        position = self._pages.position(scope, page)
+        after: tuple[str | int, str] | None = None
+        if position:
+            after = (int(position[0]) if order is MemberOrder.NEWEST else position[0], position[1])
+        found = self._storage.read(lambda tx: rows.page(tx, caller.organization, role, text, order, after, size + 1))
+        more = len(found) > size
+        token = self._pages.token(scope, [str(part) for part in found[size - 1][0]]) if more else ""
+        return MemberPage(tuple(member for _, member in found[:size]), token)
+
+    def get(self, caller: Caller, user_id: str) -> Member:
+        """Get one member. Raises `PermissionMissing`, `MemberNotFound`."""
+        require(self._live.in_force.policy, caller, "view", "members")
+        member = self._storage.read(lambda tx: rows.get(tx, caller.organization, user_id))
+        if member is None:
+            raise _not_found(user_id)
+        return member
+
+    def change_role(self, request: ChangeRequest, user_id: str, role: str, etag: str) -> ChangedMember:
+        """Give a member another role; the present one changes nothing.
+
+        Raises `PermissionMissing`, `RoleBeyondCaller`, `MemberNotFound`, `UnknownRoleName`, `EtagMismatch`,
+        `LastOwner`.
+        """
+
+        def authorize(context: ChangeContext) -> Member:
+            member = _require_member(context, "update", user_id)
+            require_known(context.policy, role, "role")
+            require_handling(context.policy, context.caller, "update", role, "role")
+            return member
+
+        def effect(context: ChangeContext, member: Member) -> Outcome[ChangedMember]:
+            require_etag(etag, member.etag)
+            if member.role == role:
+                return Unchanged(ChangedMember(member))
+            if role not in context.policy.owner_roles:
+                _require_other_owner(context, member, "user_id")
+            # An etag must never occur twice, even where the clock was set back.
+            rows.change_role(context.tx, member, role, max(context.at, member.update_time + 1))
+            changed = rows.get(context.tx, member.organization, user_id) or member
+            details = {"before": {"role": member.role}, "after": {"role": role}}
+            return Written(ChangedMember(changed), f"user:{user_id}", details)
+
+        return self._unit_of_work.run(request, ChangedMember, authorize, effect)
+
+    def remove(self, request: ChangeRequest, user_id: str, etag: str) -> RemovedMember:
+        """Remove a member, and revoke their tokens and sessions in the same transaction.
+
+        Raises as `change_role`, and `InvalidField` for the caller itself.
+        """
+
+        def authorize(context: ChangeContext) -> Member:
+            member = _require_member(context, "remove", user_id)
+            if user_id == context.caller.user_id:
+                _require_other_owner(context, member, "user_id")
+                raise InvalidField("user_id is your own: leave with LeaveOrganization instead.", field="user_id")
+            return member
+
+        def effect(context: ChangeContext, member: Member) -> Outcome[RemovedMember]:
+            require_etag(etag, member.etag)
+            _require_other_owner(context, member, "user_id")
+            created = token_rows.created_by(context.tx, member.organization, user_id, context.at, MAX_TOKENS)
+            rows.remove(context.tx, member)
+            removed = RemovedMember(member, tuple(created))
+            return Written(removed, f"user:{user_id}", {"before": audit_details(member)})
+
+        return self._unit_of_work.run(request, RemovedMember, authorize, effect)
+
+    def leave(self, request: ChangeRequest) -> int:
+        """Remove the calling person; returns the revision as of which they are no member.
+
+        Raises `PersonOnly`, `PermissionMissing`, `LastOwner`.
+        """
+
+        def authorize(context: ChangeContext) -> None:
+            require_person(context.caller, "leave")
+            role = context.caller.role
+            if not context.policy.decide(role, "leave", "organization"):
+                removers = join_names(context.policy.roles_that_may("remove", "members"))
+                raise PermissionMissing(
+                    f"A member with the role {role} may not leave: ask somebody who may remove you ({removers}).",
+                    action="leave",
+                    resource="organization",
+                )
+            context.require("leave", "organization")
+
+        def effect(context: ChangeContext, _: None) -> Outcome[Answer]:
+            member = rows.get(context.tx, context.caller.organization, context.caller.user_id)
+            if member is None:
+                raise _not_found(context.caller.user_id)
+            _require_other_owner(context, member)
+            rows.remove(context.tx, member)
+            return Written(Answer(), f"user:{member.user_id}", {"before": audit_details(member)})
+
+        return self._unit_of_work.run(request, Answer, authorize, effect).revision
+
+
+def audit_details(member: Member) -> Mapping[str, Any]:
+    """Details of a member for the audit log."""
+    return {
+        "role": member.role,
+        "email": Private(member.user_id, member.email, "email"),
+        "display_name": Private(member.user_id, member.display_name),
+    }
+
+
+def _require_member(context: ChangeContext, verb: str, user_id: str) -> Member:
+    """Return the member; raise unless the caller may `verb` people with their role.
+
+    A caller who may `verb` nobody does not learn whether the member exists.
+    """
+    require_any(context.policy, context.caller, verb)
+    member = rows.get(context.tx, context.caller.organization, user_id)
+    if member is None:
+        raise _not_found(user_id)
+    require_handling(context.policy, context.caller, verb, member.role, "user_id")
+    return member
+
+
+def _require_other_owner(context: ChangeContext, leaving: Member, field: str = "") -> None:
+    """Raise `LastOwner` for `field` if the member is the only owner; the organization's writers are serialized."""
+    owners = context.policy.owner_roles
+    if leaving.role in owners and organization_rows.owner_count(context.tx, leaving.organization, owners) <= 1:
+        raise LastOwner(
+            f"Nobody else holds the role {join_names(owners, ' or ')} in {leaving.organization}: give it to a second"
+            " person first, with ChangeMemberRole or an invitation.",
+            field=field,
+            subject=f"organization:{leaving.organization}",
+        )
+
+
+def _not_found(user_id: str) -> MemberNotFound:
+    return MemberNotFound(
+        f"The organization has no member `{user_id}`: find the user_id with ListMembers.", field="user_id"
+    )

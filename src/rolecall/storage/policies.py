@@ -1,0 +1,94 @@
+"""Queries on policies: which one is in force, and the files of each that ever was."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row, func, insert, select, update
+
+from rolecall.storage.changes import notify_followers
+from rolecall.storage.tables import policies, policy_activations
+from rolecall.storage.transaction import Transaction
+
+__all__ = ["Activation", "StoredPolicy", "activate", "get", "in_force", "sequence_in_force", "version_in_force"]
+
+# Built once, as every change runs it.
+_SEQUENCE = select(func.max(policy_activations.c.sequence))
+_IN_FORCE = select(policy_activations).order_by(policy_activations.c.sequence.desc()).limit(1)
+_VERSION = select(policy_activations.c.version).order_by(policy_activations.c.sequence.desc()).limit(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """Activation of a policy. The one with the highest sequence number is in force; `activator` says who made it."""
+
+    sequence: int
+    version: str
+    time: int
+    activator: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredPolicy:
+    """Files of a policy as they were activated. `comparisons`: number of decisions that were compared with Casbin's."""
+
+    version: str
+    model: str
+    policy: str
+    tests: str
+    comparisons: int
+
+
+def sequence_in_force(tx: Transaction) -> int:
+    """Return the sequence number of the activation in force; 0 where no policy was activated yet."""
+    return tx.connection.scalar(_SEQUENCE) or 0
+
+
+def version_in_force(tx: Transaction) -> str:
+    """Return the version of the policy in force; empty where no policy was activated yet."""
+    return tx.connection.scalar(_VERSION) or ""
+
+
+def in_force(tx: Transaction) -> Activation | None:
+    """Return the activation in force; None where no policy was activated yet."""
+    row = tx.connection.execute(_IN_FORCE).one_or_none()
+    return _activation(row) if row else None
+
+
+def get(tx: Transaction, version: str) -> StoredPolicy | None:
+    """Return the policy of this version; None where it was never activated."""
+    row = tx.connection.execute(select(policies).where(policies.c.version == version)).one_or_none()
+    return StoredPolicy(row.version, row.model, row.policy, row.tests, row.comparisons) if row else None
+
+
+def activate(tx: Transaction, policy: StoredPolicy, activator: str, at: int) -> Activation:
+    """Store the policy and put it in force, in an exclusive transaction."""
+    before = get(tx, policy.version)
+    if before is None:
+        tx.connection.execute(
+            insert(policies).values(
+                version=policy.version,
+                model=policy.model,
+                policy=policy.policy,
+                tests=policy.tests,
+                comparisons=policy.comparisons,
+            )
+        )
+    else:
+        # The tests are not part of the version, and may be others now.
+        tx.connection.execute(
+            update(policies)
+            .where(policies.c.version == policy.version)
+            .values(tests=policy.tests, comparisons=max(policy.comparisons, before.comparisons))
+        )
+    made = Activation(sequence_in_force(tx) + 1, policy.version, at, activator)
+    tx.connection.execute(
+        insert(policy_activations).values(
+            sequence=made.sequence, version=made.version, time=made.time, activator=made.activator
+        )
+    )
+    notify_followers(tx)
+    return made
+
+
+def _activation(row: Row[Any]) -> Activation:
+    return Activation(row.sequence, row.version, row.time, row.activator)

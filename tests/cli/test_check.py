@@ -1,0 +1,118 @@
+"""`rolecall check`, `permissions` and `subjects` as their users run them, against a running server."""
+
+import json
+import re
+import socket
+
+from support.commands import (
+    Workspace,
+    error_of,
+    only_line,
+)
+from support.roles import ROLES
+from support.sites import Site
+
+
+def test_mistyped_variable_of_client_commands_is_refused(client_workspace: Workspace) -> None:
+    """With a mistyped variable, a check could ask the wrong server."""
+    client_workspace.variables["ROLECALL_ADRESS"] = "127.0.0.1:1"
+
+    message = error_of(client_workspace.run("check", "ann@acme.io", "view", "secrets"))
+
+    assert "ROLECALL_ADRESS is unknown" in message
+
+
+def test_check_has_exit_codes_for_allow_deny_and_error(client_workspace: Workspace) -> None:
+    """The exit code is the answer: 0 for allow, 1 for deny, 2 for an error."""
+    allowed = client_workspace.run("check", "ann@acme.io", "view", "secrets/billing")
+    denied = client_workspace.run("check", "viewernosecrets@acme.io", "view", "secrets/billing")
+    wrong = client_workspace.run("check", "ann", "view", "secrets/billing")
+
+    assert only_line(allowed) == "ALLOW: an allow rule matches and no deny rule does (role OWNER)."
+    assert (denied.returncode, denied.stdout) == (1, "DENY: no rule matches (role VIEWERNOSECRETS).\n")
+    assert "subject `ann` has no known form" in error_of(wrong)
+
+
+def test_check_explains_an_allow(client_workspace: Workspace) -> None:
+    """The output names the rule with file and line, and the chain of roles to it."""
+    finished = client_workspace.run("check", "ann@acme.io", "view", "secrets/billing", "--explain")
+
+    assert finished.returncode == 0
+    assert "through OWNER -> ADMIN -> CONTRIBUTOR -> VIEWER" in finished.stdout
+    assert re.search(r"rule: p, VIEWER, secrets, view, allow  \(policy\.csv:\d+\)", finished.stdout)
+
+
+def test_check_explains_a_deny_in_json(client_workspace: Workspace, sqlite_site: Site) -> None:
+    """Programs get one JSON value with the nearest miss and the roles that would pass; the exit code stays."""
+    finished = client_workspace.run("check", "viewernosecrets@acme.io", "view", "secrets", "--json", "--explain")
+
+    answer = json.loads(finished.stdout)
+    explanation = answer.pop("explanation")
+    policy_version = sqlite_site.server.live.in_force.policy.version
+    assert finished.returncode == 1
+    assert answer.pop("revision") > 0
+    assert answer == {
+        "decision": "deny",
+        "reason": "NOT_GRANTED",
+        "role": "VIEWERNOSECRETS",
+        "policy_version": policy_version,
+    }
+    assert explanation["nearest_miss"] == "p, VIEWER, secrets, view, allow"
+    assert explanation["roles_that_pass"] == list(ROLES[:4])
+
+
+def test_check_without_a_token_says_how_to_set_it(client_workspace: Workspace) -> None:
+    """Without ROLECALL_TOKEN no call is made, and the error says how to set it."""
+    del client_workspace.variables["ROLECALL_TOKEN"]
+
+    message = error_of(client_workspace.run("check", "ann@acme.io", "view", "secrets"))
+
+    assert "set ROLECALL_TOKEN" in message
+
+
+def test_refused_token_is_not_repeated(client_workspace: Workspace) -> None:
+    """A token that the server doesn't take is an error, not a deny, and isn't shown."""
+    client_workspace.variables["ROLECALL_TOKEN"] = "rcp_secret_text"
+
+    message = error_of(client_workspace.run("check", "ann@acme.io", "view", "secrets"))
+
+    assert "No valid credential was presented" in message
+    assert "rcp_secret_text" not in message
+
+
+def test_missing_server_is_reported_with_its_address(client_workspace: Workspace) -> None:
+    """The message says where no server was found."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    client_workspace.variables["ROLECALL_ADDRESS"] = address
+
+    message = error_of(client_workspace.run("check", "ann@acme.io", "view", "secrets"))
+
+    assert "is a server running there" in message
+    assert address in message
+
+
+def test_permissions_lists_the_rules_of_a_subject(client_workspace: Workspace) -> None:
+    """The table and the JSON hold the same rules."""
+    table = client_workspace.run("permissions", "role:VIEWER")
+    machine = client_workspace.run("permissions", "role:VIEWER", "--json")
+
+    rules = json.loads(only_line(machine))
+    assert {"resource": "secrets", "action": "view", "effect": "allow"} in rules
+    assert len(rules) == 6
+    shown = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table.stdout.splitlines() if "│" in line]
+    assert shown == [[rule["resource"], rule["action"], rule["effect"]] for rule in rules]
+
+
+def test_subjects_lists_the_members_who_may(client_workspace: Workspace, sqlite_site: Site) -> None:
+    """The table and the JSON hold the same members, by address."""
+    table = client_workspace.run("subjects", "view", "secrets/billing")
+    machine = client_workspace.run("subjects", "view", "secrets/billing", "--json")
+
+    expected = sorted((sqlite_site.members[role] for role in ROLES[:4]), key=lambda member: member.email)
+    members = json.loads(only_line(machine))
+    assert members == [
+        {"user_id": m.user_id, "email": m.email, "display_name": m.display_name, "role": m.role} for m in expected
+    ]
+    shown = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table.stdout.splitlines() if "│" in line]
+    assert shown == [[m.email, m.display_name, m.role, m.user_id] for m in expected]

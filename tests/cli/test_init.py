@@ -1,0 +1,141 @@
+"""`rolecall init` as its users run it: a process of its own, its output and its exit code."""
+
+import re
+import shlex
+from contextlib import closing
+
+import pytest
+
+from rolecall.credentials import token_format
+from support.commands import Finished, Workspace, error_of, only_line
+from support.roles import ROLES
+
+
+def test_init_prints_only_the_token(initialized: tuple[Workspace, Finished]) -> None:
+    """Standard output can be piped into a file: it holds the secret and nothing else."""
+    _, finished = initialized
+
+    printed = only_line(finished)
+
+    assert token_format.parse(printed) is not None
+    assert printed not in finished.stderr
+    assert "The token of Ann@acme.io, shown this once, is valid for 90 days" in finished.stderr
+
+
+def test_init_creates_files_readable_by_its_user_only(initialized: tuple[Workspace, Finished]) -> None:
+    """Key and database have mode 0600, whatever the umask."""
+    workspace, _ = initialized
+
+    modes = {name: workspace.mode(name) for name in ("rolecall.key", "rolecall.db")}
+
+    assert modes == {"rolecall.key": 0o600, "rolecall.db": 0o600}
+
+
+def test_init_stores_the_token_nowhere(initialized: tuple[Workspace, Finished]) -> None:
+    """Neither the token nor its secret part is in any file."""
+    workspace, finished = initialized
+    secret = finished.stdout.strip().rpartition("_")[2].encode()
+
+    contents = [path.read_bytes() for path in workspace.folder.rglob("*") if path.is_file()]
+
+    assert not any(secret in content for content in contents)
+
+
+def test_demo_adds_one_member_for_each_other_role(initialized: tuple[Workspace, Finished]) -> None:
+    """The demo has one member for each role beside the owner, named after it, at the owner's domain."""
+    workspace, finished = initialized
+
+    with closing(workspace.database()) as connection:
+        members = dict(connection.execute("SELECT role, email FROM members").fetchall())
+        count = connection.execute("SELECT count(*) FROM members").fetchone()[0]
+
+    assert members == {"OWNER": "Ann@acme.io", **{role: f"{role.lower()}@acme.io" for role in ROLES[1:]}}
+    assert count == len(ROLES)
+    for role, email in members.items():
+        assert f"{email} is {role} of acme." in finished.stderr
+
+
+def test_second_init_changes_nothing(workspace: Workspace) -> None:
+    """An organization that already exists isn't changed: same rows, same key, no new token."""
+    before = workspace.dump(), (workspace.folder / "rolecall.key").read_bytes()
+
+    finished = workspace.run("init", "--organization", "acme", "--owner", "ann@acme.io")
+
+    message = error_of(finished)
+    assert "The organization `acme` exists already" in message
+    assert (workspace.dump(), (workspace.folder / "rolecall.key").read_bytes()) == before
+
+
+def test_second_init_names_the_command_that_helps(workspace: Workspace) -> None:
+    """The message of a second `init` holds a command that can be pasted to issue a new token."""
+    message = error_of(workspace.run("init", "--organization", "acme", "--owner", "ann@acme.io"))
+
+    command = shlex.split(message.split("`")[-2].replace("ADDRESS", "ann@acme.io"))
+    finished = workspace.run(*command[1:])
+
+    assert command[0] == "rolecall"
+    assert token_format.parse(only_line(finished)) is not None
+
+
+def test_another_organization_joins_the_same_database(workspace: Workspace) -> None:
+    """One server serves many organizations with one key; without `--demo`, a new one has just its owner."""
+    key = (workspace.folder / "rolecall.key").read_bytes()
+
+    finished = workspace.run("init", "--organization", "beta", "--owner", "bob@beta.io")
+
+    with closing(workspace.database()) as connection:
+        members = connection.execute("SELECT email, role FROM members WHERE organization = 'beta'").fetchall()
+    assert token_format.parse(only_line(finished)) is not None
+    assert members == [("bob@beta.io", "OWNER")]
+    assert (workspace.folder / "rolecall.key").read_bytes() == key
+
+
+@pytest.mark.parametrize(
+    ("organization", "owner", "hint"),
+    [
+        ("Acme_2", "ann@acme.io", "lower-case letters, digits and inner hyphens"),
+        ("beta", "bob", "must have an @-sign"),
+        ("beta", "viewer@beta.io", "name another owner"),
+    ],
+)
+def test_init_refuses_bad_names_and_addresses(workspace: Workspace, organization: str, owner: str, hint: str) -> None:
+    """Bad names and addresses are refused with a hint of what is allowed, and nothing is written."""
+    before = workspace.dump()
+
+    message = error_of(workspace.run("init", "--organization", organization, "--owner", owner, "--demo"))
+
+    assert hint in message
+    assert workspace.dump() == before
+
+
+def test_init_never_replaces_a_lost_key(workspace: Workspace) -> None:
+    """With a new key, all old signatures would be invalid: the message says to restore the old key."""
+    (workspace.folder / "rolecall.key").unlink()
+    before = workspace.dump()
+
+    message = error_of(workspace.run("init", "--organization", "beta", "--owner", "bob@beta.io"))
+
+    assert "key file rolecall.key is missing: restore it" in message
+    assert "rolecall.key" not in workspace.names()
+    assert workspace.dump() == before
+
+
+def test_init_refuses_a_key_that_others_may_read(workspace: Workspace) -> None:
+    """A key that is open to others isn't used; the message holds the command that closes it."""
+    (workspace.folder / "rolecall.key").chmod(0o644)
+    before = workspace.dump()
+
+    message = error_of(workspace.run("init", "--organization", "beta", "--owner", "bob@beta.io"))
+
+    assert "`chmod 600 rolecall.key`" in message
+    assert workspace.dump() == before
+
+
+def test_init_creates_nothing_for_a_broken_policy(empty: Workspace) -> None:
+    """With a policy that can't go live, neither a database nor a key is created."""
+    empty.append("policy.csv", "p, VIEWER, secrets, view, alow\n")
+
+    message = error_of(empty.run("init", "--organization", "acme", "--owner", "ann@acme.io"))
+
+    assert re.search(r"policy\.csv:\d+:27: error: The effect `alow` is unknown", message)
+    assert empty.names() == {"policies"}

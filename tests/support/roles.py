@@ -1,0 +1,3 @@
+"""The roles of the shipped policy, the strongest first."""
+
+ROLES = ("OWNER", "ADMIN", "CONTRIBUTOR", "VIEWER", "VIEWERNOSECRETS")
