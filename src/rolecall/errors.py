@@ -28,6 +28,7 @@ __all__ = [
     "PageToken",
     "PermissionMissing",
     "PersonOnly",
+    "PlanSize",
     "PolicyInvalid",
     "RateLimited",
     "RequestIdReused",
@@ -194,6 +195,12 @@ class PolicyInvalid(RolecallError):
     """Policy that has errors, or doesn't fit the members and tokens."""
 
     status, reason = "FAILED_PRECONDITION", "POLICY_INVALID"
+
+
+class PlanSize(RolecallError):
+    """Plan of more patterns than a query can filter by."""
+
+    status, reason = "FAILED_PRECONDITION", "PLAN_SIZE"
 
 
 class LastOwner(RolecallError):

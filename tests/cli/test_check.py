@@ -1,4 +1,4 @@
-"""`rolecall check`, `permissions` and `subjects` as their users run them, against a running server."""
+"""`rolecall check`, `permissions`, `resources` and `subjects` as their users run them, against a running server."""
 
 import json
 import re
@@ -6,6 +6,7 @@ import socket
 
 from support.commands import (
     Workspace,
+    cells,
     error_of,
     only_line,
 )
@@ -116,3 +117,19 @@ def test_subjects_lists_the_members_who_may(client_workspace: Workspace, sqlite_
     ]
     shown = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table.stdout.splitlines() if "│" in line]
     assert shown == [[m.email, m.display_name, m.role, m.user_id] for m in expected]
+
+
+def test_resources_prints_the_patterns_of_a_plan(client_workspace: Workspace) -> None:
+    """People get a line and a table, programs the whole plan."""
+    line = only_line(client_workspace.run("resources", "role:VIEWER", "view", "secrets"))
+    never = only_line(client_workspace.run("resources", "nobody@acme.io", "view", "secrets"))
+    machine = json.loads(client_workspace.run("resources", "role:VIEWER", "view", "secrets", "--json").stdout)
+    created = client_workspace.run("tokens", "create", "narrow", "--restrict", "secrets/eu view", "--json")
+    token = f"token:{json.loads(created.stdout)['token']['id']}"
+    table = client_workspace.run("resources", token, "view", "secrets")
+
+    assert line == "ALWAYS (role VIEWER)."
+    assert never == "NEVER."
+    assert (machine["kind"], machine["resource_type"], machine["role"]) == ("always", "secrets", "VIEWER")
+    assert table.stdout.startswith("CONDITIONAL (role OWNER).\n")
+    assert ["include", "secrets/eu"] in cells(table)

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -10,12 +9,11 @@ from hypothesis import strategies as st
 
 from rolecall.domain import Effect, Permission, Restriction
 from rolecall.policy import PermissionScope, Policy, Rule, build, is_restricted_within, is_within, permits, restrict
-from rolecall.policy.parsed import Inheritance
 from support.policy_folders import SHIPPED
+from support.random_policies import ROLES, RandomPolicy, matches, pairs, random_policies, restrictions
 
 ALLOW, DENY = Effect.ALLOW, Effect.DENY
 FIVE = ("VIEWERNOSECRETS", "VIEWER", "CONTRIBUTOR", "ADMIN", "OWNER")
-ROLES = ("low", "middle", "other", "high")
 # Occurs in no pattern: what only a wildcard covers.
 FRESH = "zz"
 
@@ -24,56 +22,6 @@ PROPERTY = settings(
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-
-_paths = st.lists(st.sampled_from(["a", "ab", "b", "a-b"]), min_size=1, max_size=3).map("/".join)
-_patterns = st.one_of(_paths, _paths.map(lambda path: f"{path}*"), _paths.map(lambda path: f"{path}/*"), st.just("*"))
-_actions = st.sampled_from(["view", "edit", "*"])
-_pairs = st.tuples(_patterns, _actions)
-_restrictions = st.one_of(
-    st.none(),
-    st.lists(_pairs, min_size=1, max_size=4, unique=True).map(
-        lambda pairs: tuple(Permission(resource, action, ALLOW) for resource, action in pairs)
-    ),
-)
-
-
-@dataclass(frozen=True)
-class RandomPolicy:
-    """A small policy, as rows and compiled."""
-
-    rules: tuple[Rule, ...]
-    inheritances: tuple[Inheritance, ...]
-
-    @property
-    def policy(self) -> Policy:
-        """The policy that the rows make."""
-        return Policy(self.rules, self.inheritances, "random")
-
-    def held_by(self, role: str) -> list[Rule]:
-        """The rules of a role, inherited ones too."""
-        parents = [inheritance.parent for inheritance in self.inheritances if inheritance.role == role]
-        own = [rule for rule in self.rules if rule.role == role]
-        return own + [rule for parent in parents for rule in self.held_by(parent)]
-
-
-@st.composite
-def random_policies(draw: st.DrawFn) -> RandomPolicy:
-    """A policy in which every role has a rule, and inherits from earlier ones only."""
-    keys = st.tuples(st.sampled_from(ROLES), _patterns, _actions)
-    effects = st.sampled_from([ALLOW, ALLOW, ALLOW, DENY])
-    rows = draw(st.dictionaries(keys, effects, max_size=10))
-    missing = {(role, "idle", "idle"): ALLOW for role in ROLES}
-    below = [(child, parent) for i, parent in enumerate(ROLES) for child in ROLES[i + 1 :]]
-    links = draw(st.lists(st.sampled_from(below), max_size=4, unique=True))
-    return RandomPolicy(
-        tuple(Rule(*key, effect, line) for line, (key, effect) in enumerate((missing | rows).items())),
-        tuple(Inheritance(child, parent, 100 + line) for line, (child, parent) in enumerate(links)),
-    )
-
-
-def matches(pattern: str, resource: str) -> bool:
-    """The result of the model's matcher for a rule's resource."""
-    return resource.startswith(pattern[:-1]) if pattern[-1] == "*" else f"{resource}/".startswith(f"{pattern}/")
 
 
 def covers(held: Iterable[Rule | Permission], effect: Effect, resource: str, action: str) -> bool:
@@ -113,7 +61,7 @@ def requests_near(rows: RandomPolicy, restriction: Restriction) -> list[tuple[st
 
 
 @PROPERTY
-@given(random_policies(), _restrictions)
+@given(random_policies(), restrictions)
 def test_restricted_permissions_decide_as_role_and_restriction_together(
     rows: RandomPolicy, restriction: Restriction
 ) -> None:
@@ -130,7 +78,7 @@ def test_restricted_permissions_decide_as_role_and_restriction_together(
 
 
 @PROPERTY
-@given(random_policies(), _restrictions)
+@given(random_policies(), restrictions)
 def test_restricted_permissions_are_sorted_and_unique(rows: RandomPolicy, restriction: Restriction) -> None:
     """A list of them can be paged; an allow never becomes broader than both of what it came from."""
     for role in ROLES:
@@ -144,7 +92,7 @@ def test_restricted_permissions_are_sorted_and_unique(rows: RandomPolicy, restri
 
 
 @PROPERTY
-@given(random_policies(), _restrictions, st.sampled_from(ROLES), _pairs)
+@given(random_policies(), restrictions, st.sampled_from(ROLES), pairs)
 def test_scope_covers_what_a_single_allow_covers(
     rows: RandomPolicy, restriction: Restriction, role: str, pair: tuple[str, str]
 ) -> None:
@@ -158,7 +106,7 @@ def test_scope_covers_what_a_single_allow_covers(
 
 
 @PROPERTY
-@given(_restrictions, _restrictions)
+@given(restrictions, restrictions)
 def test_restriction_is_within_a_bound_that_permits_all_it_permits(
     restriction: Restriction, bound: Restriction
 ) -> None:
@@ -172,7 +120,7 @@ def test_restriction_is_within_a_bound_that_permits_all_it_permits(
 
 
 @PROPERTY
-@given(random_policies(), _restrictions, st.sampled_from(ROLES), st.sampled_from(ROLES))
+@given(random_policies(), restrictions, st.sampled_from(ROLES), st.sampled_from(ROLES))
 @example(
     RandomPolicy(
         (
@@ -205,7 +153,7 @@ def test_a_role_within_another_may_nothing_more(
 
 
 @PROPERTY
-@given(random_policies(), _restrictions, st.sampled_from(ROLES), st.sampled_from(ROLES))
+@given(random_policies(), restrictions, st.sampled_from(ROLES), st.sampled_from(ROLES))
 def test_a_role_within_another_is_one_whose_every_rule_is(
     rows: RandomPolicy, restriction: Restriction, role: str, holder: str
 ) -> None:

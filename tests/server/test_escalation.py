@@ -44,6 +44,7 @@ DOES_NEITHER = {
     "ListRoles",
     "ListSubjects",
     "ListTokens",
+    "PlanResources",
     "SignOut",
     "UpdateOrganization",
     "VerifyAuditLog",

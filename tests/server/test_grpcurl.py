@@ -135,6 +135,7 @@ def test_the_other_rpcs_answer_too(sqlite_site: Site) -> None:
         f"{SERVICE}/BatchCheck": batch,
         f"{SERVICE}/ListPermissions": {"subject": "role:VIEWER", "page_size": 2},
         f"{SERVICE}/ListSubjects": {"action": "manage", "resource": "account"},
+        f"{SERVICE}/PlanResources": {"subject": "role:VIEWERNOSECRETS", "action": "view", "resource_type": "secrets"},
         "rolecall.v1.PolicyService/GetPolicy": {},
         "rolecall.v1.PolicyService/ListRoles": {"page_size": 1},
         "rolecall.v1.TokenService/CreatePersonalToken": {"display_name": "laptop", "ttl": "3600s"},
@@ -177,6 +178,7 @@ def test_the_other_rpcs_answer_too(sqlite_site: Site) -> None:
     assert len(answers["ListPermissions"]["permissions"]) == 2
     assert answers["ListPermissions"]["nextPageToken"]
     assert [member["email"] for member in answers["ListSubjects"]["members"]] == ["ann@acme.io"]
+    assert answers["PlanResources"]["kind"] == "PLAN_KIND_NEVER"
     assert answers["GetPolicy"]["policy"]["ruleCount"] == 40
     assert answers["ListRoles"]["roles"][0]["updatesOwners"] is True
     assert answers["CreatePersonalToken"]["secret"].startswith("rcp_")

@@ -176,6 +176,9 @@ def name_in_questions(calls: RecordedCalls, owner: str, text: str) -> None:
         item = pb.BatchCheckItem(subject=reader, **words)
         answer = calls.call(calls.authorization.BatchCheck, pb.BatchCheckRequest(checks=[item]), owner)
         assert answer.results[0].error.field.rpartition(".")[2] == field, answer
+        plan = pb.PlanResourcesRequest(subject=reader, action=action, resource_type=resource)
+        place = ("INVALID_FIELD", "action" if field == "action" else "resource_type")
+        assert calls.refusal(calls.authorization.PlanResources, plan, owner) == place, words
         subjects = pb.ListSubjectsRequest(**words)
         assert calls.refusal(calls.authorization.ListSubjects, subjects, owner) == ("INVALID_FIELD", field), words
         only = shared_pb2.Restriction(permissions=[shared_pb2.Permission(**words)])
@@ -202,6 +205,8 @@ def present_everywhere(calls: RecordedCalls, owner: str, secret: str) -> None:
     check = pb.CheckRequest(subject_token=secret, action="view", resource="secrets", explain=True)
     calls.call(calls.authorization.Check, check, owner)
     calls.call(calls.authorization.Check, pb.CheckRequest(subject_token=f"{secret}0", action="v", resource="x"), owner)
+    plan = pb.PlanResourcesRequest(subject_token=secret, action="view", resource_type="secrets")
+    calls.call(calls.authorization.PlanResources, plan, owner)
     item = pb.BatchCheckItem(subject_token=secret, action="view", resource="secrets")
     wrong = pb.BatchCheckItem(subject_token=secret, action="*", resource="secrets")
     calls.call(calls.authorization.BatchCheck, pb.BatchCheckRequest(checks=[item, wrong]), owner)

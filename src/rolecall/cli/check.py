@@ -1,4 +1,4 @@
-"""`rolecall check`, `permissions` and `subjects`: decisions of a server."""
+"""`rolecall check`, `permissions`, `subjects` and `resources`: decisions of a server."""
 
 from dataclasses import asdict
 from typing import Annotated
@@ -9,7 +9,7 @@ from rolecall.cli import output
 from rolecall.cli.connect import Json, open_client
 from rolecall.domain import CheckResult
 
-__all__ = ["check", "permissions", "subjects"]
+__all__ = ["check", "permissions", "resources", "subjects"]
 
 Subject = Annotated[str, typer.Argument(help="user:<address>, user:<id>, token:<id>, role:<name>, or an address.")]
 Action = Annotated[str, typer.Argument(help="An action in the policy's words, as in view.")]
@@ -65,6 +65,25 @@ def subjects(action: Action, resource: Resource, json: Json = False) -> None:
         output.say(f"Nobody may `{resource} {action}`: see `rolecall check --explain`.")
     rows = [(member.email, member.display_name, member.role, member.user_id) for member in found]
     output.print_table(("address", "name", "role", "user id"), rows)
+
+
+def resources(
+    subject: Subject,
+    action: Action,
+    resource_type: Annotated[str, typer.Argument(metavar="TYPE", help="The first segment of resources.")],
+    json: Json = False,
+) -> None:
+    """Print on which resources of TYPE SUBJECT may do ACTION, as patterns to filter a list by."""
+    with open_client() as client:
+        plan = client.plan_resources(subject, action, resource_type)
+    if json:
+        output.print_json(asdict(plan))
+        return
+    role = f" (role {plan.role})" if plan.role else ""
+    output.print_value(f"{plan.kind.upper()}{role}.")
+    if plan.include:
+        rows = [("include", pattern) for pattern in plan.include] + [("exclude", pattern) for pattern in plan.exclude]
+        output.print_table(("effect", "resources"), rows)
 
 
 def _as_json(result: CheckResult) -> dict[str, object]:

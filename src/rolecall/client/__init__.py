@@ -15,7 +15,7 @@ from rolecall.client.management import AuditClient, OrganizationClient, SessionC
 from rolecall.client.messages import to_dict
 from rolecall.client.people import InvitationClient, MemberClient
 from rolecall.client.unauthenticated import UnauthenticatedClient
-from rolecall.domain import CheckResult, Member, Permission, Role
+from rolecall.domain import CheckResult, Member, Permission, ResourcePlan, Role
 from rolecall.environment import PREFIX
 from rolecall.errors import ConfigError
 from rolecall.v1 import authorization_pb2 as pb
@@ -146,6 +146,35 @@ class Client(ClientBase):
         )
         for page in self._connection.pages(self._authorization.ListSubjects, request):
             yield from (convert.member(member, self._organization) for member in page.members)
+
+    def plan_resources(
+        self, subject: str, action: str, resource_type: str, *, at_least_revision: int = 0
+    ) -> ResourcePlan:
+        """Plan on which resources beneath `resource_type` a subject may do `action`.
+
+        `rolecall.sqlalchemy.filter` filters a query by it. Raises `PlanSize`, and as `check`.
+        """
+        request = pb.PlanResourcesRequest(
+            organization=self._organization,
+            subject=subject,
+            action=action,
+            resource_type=resource_type,
+            at_least_revision=at_least_revision,
+        )
+        return convert.plan(self._connection.call(self._authorization.PlanResources, request), resource_type)
+
+    def plan_token_resources(
+        self, token: str, action: str, resource_type: str, *, at_least_revision: int = 0
+    ) -> ResourcePlan:
+        """Plan as `plan_resources`, for the holder of `token`, presented by a third party."""
+        request = pb.PlanResourcesRequest(
+            organization=self._organization,
+            subject_token=token,
+            action=action,
+            resource_type=resource_type,
+            at_least_revision=at_least_revision,
+        )
+        return convert.plan(self._connection.call(self._authorization.PlanResources, request), resource_type)
 
     def policy(self) -> policy_pb2.GetPolicyResponse:
         """Return the policy in force, and why a later one was refused. Raises as `check`."""

@@ -6,13 +6,24 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2, status_pb2
 
 from rolecall import errors
-from rolecall.domain import CheckResult, Effect, Explanation, ItemError, Member, Permission, Reason
+from rolecall.domain import (
+    CheckResult,
+    Effect,
+    Explanation,
+    ItemError,
+    Member,
+    Permission,
+    PlanKind,
+    Reason,
+    ResourcePlan,
+)
 from rolecall.v1 import authorization_pb2 as pb
 from rolecall.v1 import shared_pb2
 
-__all__ = ["batch_result", "error", "member", "permission", "result"]
+__all__ = ["batch_result", "error", "member", "permission", "plan", "result"]
 
 _REASONS = {pb.Reason.Value(f"REASON_{reason.name}"): reason for reason in Reason}
+_PLAN_KINDS = {pb.PlanKind.Value(f"PLAN_KIND_{kind.name}"): kind for kind in PlanKind}
 
 
 def result(response: pb.CheckResponse) -> CheckResult:
@@ -39,6 +50,19 @@ def batch_result(item: pb.BatchCheckResult, response: pb.BatchCheckResponse) -> 
     wrong = ItemError(item.error.field, item.error.message) if item.HasField("error") else None
     reason = Reason.NOT_GRANTED if wrong else _reason(item)
     return CheckResult(reason, "", response.revision, response.policy_version, error=wrong)
+
+
+def plan(response: pb.PlanResourcesResponse, resource_type: str) -> ResourcePlan:
+    """Convert a plan. One of an unknown kind covers nothing."""
+    return ResourcePlan(
+        _PLAN_KINDS.get(response.kind, PlanKind.NEVER),
+        resource_type,
+        tuple(response.include),
+        tuple(response.exclude),
+        response.role,
+        response.revision,
+        response.policy_version,
+    )
 
 
 def permission(message: shared_pb2.Permission) -> Permission:

@@ -1,7 +1,17 @@
 """Immutable values that every layer shares. Imports nothing of Rolecall. Times are UTC microseconds since 1970."""
 
 from rolecall.domain.credentials import Caller, CredentialKind, LinkKind, Token, TokenState
-from rolecall.domain.decisions import CheckResult, Explanation, ItemError, Question, Reason, Subject, SubjectKind
+from rolecall.domain.decisions import (
+    CheckResult,
+    Explanation,
+    ItemError,
+    PlanKind,
+    Question,
+    Reason,
+    ResourcePlan,
+    Subject,
+    SubjectKind,
+)
 from rolecall.domain.lists import AuditEntry, AuditFilter, Page
 from rolecall.domain.people import Delivery, Invitation, InvitationState, Member, MemberOrder, Organization
 from rolecall.domain.permissions import Effect, Permission, Restriction, Role
@@ -25,8 +35,10 @@ __all__ = [
     "Organization",
     "Page",
     "Permission",
+    "PlanKind",
     "Question",
     "Reason",
+    "ResourcePlan",
     "Restriction",
     "Role",
     "Subject",

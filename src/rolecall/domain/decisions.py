@@ -6,7 +6,17 @@ from typing import NamedTuple
 
 from rolecall.domain.permissions import Effect
 
-__all__ = ["CheckResult", "Explanation", "ItemError", "Question", "Reason", "Subject", "SubjectKind"]
+__all__ = [
+    "CheckResult",
+    "Explanation",
+    "ItemError",
+    "PlanKind",
+    "Question",
+    "Reason",
+    "ResourcePlan",
+    "Subject",
+    "SubjectKind",
+]
 
 
 class Reason(StrEnum):
@@ -114,3 +124,29 @@ class CheckResult(NamedTuple):
     def __bool__(self) -> bool:
         """Return whether the decision is ALLOW: `if client.check(...)` must not pass because an object is truthy."""
         return self.reason is Reason.GRANTED
+
+
+class PlanKind(StrEnum):
+    """Kind of a plan: whether its subject may on none of the resources, on all, or on those of its patterns."""
+
+    NEVER = "never"
+    ALWAYS = "always"
+    CONDITIONAL = "conditional"
+
+
+@dataclass(frozen=True, slots=True)
+class ResourcePlan:
+    """Resources of a type on which a subject may do an action.
+
+    A conditional plan covers the resources that a pattern of `include` covers and none of `exclude`: `secrets/a` covers
+    itself and everything beneath it, `secrets/a*` everything that begins with `secrets/a`. `role` is empty if the
+    subject has none.
+    """
+
+    kind: PlanKind
+    resource_type: str
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    role: str = ""
+    revision: int = 0
+    policy_version: str = ""

@@ -7,6 +7,7 @@ from rolecall.policy.build import Build, build, read_and_index
 from rolecall.policy.explain import explain, join_names
 from rolecall.policy.index import OWNERS, Decision, Policy
 from rolecall.policy.parsed import MODEL_FILE, POLICY_FILE, TEST_FILE, Finding, PolicyFiles, Rule, Severity
+from rolecall.policy.plan import plan_resources
 from rolecall.policy.restrictions import PermissionScope, is_restricted_within, is_within, permits, restrict
 from rolecall.policy.subprocess_build import build_in_subprocess
 from rolecall.policy.syntax import pattern_problem, request_problem
@@ -34,6 +35,7 @@ __all__ = [
     "load",
     "pattern_problem",
     "permits",
+    "plan_resources",
     "read_and_index",
     "request_problem",
     "restrict",

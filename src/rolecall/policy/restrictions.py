@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from rolecall.domain import Effect, Permission, Restriction
 from rolecall.policy.index import Policy
 
-__all__ = ["PermissionScope", "is_restricted_within", "is_within", "permits", "restrict"]
+__all__ = ["PermissionScope", "covering_patterns", "is_restricted_within", "is_within", "permits", "restrict"]
 
 _Pattern = tuple[str, str]
 
@@ -99,7 +99,7 @@ def _by_resource(permissions: Iterable[Permission]) -> dict[str, list[Permission
 
 def _covering_permissions(resource: str, by_resource: dict[str, list[Permission]]) -> Iterator[Permission]:
     """Yield those whose resource covers `resource`, a pattern; a few look-ups for any number of permissions."""
-    for pattern in _covering_patterns(resource):
+    for pattern in covering_patterns(resource):
         yield from by_resource.get(pattern, ())
 
 
@@ -114,10 +114,10 @@ def _split(permissions: Iterable[Permission]) -> tuple[set[_Pattern], set[_Patte
 def _is_covered(wanted: _Pattern, patterns: set[_Pattern]) -> bool:
     """Return whether one of `patterns` covers `wanted`."""
     resource, action = wanted
-    return any((pattern, verb) in patterns for pattern in _covering_patterns(resource) for verb in {action, "*"})
+    return any((pattern, verb) in patterns for pattern in covering_patterns(resource) for verb in {action, "*"})
 
 
-def _covering_patterns(pattern: str) -> Iterator[str]:
+def covering_patterns(pattern: str) -> Iterator[str]:
     """Yield every resource pattern that covers `pattern`, itself included."""
     prefix = pattern.removesuffix("*")
     if prefix == pattern:

@@ -41,11 +41,13 @@ __all__ = [
     "request_id",
     "require_no_credential",
     "resource",
+    "resource_type",
     "restriction",
     "role",
     "secret",
     "slug",
     "subject",
+    "subject_of",
     "text",
     "timestamp",
     "user_id",
@@ -83,10 +85,15 @@ _DURATION_SECONDS = 315_576_000_000
 
 def question(message: pb.CheckRequest | pb.BatchCheckItem) -> Question:
     """Parse a question. Raises `InvalidField` for the first field at fault."""
-    named = message.subject
-    asked = subject(named) if named or not message.subject_token else _presented(message.subject_token)
+    asked = subject_of(message)
     pair = _action_and_resource(message.action, message.resource)
     return Question(asked, *pair)
+
+
+def subject_of(message: pb.CheckRequest | pb.BatchCheckItem | pb.PlanResourcesRequest) -> Subject:
+    """Parse the subject that a message names or presents a token of. Raises `InvalidField`."""
+    named = message.subject
+    return subject(named) if named or not message.subject_token else _presented(message.subject_token)
 
 
 def questions(
@@ -148,6 +155,17 @@ def action(text: str) -> str:
 def resource(text: str) -> str:
     """The resource in `text`. Raises `InvalidField`."""
     return _valid_word("resource", text)
+
+
+def resource_type(text: str) -> str:
+    """The type of resources in `text`. Raises `InvalidField`."""
+    if "/" in text:
+        message = "resource_type holds a slash: name only the type, as in `secrets`."
+        raise InvalidField(message, field="resource_type")
+    if problem := request_problem("resource", text):
+        raise InvalidField(f"resource_type{problem.removeprefix('resource')}", field="resource_type")
+    require_no_credential(text, "resource_type")
+    return text
 
 
 def at_least_revision(value: int) -> int:

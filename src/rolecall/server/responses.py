@@ -13,6 +13,7 @@ from rolecall.domain import (
     Member,
     Permission,
     Reason,
+    ResourcePlan,
     Token,
     TokenState,
     now,
@@ -31,6 +32,7 @@ __all__ = [
     "organization",
     "permission",
     "permissions_response",
+    "plan_response",
     "session",
     "subjects_response",
     "timestamp",
@@ -99,6 +101,18 @@ def permissions_response(answer: PermissionsAnswer) -> pb.ListPermissionsRespons
         revision=answer.revision,
         policy_version=answer.policy_version,
         next_page_token=answer.next_page_token,
+    )
+
+
+def plan_response(plan: ResourcePlan) -> pb.PlanResourcesResponse:
+    """A plan as a message."""
+    return pb.PlanResourcesResponse(
+        kind=pb.PlanKind.Value(f"PLAN_KIND_{plan.kind.name}"),
+        include=plan.include,
+        exclude=plan.exclude,
+        role=plan.role,
+        revision=plan.revision,
+        policy_version=plan.policy_version,
     )
 
 

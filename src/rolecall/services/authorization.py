@@ -3,12 +3,25 @@
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
-from rolecall.domain import Caller, CheckResult, Explanation, Member, Page, Permission, Question, Reason, Role, Subject
+from rolecall.domain import (
+    Caller,
+    CheckResult,
+    Explanation,
+    Member,
+    Page,
+    Permission,
+    PlanKind,
+    Question,
+    Reason,
+    ResourcePlan,
+    Role,
+    Subject,
+)
 from rolecall.domain import SubjectKind as Kind
-from rolecall.errors import RevisionNotReached
+from rolecall.errors import PlanSize, RevisionNotReached
 from rolecall.identity.batch_loader import Miss
 from rolecall.identity.directory import Directory, ResolvedSubject, ResolvedSubjects, SubjectCache
-from rolecall.policy import Policy, explain, permits, restrict
+from rolecall.policy import Policy, explain, permits, plan_resources, restrict
 from rolecall.policy.reload import LivePolicy
 from rolecall.services.caller_permissions import may, require
 from rolecall.services.pagination import Pagination
@@ -17,6 +30,9 @@ from rolecall.storage import members as member_rows
 from rolecall.storage import organizations as organization_rows
 
 __all__ = ["Authorizer", "BatchAnswer", "CachedAuthorizer", "PermissionsAnswer", "RolesAnswer", "SubjectsAnswer"]
+
+# Maximum patterns of a plan: SQLite limits the depth of an expression to 1,000.
+MAX_PLAN_PATTERNS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +174,33 @@ class Authorizer:
         end = start + size
         token = self._pages.token(scope, [str(end)]) if end < len(permissions) else ""
         return PermissionsAnswer(role, tuple(permissions[start:end]), revision, policy.version, token)
+
+    def plan_resources(
+        self, caller: Caller, subject: Subject, action: str, resource_type: str, *, at_least_revision: int = 0
+    ) -> ResourcePlan:
+        """Plan on which resources of a type a subject may do `action`. Raises `PlanSize`, and as `list_permissions`."""
+        policy = self._live.in_force.policy
+        _require_check_permission(policy, caller, [subject])
+        revision, resolved = self._resolve(caller, subject, at_least_revision)
+        role = _role_of(subject, resolved)
+        permissions = restrict(policy.permissions_of(role), resolved.restriction if resolved else None)
+        include, exclude = plan_resources(permissions, action, resource_type)
+        size = len(include) + len(exclude)
+        if size > MAX_PLAN_PATTERNS:
+            raise PlanSize(
+                f"The plan would have {size} patterns, more than {MAX_PLAN_PATTERNS}: ask by BatchCheck, or have the"
+                " policy say it by fewer rules.",
+                subject=f"organization:{caller.organization}",
+                size=str(size),
+                maximum=str(MAX_PLAN_PATTERNS),
+            )
+        if not include:
+            kind = PlanKind.NEVER
+        elif include == (f"{resource_type}/*",) and not exclude:
+            kind, include = PlanKind.ALWAYS, ()
+        else:
+            kind = PlanKind.CONDITIONAL
+        return ResourcePlan(kind, resource_type, include, exclude, role, revision, policy.version)
 
     def list_subjects(
         self, caller: Caller, action: str, resource: str, page: Page, *, at_least_revision: int = 0

@@ -96,6 +96,34 @@ REASON_TOKEN_SCOPE: Reason.ValueType  # 9
 """The token's own restriction does not cover the question."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
+class _PlanKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PlanKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PlanKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PLAN_KIND_UNSPECIFIED: _PlanKind.ValueType  # 0
+    """Never sent."""
+    PLAN_KIND_NEVER: _PlanKind.ValueType  # 1
+    """The subject may on no resource of the type."""
+    PLAN_KIND_ALWAYS: _PlanKind.ValueType  # 2
+    """The subject may on every resource of the type."""
+    PLAN_KIND_CONDITIONAL: _PlanKind.ValueType  # 3
+    """The subject may on the resources that a pattern of `include` covers and none of `exclude`."""
+
+class PlanKind(_PlanKind, metaclass=_PlanKindEnumTypeWrapper):
+    """Kind of a plan."""
+
+PLAN_KIND_UNSPECIFIED: PlanKind.ValueType  # 0
+"""Never sent."""
+PLAN_KIND_NEVER: PlanKind.ValueType  # 1
+"""The subject may on no resource of the type."""
+PLAN_KIND_ALWAYS: PlanKind.ValueType  # 2
+"""The subject may on every resource of the type."""
+PLAN_KIND_CONDITIONAL: PlanKind.ValueType  # 3
+"""The subject may on the resources that a pattern of `include` covers and none of `exclude`."""
+Global___PlanKind: _TypeAlias = PlanKind  # noqa: Y015
+
 @_typing.final
 class CheckRequest(_message.Message):
     """A question."""
@@ -555,3 +583,96 @@ class ListSubjectsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListSubjectsResponse: _TypeAlias = ListSubjectsResponse  # noqa: Y015
+
+@_typing.final
+class PlanResourcesRequest(_message.Message):
+    """Request for the resources of a type on which a subject may do an action."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    SUBJECT_TOKEN_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    RESOURCE_TYPE_FIELD_NUMBER: _builtins.int
+    AT_LEAST_REVISION_FIELD_NUMBER: _builtins.int
+    organization: _builtins.str
+    """Names the organization; empty for the credential's own."""
+    subject: _builtins.str
+    """Holds a subject, as in CheckRequest."""
+    subject_token: _builtins.str
+    """Holds a presented token, as in CheckRequest. Never logged."""
+    action: _builtins.str
+    """Names the action, as in CheckRequest."""
+    resource_type: _builtins.str
+    """Names the type, the first segment of resources: `secrets` for those beneath `secrets/`."""
+    at_least_revision: _builtins.int
+    """Requires a response that reflects at least this revision of the organization. 0 for any."""
+    def __init__(
+        self,
+        *,
+        organization: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        subject_token: _builtins.str = ...,
+        action: _builtins.str = ...,
+        resource_type: _builtins.str = ...,
+        at_least_revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "subject", b"subject", "subject_token", b"subject_token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "action", b"action", "at_least_revision", b"at_least_revision", "organization", b"organization", "resource_type", b"resource_type", "subject", b"subject", "subject_token", b"subject_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_about: _TypeAlias = _typing.Literal["subject", "subject_token"]  # noqa: Y015
+    _WhichOneofArgType_about: _TypeAlias = _typing.Literal["about", b"about"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_about) -> _WhichOneofReturnType_about | None: ...
+
+Global___PlanResourcesRequest: _TypeAlias = PlanResourcesRequest  # noqa: Y015
+
+@_typing.final
+class PlanResourcesResponse(_message.Message):
+    """The resources of a type on which a subject may do an action."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    INCLUDE_FIELD_NUMBER: _builtins.int
+    EXCLUDE_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    kind: Global___PlanKind.ValueType
+    """Says whether the subject may on none, all or some."""
+    role: _builtins.str
+    """Names the subject's role; empty where it has none."""
+    revision: _builtins.int
+    """Holds the revision of the organization that the response reflects."""
+    policy_version: _builtins.str
+    """Says which policy decided."""
+    @_builtins.property
+    def include(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Lists the patterns of the resources on which the subject may, if `kind` is PLAN_KIND_CONDITIONAL: `secrets/a` covers
+        `secrets/a` and everything beneath it, `secrets/a*` everything that begins with `secrets/a`. At most 500 patterns in
+        both lists together.
+        """
+
+    @_builtins.property
+    def exclude(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Lists the patterns of the resources among these on which the subject may not."""
+
+    def __init__(
+        self,
+        *,
+        kind: Global___PlanKind.ValueType = ...,
+        include: _abc.Iterable[_builtins.str] | None = ...,
+        exclude: _abc.Iterable[_builtins.str] | None = ...,
+        role: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        policy_version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exclude", b"exclude", "include", b"include", "kind", b"kind", "policy_version", b"policy_version", "revision", b"revision", "role", b"role"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PlanResourcesResponse: _TypeAlias = PlanResourcesResponse  # noqa: Y015

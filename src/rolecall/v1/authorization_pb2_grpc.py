@@ -57,6 +57,11 @@ class AuthorizationServiceStub:
                 request_serializer=rolecall_dot_v1_dot_authorization__pb2.ListSubjectsRequest.SerializeToString,
                 response_deserializer=rolecall_dot_v1_dot_authorization__pb2.ListSubjectsResponse.FromString,
                 _registered_method=True)
+        self.PlanResources = channel.unary_unary(
+                '/rolecall.v1.AuthorizationService/PlanResources',
+                request_serializer=rolecall_dot_v1_dot_authorization__pb2.PlanResourcesRequest.SerializeToString,
+                response_deserializer=rolecall_dot_v1_dot_authorization__pb2.PlanResourcesResponse.FromString,
+                _registered_method=True)
 
 
 class AuthorizationServiceServicer:
@@ -94,6 +99,14 @@ class AuthorizationServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PlanResources(self, request, context):
+        """Says on which resources of a type a subject may do an action, as patterns, which a list of resources is filtered
+        by. Equals a Check of each resource beneath the type.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AuthorizationServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -116,6 +129,11 @@ def add_AuthorizationServiceServicer_to_server(servicer, server):
                     servicer.ListSubjects,
                     request_deserializer=rolecall_dot_v1_dot_authorization__pb2.ListSubjectsRequest.FromString,
                     response_serializer=rolecall_dot_v1_dot_authorization__pb2.ListSubjectsResponse.SerializeToString,
+            ),
+            'PlanResources': grpc.unary_unary_rpc_method_handler(
+                    servicer.PlanResources,
+                    request_deserializer=rolecall_dot_v1_dot_authorization__pb2.PlanResourcesRequest.FromString,
+                    response_serializer=rolecall_dot_v1_dot_authorization__pb2.PlanResourcesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -229,6 +247,33 @@ class AuthorizationService:
             '/rolecall.v1.AuthorizationService/ListSubjects',
             rolecall_dot_v1_dot_authorization__pb2.ListSubjectsRequest.SerializeToString,
             rolecall_dot_v1_dot_authorization__pb2.ListSubjectsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PlanResources(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rolecall.v1.AuthorizationService/PlanResources',
+            rolecall_dot_v1_dot_authorization__pb2.PlanResourcesRequest.SerializeToString,
+            rolecall_dot_v1_dot_authorization__pb2.PlanResourcesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,10 @@ class AuthorizationServiceStub:
     """Lists the rules that a subject holds, its role's own and the inherited ones. A deny among them beats any allow."""
     ListSubjects: _grpc.UnaryUnaryMultiCallable[_authorization_pb2.ListSubjectsRequest, _authorization_pb2.ListSubjectsResponse]
     """Lists the members who may do an action on a resource. Needs `authorization check` and `members view`."""
+    PlanResources: _grpc.UnaryUnaryMultiCallable[_authorization_pb2.PlanResourcesRequest, _authorization_pb2.PlanResourcesResponse]
+    """Says on which resources of a type a subject may do an action, as patterns, which a list of resources is filtered
+    by. Equals a Check of each resource beneath the type.
+    """
 
 @_typing.type_check_only
 class AuthorizationServiceAsyncStub(AuthorizationServiceStub):
@@ -65,6 +69,10 @@ class AuthorizationServiceAsyncStub(AuthorizationServiceStub):
     """Lists the rules that a subject holds, its role's own and the inherited ones. A deny among them beats any allow."""
     ListSubjects: _aio.UnaryUnaryMultiCallable[_authorization_pb2.ListSubjectsRequest, _authorization_pb2.ListSubjectsResponse]  # type: ignore[assignment]
     """Lists the members who may do an action on a resource. Needs `authorization check` and `members view`."""
+    PlanResources: _aio.UnaryUnaryMultiCallable[_authorization_pb2.PlanResourcesRequest, _authorization_pb2.PlanResourcesResponse]  # type: ignore[assignment]
+    """Says on which resources of a type a subject may do an action, as patterns, which a list of resources is filtered
+    by. Equals a Check of each resource beneath the type.
+    """
 
 class AuthorizationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Answers "may this subject do this action on this resource?".
@@ -105,5 +113,15 @@ class AuthorizationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_authorization_pb2.ListSubjectsResponse, _abc.Awaitable[_authorization_pb2.ListSubjectsResponse]]:
         """Lists the members who may do an action on a resource. Needs `authorization check` and `members view`."""
+
+    @_abc_1.abstractmethod
+    def PlanResources(
+        self,
+        request: _authorization_pb2.PlanResourcesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_authorization_pb2.PlanResourcesResponse, _abc.Awaitable[_authorization_pb2.PlanResourcesResponse]]:
+        """Says on which resources of a type a subject may do an action, as patterns, which a list of resources is filtered
+        by. Equals a Check of each resource beneath the type.
+        """
 
 def add_AuthorizationServiceServicer_to_server(servicer: AuthorizationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -90,6 +90,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """UNAVAILABLE: the database can't be reached, and the server's cache is too old for a decision. Try again."""
     ERROR_REASON_SERVICE_UNKNOWN: _ErrorReason.ValueType  # 30
     """NOT_FOUND: grpc.health does not know the service."""
+    ERROR_REASON_PLAN_SIZE: _ErrorReason.ValueType  # 31
+    """FAILED_PRECONDITION: a plan would have more patterns than a query can. Ask by BatchCheck, or have the policy say it by
+    fewer rules. Metadata: `size`, `maximum`.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed: the `reason` of the google.rpc.ErrorInfo in its status, without the prefix `ERROR_REASON_`, in the
@@ -167,4 +171,8 @@ ERROR_REASON_STALE: ErrorReason.ValueType  # 29
 """UNAVAILABLE: the database can't be reached, and the server's cache is too old for a decision. Try again."""
 ERROR_REASON_SERVICE_UNKNOWN: ErrorReason.ValueType  # 30
 """NOT_FOUND: grpc.health does not know the service."""
+ERROR_REASON_PLAN_SIZE: ErrorReason.ValueType  # 31
+"""FAILED_PRECONDITION: a plan would have more patterns than a query can. Ask by BatchCheck, or have the policy say it by
+fewer rules. Metadata: `size`, `maximum`.
+"""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -91,6 +91,15 @@ class AuthorizationService:
         answer = self._authorizer.list_permissions(caller, subject, page, at_least_revision=revision)
         return responses.permissions_response(answer)
 
+    def PlanResources(self, request: pb.PlanResourcesRequest, call: Call) -> pb.PlanResourcesResponse:
+        """Say on which resources of a type a subject may do an action."""
+        subject = requests.subject_of(request)
+        action, resource_type = requests.action(request.action), requests.resource_type(request.resource_type)
+        revision = requests.at_least_revision(request.at_least_revision)
+        caller = call.caller_in(request.organization)
+        plan = self._authorizer.plan_resources(caller, subject, action, resource_type, at_least_revision=revision)
+        return responses.plan_response(plan)
+
     def ListSubjects(self, request: pb.ListSubjectsRequest, call: Call) -> pb.ListSubjectsResponse:
         """List the members who may do an action on a resource."""
         action, resource = requests.action(request.action), requests.resource(request.resource)
