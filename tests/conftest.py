@@ -27,8 +27,10 @@ from rolecall.policy import reload
 from rolecall.server import build_server
 from rolecall.services import operator_tokens, organizations
 from rolecall.storage import Storage
-from support.environment import CI, POSTGRES_URL, ROOT
+from support.databases import direct_url, new_database
+from support.environment import CI, PGBOUNCER_URL, POSTGRES_URL, ROOT
 from support.lossy_proxy import LossyProxy, OpenProxy
+from support.pgbouncer import PgBouncer, find_pgbouncer
 from support.postgres import PostgresServer, dump_database, find_postgres
 from support.sites import QUICK_LIMITS, MakeSite, Site
 
@@ -45,26 +47,31 @@ structlog.configure(
 hypothesis_settings.register_profile("default", deadline=None, print_blob=True, max_examples=100 if CI else 40)
 hypothesis_settings.load_profile("default")
 
-_started: list[PostgresServer] = []
+_started: list[PostgresServer | PgBouncer] = []
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start one PostgreSQL server for all worker processes, where it is installed; CI must have it."""
+    """Start PostgreSQL and PgBouncer for all worker processes, where they are installed; CI must have them."""
     for name in [name for name in os.environ if name.startswith("ROLECALL_")]:
         del os.environ[name]
     if hasattr(config, "workerinput") or POSTGRES_URL in os.environ:
         return
-    binaries = find_postgres()
+    binaries, pgbouncer = find_postgres(), find_pgbouncer()
+    if CI and not (binaries and pgbouncer):
+        pytest.exit("PostgreSQL or PgBouncer is not installed: CI must test both.", returncode=1)
     if binaries is None:
-        if CI:
-            pytest.exit("PostgreSQL is not installed: CI must test it.", returncode=1)
         return
-    _started.append(PostgresServer(binaries))
-    os.environ[POSTGRES_URL] = _started[0].url
+    server = PostgresServer(binaries)
+    _started.append(server)
+    os.environ[POSTGRES_URL] = server.url
+    if pgbouncer is not None:
+        pooler = PgBouncer(pgbouncer, server.url)
+        _started.append(pooler)
+        os.environ[PGBOUNCER_URL] = pooler.url
 
 
 def pytest_unconfigure() -> None:
-    """Stop the PostgreSQL server, if this process started it."""
+    """Stop what this process started."""
     while _started:
         _started.pop().stop()
 
@@ -101,12 +108,7 @@ def _quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URL of a new, empty database; one of each kind."""
-    if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path}/rolecall.db"
-        return
-    if POSTGRES_URL not in os.environ:
-        pytest.skip("PostgreSQL is not installed")
-    with PostgresServer.new_database(os.environ[POSTGRES_URL]) as url:
+    with new_database(request.param, tmp_path) as url:
         yield url
 
 
@@ -215,10 +217,12 @@ def _copy_initial_state(database_url: str, key_file: Path) -> InitialState | Non
         assert initial.file is not None
         shutil.copy(initial.file, file)
     else:
-        if not database_url.startswith(os.environ[POSTGRES_URL].rpartition("/")[0]):
+        url = direct_url(database_url)
+        if not url.startswith(os.environ[POSTGRES_URL].rpartition("/")[0]):
             return None
         initial = _initial_postgres()
-        with psycopg.connect(database_url, autocommit=True) as connection:
+        # The statements set the session's search path.
+        with psycopg.connect(url, autocommit=True) as connection:
             if connection.execute("SELECT to_regclass('public.alembic_version')").fetchone() != (None,):
                 return None
             connection.execute(initial.statements)

@@ -1,16 +1,14 @@
 """Races between two participants that change the same thing at once, and the invariants in either order."""
 
-import os
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-import pytest
 from sqlalchemy import and_, func, select, text
 
 from races.participants import DONE, Action, Participant, Result
@@ -24,8 +22,8 @@ from rolecall.services.sessions import open_session
 from rolecall.storage import Storage, Transaction, tables
 from rolecall.storage import members as member_rows
 from rolecall.storage import organizations as organization_rows
-from support.environment import CI, POSTGRES_URL, ROOT
-from support.postgres import PostgresServer
+from support.databases import new_database
+from support.environment import CI, ROOT
 
 __all__ = ["POLICIES", "Race", "RaceDatabase", "Run", "open_race_database", "run_race", "session"]
 
@@ -79,15 +77,7 @@ class RaceDatabase:
 @contextmanager
 def open_race_database(kind: str, folder: Path) -> Iterator[RaceDatabase]:
     """Open a new database of this kind, for all tests of a module."""
-    with ExitStack() as stack:
-        if kind == "sqlite":
-            url = f"sqlite:///{folder}/rolecall.db"
-        elif POSTGRES_URL in os.environ:
-            url = stack.enter_context(PostgresServer.new_database(os.environ[POSTGRES_URL]))
-        else:
-            pytest.skip("PostgreSQL is not installed")
-        made = RaceDatabase(url, folder)
-        stack.callback(made.close)
+    with new_database(kind, folder) as url, closing(RaceDatabase(url, folder)) as made:
         yield made
 
 

@@ -7,9 +7,10 @@ import pytest
 from races.kinds import RACES
 from races.participants import Action, ParticipantProcess, Result
 from races.racing import POLICIES, Race, RaceDatabase, open_race_database, run_race
+from support.databases import ALL_KINDS
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+@pytest.fixture(scope="module", params=ALL_KINDS)
 def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RaceDatabase]:
     """One database of each kind for all tests here."""
     with open_race_database(request.param, tmp_path_factory.mktemp("processes")) as made:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -27,13 +28,14 @@ from rolecall.services import organizations
 from rolecall.storage import TRIES, Rollback, Storage, Transaction, tables
 from rolecall.storage import organizations as rows
 from rolecall.storage.changes import record_change
+from support.databases import POSTGRESQL_KINDS, direct_url
 from support.engines import engine_of
 
 CI = os.environ.get("CI") == "true"
 THREADS = 8
 WRITES = 15 if CI else 6
 ROUNDS = 20 if CI else 4
-only_postgresql = pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+only_postgresql = pytest.mark.parametrize("database_url", POSTGRESQL_KINDS, indirect=True)
 
 # Program that makes the given number of writes, and prints the revisions that it made.
 WRITER = """
@@ -165,7 +167,7 @@ def _bump_after_losses(storage: Storage, tx: Transaction, lost: list[int], losse
 
 def _kill_all(url: str) -> None:
     """End every other connection to this PostgreSQL database, and wait until they are gone."""
-    with psycopg.connect(url, autocommit=True) as admin:
+    with psycopg.connect(direct_url(url), autocommit=True) as admin:
         admin.execute(
             "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -559,6 +561,58 @@ def test_serialization_failure_at_each_try_is_a_conflict(acme: Storage, database
 
     assert lost == [1, 2, 3, 4]
     assert _revisions(acme)["acme"] == 4
+
+
+# PostgreSQL's sessions
+
+
+@only_postgresql
+def test_every_transaction_has_timeouts(acme: Storage) -> None:
+    """Reads and writes wait 0.1 s for a lock and 30 s for a statement, in any session; reads read one state."""
+    query = ", ".join(
+        f"current_setting('{name}')"
+        for name in ("lock_timeout", "statement_timeout", "transaction_isolation", "transaction_read_only")
+    )
+
+    def settings(tx: Transaction) -> tuple[str, ...]:
+        return tuple(tx.connection.execute(text(f"SELECT {query}")).one())
+
+    reads, writes = ({getattr(acme, way)(settings) for _ in range(5)} for way in ("read", "write"))
+
+    assert reads == {("100ms", "30s", "repeatable read", "on")}
+    assert writes == {("100ms", "30s", "read committed", "off")}
+
+
+@only_postgresql
+def test_statements_are_prepared_only_without_a_pooler(acme: Storage, request: pytest.FixtureRequest) -> None:
+    """A connection to PostgreSQL itself prepares what it runs often; one to PgBouncer prepares nothing."""
+
+    def prepared(tx: Transaction) -> int:
+        for _ in range(10):
+            rows.revision_of(tx, "acme")
+        return int(tx.connection.execute(text("SELECT count(*) FROM pg_prepared_statements")).scalar_one())
+
+    found = acme.read(prepared)
+
+    assert found == (0 if "pgbouncer" in request.node.name else 1)
+
+
+@only_postgresql
+def test_transaction_takes_one_round_trip_to_begin(acme: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The timeouts travel with BEGIN, and no ping goes before it."""
+    sent: list[str] = []
+    acme.read(_name)
+    execute = psycopg.Cursor.execute
+
+    def note(self: psycopg.Cursor[Any], query: Any, *arguments: Any, **options: Any) -> Any:
+        sent.append(str(query))
+        return execute(self, query, *arguments, **options)
+
+    monkeypatch.setattr(psycopg.Cursor, "execute", note)
+    acme.read(_name)
+
+    assert [statement.partition(" ")[0] for statement in sent] == ["BEGIN", "SELECT"]
+    assert "SET LOCAL lock_timeout" in sent[0]
 
 
 # A database that goes away

@@ -13,6 +13,7 @@ import structlog
 from rolecall.errors import RolecallError, Stale
 from rolecall.identity.cache import RevisionCache
 from rolecall.storage import Change, Storage
+from rolecall.storage.follower import POSTGRES_SECONDS
 
 __all__ = ["ChangeFeed"]
 
@@ -51,6 +52,7 @@ class ChangeFeed:
         # On the monotonic clock, the end of the cache's freshness.
         self._fresh_until = 0.0
         self._started = threading.Event()
+        self._has_warned = False
 
     def start(self) -> None:
         """Start, and wait for the first poll."""
@@ -88,6 +90,12 @@ class ChangeFeed:
     def _follow(self) -> None:
         """Follow the changes until the connection breaks."""
         with self._storage.follow() as follower:
+            if follower.misses_notifications and not self._has_warned:
+                self._has_warned = True
+                _log.warning(
+                    "no notifications through a connection pooler, polling for changes of other processes",
+                    seconds=POSTGRES_SECONDS,
+                )
             # Changes that were committed while no follower was connected are unknown.
             self.cache.clear()
             self._on_policy(0)

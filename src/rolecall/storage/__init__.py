@@ -121,8 +121,7 @@ class Storage:
 
     def read(self, work: Callable[[Transaction], T]) -> T:
         """Run `work` in one snapshot, and return its result. It may be called again. Raises `StorageUnavailable`."""
-        options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True} if self._postgresql else {}
-        return self._run(work, options, conflict=StorageUnavailable)
+        return self._run(work, {WRITES: False}, conflict=StorageUnavailable)
 
     def write(self, work: Callable[[Transaction], T | Rollback[T]]) -> T:
         """Run `work`, commit its writes, and return its result. It may be called again, after a rollback.
@@ -244,9 +243,8 @@ class Storage:
             if file_identity(self._url) != identity:
                 raise StorageUnavailable(_UNREACHABLE)
 
-        options = {"isolation_level": "AUTOCOMMIT"} if self._postgresql else {WRITES: False}
         try:
-            with self._engine.connect().execution_options(**options) as connection:
+            with self._engine.connect().execution_options(**{WRITES: False}) as connection:
                 try:
                     yield PostgresFollower(connection) if self._postgresql else SqliteFollower(connection, check_file)
                 finally:

@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 
 from rolecall.errors import StorageUnavailable
 from rolecall.storage import changes, policies
+from rolecall.storage.engine import POOLED
 from rolecall.storage.transaction import Change, Transaction
 
 __all__ = ["Committed", "Follower", "PostgresFollower", "SqliteFollower"]
@@ -41,7 +42,12 @@ class Committed(NamedTuple):
 
 
 class Follower(Protocol):
-    """Reader of what is committed. Every method may raise the driver's exceptions."""
+    """Reader of what is committed. Every method may raise the driver's exceptions.
+
+    `misses_notifications`: whether a connection pooler keeps the database's notifications from it.
+    """
+
+    misses_notifications: bool
 
     def read_committed(self) -> Committed:
         """Return what was committed since the last call."""
@@ -54,6 +60,8 @@ class Follower(Protocol):
 
 class SqliteFollower:
     """Follower on SQLite: `data_version` differs after a commit of another connection, except in a transaction."""
+
+    misses_notifications = False
 
     def __init__(self, connection: Connection, check_file: Callable[[], None]) -> None:
         """Call `check_file` in each `read_committed`: it raises where the file at the path was replaced."""
@@ -100,28 +108,37 @@ class PostgresFollower:
     """Follower on PostgreSQL: woken by NOTIFY, and polling every 0.5 s as notifications may be lost."""
 
     def __init__(self, connection: Connection) -> None:
-        """Listen on the connection, which commits each statement by itself."""
-        self._tx = Transaction(connection)
-        _driver(connection).execute(f"LISTEN {changes.CHANNEL}")
-        self._position = changes.position(self._tx)
+        """Listen on the connection, unless it leads to a connection pooler, where another session may get to listen."""
+        self._connection = connection
+        with connection.begin():
+            self._position = changes.position(Transaction(connection))
+        self.misses_notifications = bool(connection.info[POOLED])
+        if not self.misses_notifications:
+            _driver(connection).execute(f"LISTEN {changes.CHANNEL}")
         # While a transaction stays open anywhere in the server, the same changes are read again and again.
         self._returned: set[Change] = set()
 
     def read_committed(self) -> Committed:
         """Implement `Follower.read_committed`."""
         # The position first: changes committed between the two statements are read twice.
-        row = _driver(self._tx.connection).execute(_PEEK, (self._position,)).fetchone()
+        row = _driver(self._connection).execute(_PEEK, (self._position,)).fetchone()
         next_position, has_changes, policy_sequence = row
         if next_position < self._position:
             raise StorageUnavailable(_RESTORED)
-        found = changes.since(self._tx, self._position) if has_changes else []
+        found: list[Change] = []
+        if has_changes:
+            with self._connection.begin():
+                found = changes.since(Transaction(self._connection), self._position)
         new = [change for change in found if change not in self._returned]
         self._position, self._returned = next_position, set(found)
         return Committed(new, policy_sequence)
 
     def wait(self) -> None:
         """Implement `Follower.wait`."""
-        for _ in _driver(self._tx.connection).notifies(timeout=POSTGRES_SECONDS, stop_after=1):
+        if self.misses_notifications:
+            time.sleep(POSTGRES_SECONDS)
+            return
+        for _ in _driver(self._connection).notifies(timeout=POSTGRES_SECONDS, stop_after=1):
             pass
 
 
