@@ -112,6 +112,7 @@ def test_every_command_is_listed_in_this_test() -> None:
         "operator audit erase",
         "operator audit prune",
         "operator audit restart",
+        "operator backup",
         "operator db",
         "operator db upgrade",
     }

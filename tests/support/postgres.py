@@ -61,6 +61,9 @@ class PostgresServer:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
         self._run(str(binaries / "initdb"), "-D", str(data), "--auth=trust", "-U", user, "-E", "UTF8", "--no-sync")
+        # Roles in the role `with_password` need one; others don't.
+        rules = data / "pg_hba.conf"
+        rules.write_text(f"host all +with_password all scram-sha-256\n{rules.read_text()}")
         self._stop = [str(binaries / "pg_ctl"), "-D", str(data), "-m", "immediate", "stop"]
         options = f"-p {port} -k {self._folder} -c listen_addresses=127.0.0.1 -c fsync=off -c max_connections=300"
         self._run(

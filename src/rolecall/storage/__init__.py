@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 from psycopg import Error as DriverError
@@ -16,6 +17,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from rolecall.errors import ConfigError, StorageUnavailable, WriteConflict
 from rolecall.limits import DEFAULT_LIMITS, Limits
 from rolecall.storage import organizations
+from rolecall.storage.backup import back_up
 from rolecall.storage.changes import notify_followers, position, record_change
 from rolecall.storage.engine import (
     WRITES,
@@ -104,6 +106,11 @@ class Storage:
             raise ConfigError(
                 f"The database {where} does not exist: run `rolecall init`, or correct ROLECALL_DATABASE."
             )
+
+    def back_up(self, file: Path) -> None:
+        """Copy an SQLite database to a new file, whatever its schema. Raises `ConfigError`."""
+        self.require_file()
+        back_up(self._url, file)
 
     def scrub(self) -> bool:
         """Truncate SQLite's write-ahead log, which still holds erased values; False where it is in use."""

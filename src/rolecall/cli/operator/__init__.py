@@ -3,6 +3,7 @@
 import typer
 
 from rolecall.cli.operator import audit, db, organizations, policy, tokens
+from rolecall.cli.operator.backup import backup
 
 __all__ = ["app"]
 
@@ -14,3 +15,4 @@ app.add_typer(tokens.app, name="tokens")
 app.add_typer(policy.app, name="policy")
 app.add_typer(audit.app, name="audit")
 app.add_typer(db.app, name="db")
+app.command()(backup)
