@@ -107,7 +107,7 @@ def test_decisions_on_many_equal_those_one_by_one(pairs: list[tuple[Question, Re
 
     reasons = authorization._reasons(POLICY, subjects, questions)
 
-    singles = [authorization._result(POLICY, q, 7, subject, explained=False) for q, subject in pairs]
+    singles = [authorization._result(POLICY, q, 7, subject) for q, subject in pairs]
     assert reasons == [single.reason for single in singles]
     batch = pb.BatchCheckResponse.FromString(responses.batch_response(BatchAnswer(reasons, 7, "v"), {}))
     one_by_one = [pb.CheckResponse.FromString(responses.check_response(single)) for single in singles]

@@ -214,16 +214,16 @@ def test_check_of_another_subject_needs_a_permission(sqlite_site: Site) -> None:
             list(client.subjects("view", "secrets"))
 
 
-def test_explanation_needs_a_permission_even_for_the_caller(sqlite_site: Site) -> None:
-    """Only a caller with the permission for it gets the rule that decided."""
-    with (
-        Client(sqlite_site.address, sqlite_site.tokens["CONTRIBUTOR"]) as client,
-        pytest.raises(PermissionMissing) as caught,
-    ):
-        client.check("contributor@acme.io", "view", "secrets", explain=True)
+def test_explanation_about_others_needs_a_permission(sqlite_site: Site) -> None:
+    """Only a caller with the permission for it gets an explanation about somebody else."""
+    with Client(sqlite_site.address, sqlite_site.tokens["CONTRIBUTOR"]) as client:
+        assert client.check("viewer@acme.io", "view", "secrets")
+        for subject in ("viewer@acme.io", "nobody@acme.io", "role:CONTRIBUTOR"):
+            with pytest.raises(PermissionMissing) as caught:
+                client.check(subject, "view", "secrets", explain=True)
 
-    assert caught.value.metadata["action"] == "explain"
-    assert "OWNER, ADMIN" in caught.value.message
+            assert caught.value.metadata["action"] == "explain"
+            assert "OWNER, ADMIN" in caught.value.message
 
 
 def test_future_revision_is_unavailable(site: Site) -> None:

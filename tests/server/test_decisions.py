@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from rolecall import Client
-from rolecall.domain import Reason, now
+from rolecall.domain import Explanation, Reason, now
 from rolecall.storage import Transaction
 from rolecall.storage import credentials as credential_rows
 from support.environment import PERMISSIONS_FILE, ROOT
@@ -82,6 +82,44 @@ def test_an_unknown_action_and_resource_have_reasons_of_their_own(site: Site) ->
     assert resource.explanation is not None
     assert action.explanation.nearest_miss == "view"
     assert resource.explanation.nearest_miss == "secrets"
+
+
+@pytest.mark.parametrize("role", ["CONTRIBUTOR", "VIEWER", "VIEWERNOSECRETS"])
+def test_caller_is_told_who_may_instead_and_no_rule(site: Site, role: str) -> None:
+    """Who may not see the policy gets the decision about themselves and the roles that would pass."""
+    user = site.members[role]
+    token = site.tokens[role]
+    subjects = [user.email, f"user:{user.user_id}", f"token:{token.split('_')[1]}"]
+
+    with Client(site.address, token) as client:
+        denied = [client.check(subject, "manage", "account", explain=True) for subject in subjects]
+        mistyped = client.check(user.email, "manage", "acount", explain=True)
+        allowed = client.check(user.email, "view", "members", explain=True)
+
+    row = next(row for row in ROWS if (row["resource"], row["action"]) == ("account", "manage"))
+    passing = tuple(name for name in ROLES if row[name] == "1")
+    for result in denied:
+        assert not result
+        assert result.explanation == Explanation(
+            f"{role} may not `manage` on `account`. Roles that may: {', '.join(passing)}.",
+            roles_that_pass=passing,
+        )
+    assert mistyped.reason is Reason.UNKNOWN_RESOURCE
+    assert mistyped.explanation == Explanation(f"{role} may not `manage` on `acount`. No role may.")
+    assert allowed
+    assert allowed.explanation == Explanation(f"{role} may `view` on `members`.")
+
+
+def test_restricted_token_of_an_owner_is_told_no_rule(site: Site) -> None:
+    """A token whose restriction leaves out `authorization explain` gets no rules, though its holder may see them."""
+    with Client(site.address, site.tokens["OWNER"]) as client:
+        restricted = client.tokens.create_personal("ci", restriction=[("secrets", "view")]).secret
+    with Client(site.address, restricted) as client:
+        result = client.check("ann@acme.io", "view", "secrets", explain=True)
+        beyond = client.check_token(restricted, "delete", "projects")
+
+    assert result.explanation == Explanation("OWNER may `view` on `secrets`.")
+    assert beyond.reason is Reason.TOKEN_SCOPE
 
 
 @pytest.mark.parametrize("subject", ["nobody@acme.io", "user:nobody", "user:ANN@elsewhere.io"])

@@ -20,7 +20,7 @@ def check(
     subject: Subject,
     action: Action,
     resource: Resource,
-    explain: Annotated[bool, typer.Option("--explain", help="Print the rule that decided.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Print what decided, and the roles that may.")] = False,
     json: Json = False,
 ) -> None:
     """May SUBJECT do ACTION on RESOURCE? Exits with 0 for allow, 1 for deny, 2 for an error.

@@ -82,7 +82,8 @@ class Client(ClientBase):
     ) -> CheckResult:
         """Decide whether `subject` may do `action` on `resource`. The result is true only for ALLOW.
 
-        `explain` asks for the rule that decided; `at_least_revision` refuses an answer from an older revision of the
+        `explain` asks for the rule that decided; without `authorization explain` only about oneself, and then for the
+        roles that would pass; `at_least_revision` refuses an answer from an older revision of the
         organization. Raises `RolecallError`.
         """
         request = pb.CheckRequest(

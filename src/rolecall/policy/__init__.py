@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rolecall.errors import PolicyInvalid
 from rolecall.policy.build import Build, build, read_and_index
-from rolecall.policy.explain import explain, join_names
+from rolecall.policy.explain import explain, explain_without_rules, join_names
 from rolecall.policy.index import OWNERS, Decision, Policy
 from rolecall.policy.parsed import MODEL_FILE, POLICY_FILE, TEST_FILE, Finding, PolicyFiles, Rule, Severity
 from rolecall.policy.plan import plan_resources
@@ -29,6 +29,7 @@ __all__ = [
     "build",
     "build_in_subprocess",
     "explain",
+    "explain_without_rules",
     "is_restricted_within",
     "is_within",
     "join_names",

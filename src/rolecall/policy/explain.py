@@ -1,23 +1,21 @@
 """Explanations of decisions: which rule decided, and what would have to be different for another decision."""
 
-from collections.abc import Sequence
-from difflib import get_close_matches
+from collections.abc import Collection, Sequence
 
 from rolecall.domain import Effect, Explanation, Reason
 from rolecall.policy.index import Decision
 from rolecall.policy.parsed import POLICY_FILE, Rule
+from rolecall.spelling import nearest
 
-__all__ = ["explain", "join_names"]
+__all__ = ["explain", "explain_without_rules", "join_names"]
 
 # Maximum role names in a message; further ones are counted.
 MAX_NAMED = 10
-# Maximum names that are searched for a similar spelling: among more, the search takes too long.
-MAX_SIMILARITY_NAMES = 2000
 
 
 def explain(decision: Decision) -> Explanation:
     """Explain by the rule that decided; for a denial also by the nearest miss and the roles that would pass."""
-    policy, role = decision.policy, decision.role
+    role = decision.role
     wanted = f"`{decision.action}` on `{decision.resource}`"
     rule = decision.rule
     if rule is not None and decision.reason is Reason.GRANTED:
@@ -25,8 +23,7 @@ def explain(decision: Decision) -> Explanation:
         through = f" through {' -> '.join(chain)}" if len(chain) > 1 else ""
         summary = f"{role} may {wanted}{through}: {POLICY_FILE}:{rule.line} allows it."
         return Explanation(summary, str(rule), POLICY_FILE, rule.line, chain)
-    passing = policy.roles_that_may(decision.action, decision.resource)
-    who = f" Roles that may: {join_names(passing)}." if passing else " No role may."
+    passing, who = _passing(decision)
     if rule is not None:
         summary = f"{role} may not {wanted}: {POLICY_FILE}:{rule.line} denies it, and deny beats allow.{who}"
         return Explanation(summary, str(rule), POLICY_FILE, rule.line, decision.role_chain, roles_that_pass=passing)
@@ -37,10 +34,25 @@ def explain(decision: Decision) -> Explanation:
     return Explanation(summary, nearest_miss=miss, nearest_miss_line=line, roles_that_pass=passing)
 
 
+def explain_without_rules(decision: Decision) -> Explanation:
+    """Explain by the roles that would pass, for a caller who may not see the policy: no rule, place or other name."""
+    wanted = f"`{decision.action}` on `{decision.resource}`"
+    if decision:
+        return Explanation(f"{decision.role} may {wanted}.")
+    passing, who = _passing(decision)
+    return Explanation(f"{decision.role} may not {wanted}.{who}", roles_that_pass=passing)
+
+
 def join_names(roles: Sequence[str], between: str = ", ") -> str:
     """Join the first ten names, and the number of further ones; `none` for no name."""
     more = f" and {len(roles) - MAX_NAMED} more" if len(roles) > MAX_NAMED else ""
     return between.join(roles[:MAX_NAMED]) + more or "none"
+
+
+def _passing(decision: Decision) -> tuple[tuple[str, ...], str]:
+    """Return the roles that would pass, and a sentence about them."""
+    passing = decision.policy.roles_that_may(decision.action, decision.resource)
+    return passing, f" Roles that may: {join_names(passing)}." if passing else " No role may."
 
 
 def _deny_reason(decision: Decision, name: str) -> str:
@@ -61,20 +73,17 @@ def _deny_reason(decision: Decision, name: str) -> str:
 def _nearest_name(decision: Decision) -> str:
     """Return the policy's name that is most similar to the unknown one; empty if no name is similar."""
     policy = decision.policy
+    names: Collection[str]
     match decision.reason:
         case Reason.UNKNOWN_ROLE:
-            word, names = decision.role, list(policy.roles)
+            word, names = decision.role, policy.roles
         case Reason.UNKNOWN_RESOURCE:
             word, names = decision.resource.partition("/")[0], sorted(policy.resource_types)
         case Reason.UNKNOWN_ACTION:
             word, names = decision.action, sorted(policy.actions)
         case _:
             return ""
-    if len(names) > MAX_SIMILARITY_NAMES:
-        return ""
-    spelled = {name.lower(): name for name in names}
-    close = get_close_matches(word.lower(), spelled, n=1, cutoff=0.6)
-    return spelled[close[0]] if close else ""
+    return nearest(word, names)
 
 
 def _nearest_rule(decision: Decision) -> Rule | None:

@@ -21,7 +21,7 @@ from rolecall.domain import SubjectKind as Kind
 from rolecall.errors import PlanSize, RevisionNotReached
 from rolecall.identity.batch_loader import Miss
 from rolecall.identity.directory import Directory, ResolvedSubject, ResolvedSubjects, SubjectCache
-from rolecall.policy import Policy, explain, permits, plan_resources, restrict
+from rolecall.policy import Policy, explain, explain_without_rules, permits, plan_resources, restrict
 from rolecall.policy.reload import LivePolicy
 from rolecall.services.caller_permissions import may, require
 from rolecall.services.pagination import Pagination
@@ -84,11 +84,15 @@ class CachedAuthorizer:
     def check(
         self, caller: Caller, question: Question, *, at_least_revision: int = 0, explained: bool = False
     ) -> CheckResult | None:
-        """The answer to one question; None on a cache miss. Raises `PermissionMissing`, `Stale`."""
+        """The answer to one question; None on a cache miss. Raises `PermissionMissing`, `Stale`.
+
+        `explained`: about the caller itself, who gets no rules unless it may `authorization explain`; about others only
+        for one that may.
+        """
         policy = self._live.in_force.policy
         subject = question.subject
         _require_check_permission(policy, caller, (subject,))
-        if explained:
+        if explained and not _is_self(caller, subject):
             require(policy, caller, "explain", "authorization")
         if subject.key:
             cached = self._subjects.resolve_one(caller.organization, subject, at_least_revision)
@@ -98,7 +102,8 @@ class CachedAuthorizer:
         if cached is None:
             return None
         revision, resolved = cached
-        return _result(policy, question, revision, resolved, explained=explained)
+        result = _result(policy, question, revision, resolved)
+        return _explained(policy, caller, question, result) if explained else result
 
     def batch_check(
         self, caller: Caller, questions: Sequence[Question], *, at_least_revision: int = 0
@@ -139,7 +144,8 @@ class Authorizer:
         def finish(loaded: ResolvedSubjects) -> CheckResult:
             _require_revision(loaded.revision, at_least_revision)
             policy = self._live.in_force.policy
-            return _result(policy, question, loaded.revision, loaded.subjects[0], explained=explained)
+            answer = _result(policy, question, loaded.revision, loaded.subjects[0])
+            return _explained(policy, caller, question, answer) if explained else answer
 
         return self._directory.miss(caller.organization, (question.subject,), caller.actor).then(finish)
 
@@ -242,14 +248,11 @@ class Authorizer:
         return resolved.revision, resolved.subjects[0]
 
 
-def _result(
-    policy: Policy, question: Question, revision: int, resolved: ResolvedSubject | None, *, explained: bool
-) -> CheckResult:
+def _result(policy: Policy, question: Question, revision: int, resolved: ResolvedSubject | None) -> CheckResult:
     reason = _reason(policy, resolved, question)
     values = (reason, _role_of(question.subject, resolved), revision, policy.version, None, None)
     # The class's own constructor takes twice as long.
-    result = tuple.__new__(CheckResult, values)
-    return result._replace(explanation=_explain(policy, question, result)) if explained else result
+    return tuple.__new__(CheckResult, values)
 
 
 def _batch_answer(policy: Policy, questions: Sequence[Question], resolved: ResolvedSubjects) -> BatchAnswer:
@@ -319,7 +322,13 @@ def _reason(policy: Policy, resolved: ResolvedSubject | None, question: Question
     return reason if permits(resolved.restriction, action, resource) else Reason.TOKEN_SCOPE
 
 
-def _explain(policy: Policy, question: Question, result: CheckResult) -> Explanation:
+def _explained(policy: Policy, caller: Caller, question: Question, result: CheckResult) -> CheckResult:
+    """Return the result with an explanation, of which only a caller that may `authorization explain` gets the rules."""
+    rules = may(policy, caller, "explain", "authorization")
+    return result._replace(explanation=_explain(policy, question, result, rules=rules))
+
+
+def _explain(policy: Policy, question: Question, result: CheckResult, *, rules: bool) -> Explanation:
     if result.reason is Reason.NOT_A_MEMBER:
         passing = policy.roles_that_may(question.action, question.resource)
         return Explanation(
@@ -333,4 +342,5 @@ def _explain(policy: Policy, question: Question, result: CheckResult) -> Explana
             f"{result.role} may `{question.action}` on `{question.resource}`, but the token is restricted to less:"
             " use one whose restriction covers it."
         )
-    return explain(policy.decide(result.role, question.action, question.resource))
+    decision = policy.decide(result.role, question.action, question.resource)
+    return explain(decision) if rules else explain_without_rules(decision)

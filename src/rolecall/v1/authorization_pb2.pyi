@@ -150,7 +150,9 @@ class CheckRequest(_message.Message):
     at_least_revision: _builtins.int
     """Requires a response that reflects at least this revision of the organization. 0 for any."""
     explain: _builtins.bool
-    """Requests the rule that decided. Needs `authorization explain`."""
+    """Requests an explanation. About another subject it needs `authorization explain`. A caller without that which asks
+    about itself gets the decision and the roles that would pass, and no rule.
+    """
     def __init__(
         self,
         *,
@@ -218,7 +220,9 @@ Global___CheckResponse: _TypeAlias = CheckResponse  # noqa: Y015
 
 @_typing.final
 class Explanation(_message.Message):
-    """Explanation of a decision."""
+    """Explanation of a decision. Fields that name a rule, or what came nearest, are empty for a caller that asks about itself
+    and may not `authorization explain`.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -28,7 +28,8 @@ if _version_not_supported:
 class AuthorizationServiceStub:
     """Answers "may this subject do this action on this resource?".
 
-    A Check of the caller itself needs no permission; a Check of another subject needs `authorization check`.
+    A Check of the caller itself needs no permission; a Check of another subject needs `authorization check`. To see the
+    rule that decided takes `authorization explain` too.
     """
 
     def __init__(self, channel):
@@ -67,7 +68,8 @@ class AuthorizationServiceStub:
 class AuthorizationServiceServicer:
     """Answers "may this subject do this action on this resource?".
 
-    A Check of the caller itself needs no permission; a Check of another subject needs `authorization check`.
+    A Check of the caller itself needs no permission; a Check of another subject needs `authorization check`. To see the
+    rule that decided takes `authorization explain` too.
     """
 
     def Check(self, request, context):
@@ -146,7 +148,8 @@ def add_AuthorizationServiceServicer_to_server(servicer, server):
 class AuthorizationService:
     """Answers "may this subject do this action on this resource?".
 
-    A Check of the caller itself needs no permission; a Check of another subject needs `authorization check`.
+    A Check of the caller itself needs no permission; a Check of another subject needs `authorization check`. To see the
+    rule that decided takes `authorization explain` too.
     """
 
     @staticmethod

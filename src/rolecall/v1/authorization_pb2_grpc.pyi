@@ -29,7 +29,8 @@ GRPC_VERSION: str
 class AuthorizationServiceStub:
     """Answers "may this subject do this action on this resource?".
 
-    A Check of the caller itself needs no permission; a Check of another subject needs `authorization check`.
+    A Check of the caller itself needs no permission; a Check of another subject needs `authorization check`. To see the
+    rule that decided takes `authorization explain` too.
     """
 
     @_typing.overload
@@ -55,7 +56,8 @@ class AuthorizationServiceStub:
 class AuthorizationServiceAsyncStub(AuthorizationServiceStub):
     """Answers "may this subject do this action on this resource?".
 
-    A Check of the caller itself needs no permission; a Check of another subject needs `authorization check`.
+    A Check of the caller itself needs no permission; a Check of another subject needs `authorization check`. To see the
+    rule that decided takes `authorization explain` too.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -77,7 +79,8 @@ class AuthorizationServiceAsyncStub(AuthorizationServiceStub):
 class AuthorizationServiceServicer(metaclass=_abc_1.ABCMeta):
     """Answers "may this subject do this action on this resource?".
 
-    A Check of the caller itself needs no permission; a Check of another subject needs `authorization check`.
+    A Check of the caller itself needs no permission; a Check of another subject needs `authorization check`. To see the
+    rule that decided takes `authorization explain` too.
     """
 
     @_abc_1.abstractmethod
