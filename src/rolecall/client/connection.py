@@ -13,6 +13,7 @@ from rolecall.client import convert
 from rolecall.client.channel import open_channel
 from rolecall.environment import PREFIX, unknown_variables
 from rolecall.errors import CallFailed, ConfigError, InvalidField
+from rolecall.spelling import suggest
 
 __all__ = ["MAX_PAGE_SIZE", "ClientBase", "Connection", "choose", "connect"]
 
@@ -119,5 +120,6 @@ def connect(
 def choose(known: dict[str, T], word: str, field: str) -> T:
     """Return the value of `word` in `known`. Raises `InvalidField` for `field` if it has none."""
     if word not in known:
-        raise InvalidField(f"{field} is `{word}`: give one of {', '.join(filter(None, known))}.", field=field)
+        advice = suggest(word, known, f"give one of {', '.join(filter(None, known))}.")
+        raise InvalidField(f"{field} is `{word}`: {advice}", field=field)
     return known[word]

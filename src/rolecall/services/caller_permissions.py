@@ -3,6 +3,7 @@
 from rolecall.domain import Caller, Reason
 from rolecall.errors import PermissionMissing, PersonOnly, RoleBeyondCaller, UnknownRoleName
 from rolecall.policy import Policy, is_within, join_names, permits
+from rolecall.spelling import suggest
 
 __all__ = ["is_beyond", "may", "require", "require_any", "require_handling", "require_known", "require_person"]
 
@@ -45,9 +46,8 @@ def is_beyond(policy: Policy, caller: Caller, role: str) -> bool:
 def require_known(policy: Policy, role: str, field: str) -> None:
     """Raise `UnknownRoleName` for `field` unless the policy has the role."""
     if role not in policy.roles:
-        raise UnknownRoleName(
-            f"The policy has no role `{role}`: choose one of {join_names(policy.roles)}.", field=field, role=role
-        )
+        advice = suggest(role, policy.roles, f"choose one of {join_names(policy.roles)}.")
+        raise UnknownRoleName(f"The policy has no role `{role}`: {advice}", field=field, role=role)
 
 
 def require_any(policy: Policy, caller: Caller, verb: str) -> None:

@@ -130,10 +130,11 @@ class Invitations:
         """List the invitations that match the filters, the newest first; an empty filter matches all.
 
         Without a `state`, accepted and deleted ones are left out unless `show_deleted`.
-        Raises `PermissionMissing`, `InvalidField`, `PageToken`.
+        Raises `PermissionMissing`, `InvalidField`, `UnknownRoleName`, `PageToken`.
         """
         size = self._pages.size(page)
-        require(self._live.in_force.policy, caller, "invite", "members")
+        policy = self._live.in_force.policy
+        require(policy, caller, "invite", "members")
         scope = ("ListInvitations", caller.organization, str(state), str(show_deleted), role, text)
         position = self._pages.position(scope, page)
         after = (int(position[0]), position[1]) if position else None
@@ -142,6 +143,9 @@ class Invitations:
                 tx, caller.organization, state, role, text, now(), after, size + 1, show_deleted=show_deleted
             )
         )
+        if role and not found:
+            # An earlier policy may have had it.
+            require_known(policy, role, "role")
         last = found[size - 1] if len(found) > size else None
         token = self._pages.token(scope, [str(last.create_time), last.id]) if last else ""
         return InvitationPage(tuple(found[:size]), token)

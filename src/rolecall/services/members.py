@@ -67,10 +67,13 @@ class Members:
     def list(self, caller: Caller, role: str, text: str, order: MemberOrder, page: Page) -> MemberPage:
         """List the members with this role and with this text in address or name; an empty filter matches all.
 
-        Raises `PermissionMissing`, `InvalidField`, `PageToken`.
+        Raises `PermissionMissing`, `InvalidField`, `UnknownRoleName`, `PageToken`.
         """
         size = self._pages.size(page)
-        require(self._live.in_force.policy, caller, "view", "members")
+        policy = self._live.in_force.policy
+        require(policy, caller, "view", "members")
+        if role:
+            require_known(policy, role, "role")
         scope = ("ListMembers", caller.organization, role, text, order.value)
         position = self._pages.position(scope, page)
         after: tuple[str | int, str] | None = None

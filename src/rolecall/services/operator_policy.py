@@ -9,6 +9,7 @@ from rolecall.domain import Invitation, Member, now
 from rolecall.errors import PolicyInvalid, UnknownRoleName
 from rolecall.policy import Build, join_names
 from rolecall.policy.reload import find_conflicts
+from rolecall.spelling import suggest
 from rolecall.storage import Storage, Transaction
 from rolecall.storage import invitations as invitation_rows
 from rolecall.storage import members as member_rows
@@ -56,11 +57,9 @@ def activate(
     assert policy is not None  # noqa: S101 - for the type checker: callers pass no policy with errors
     for old, new in moves.items():
         if new not in policy.roles:
-            raise UnknownRoleName(
-                f"The policy has no role `{new}` for the holders of `{old}`: choose one of {join_names(policy.roles)}.",
-                field="move",
-                role=new,
-            )
+            advice = suggest(new, policy.roles, f"choose one of {join_names(policy.roles)}.")
+            message = f"The policy has no role `{new}` for the holders of `{old}`: {advice}"
+            raise UnknownRoleName(message, field="move", role=new)
 
     def work(tx: Transaction) -> ActivatedPolicy:
         at = now()

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass
 
-from rolecall.domain import Caller, CredentialKind, Restriction, Token, TokenState
+from rolecall.domain import Caller, CredentialKind, Permission, Restriction, Token, TokenState
 from rolecall.errors import InvalidField, PermissionMissing, RoleBeyondCaller, TokenNotFound
 from rolecall.policy import PermissionScope, Policy, is_restricted_within
 from rolecall.services.caller_permissions import is_beyond, may, require, require_known, require_person
 from rolecall.services.unit_of_work import ChangeContext
+from rolecall.spelling import suggest
 from rolecall.storage import tokens as rows
 from rolecall.storage.tokens import TokenQuery
 
@@ -84,10 +85,7 @@ def require_restriction(context: ChangeContext, restriction: Restriction, role: 
         field = f"restriction.permissions[{number}]"
         permission = f"`{wanted.resource} {wanted.action}`"
         if not policy.mentions(wanted.resource, wanted.action):
-            raise InvalidField(
-                f"The policy has no rule on {permission}: see the policy's rules with ListRoles.",
-                field=field,
-            )
+            raise InvalidField(f"The policy has no rule on {permission}: {_meant(policy, wanted)}", field=field)
         if not of_caller.covers(wanted):
             raise RoleBeyondCaller(
                 f"The credential itself may not {permission}, so no token that it creates may: leave it out, or use a"
@@ -100,6 +98,13 @@ def require_restriction(context: ChangeContext, restriction: Restriction, role: 
                 f"The role {role} may not {permission}, so the token could not: leave it out, or choose another role.",
                 field=field,
             )
+
+
+def _meant(policy: Policy, unknown: Permission) -> str:
+    """Return the advice about a permission that the policy has no rule on."""
+    kind = unknown.resource.partition("/")[0]
+    word, names = (unknown.action, policy.actions) if kind in policy.resource_types else (kind, policy.resource_types)
+    return suggest(word, sorted(names), "see the policy's rules with ListRoles.")
 
 
 def require_organization_role(context: ChangeContext, role: str, field: str = "role") -> None:

@@ -64,7 +64,7 @@ class ListMembersRequest(_message.Message):
     organization: _builtins.str
     """Names the organization; empty for the credential's own."""
     role: _builtins.str
-    """Matches members with this role."""
+    """Matches members with this role, which the policy must have."""
     text: _builtins.str
     """Matches members whose address or display name contains this text; A to Z match in either case."""
     order: Global___MemberOrder.ValueType
