@@ -12,10 +12,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rolecall import Client
-from rolecall.audit import Event
+from rolecall.audit import AuditLog, Event, erase
 from rolecall.client import audit_filter, to_dict
+from rolecall.credentials import server_key
 from rolecall.domain import rfc3339
-from rolecall.errors import InvalidField, OrganizationNotFound, PageToken, PermissionMissing, UnauthenticatedCredential
+from rolecall.errors import (
+    InvalidField,
+    MemberNotFound,
+    OrganizationNotFound,
+    PageToken,
+    PermissionMissing,
+    UnauthenticatedCredential,
+)
 from rolecall.services import organizations
 from rolecall.v1 import audit_pb2, token_pb2
 from rolecall.v1.audit_pb2_grpc import AuditServiceStub
@@ -398,3 +406,67 @@ def test_any_changed_byte_of_a_page_token_is_refused(sqlite_site: Site, position
         page(
             sqlite_site, audit_pb2.ListAuditEntriesRequest(page_size=2, page_token=token[:at] + other + token[at + 1 :])
         )
+
+
+# people
+
+
+def test_entries_have_the_addresses_of_people(site: Site) -> None:
+    """Members, former members and invited people have their address beside the id; erased people have none."""
+    with Client(site.address, site.tokens["OWNER"]) as client:
+        (invited,) = client.invitations.create([("eve@x.io", "VIEWER")]).invitations
+        viewer = site.members["VIEWER"]
+        client.members.remove(viewer.user_id)
+        entries = list(client.audit.list())
+        about = {entry.object: entry.object_email for entry in entries}
+        erase(site.storage, AuditLog(server_key.read(site.settings.key_file)), "acme", "viewer@acme.io")
+        later = {entry.object: entry.object_email for entry in client.audit.list()}
+
+    assert entries[0].actor_email == "ann@acme.io"
+    assert about[f"user:{viewer.user_id}"] == "viewer@acme.io"
+    assert about[f"invitation:{invited.id}"] == later[f"invitation:{invited.id}"] == "eve@x.io"
+    assert later[f"user:{viewer.user_id}"] == ""
+    assert about["organization:acme"] == ""
+
+
+def test_entries_are_found_by_an_address(site: Site) -> None:
+    """An address, in any case, finds what its present and former holders did, and what was done to them."""
+    admin = site.members["ADMIN"]
+    with Client(site.address, site.tokens["ADMIN"]) as client:
+        client.tokens.create_personal("laptop")
+    with Client(site.address, site.tokens["OWNER"]) as client:
+        before = [entry.sequence for entry in client.audit.list(audit_filter(actor="Admin@ACME.io"))]
+        client.members.remove(admin.user_id)
+        by = list(client.audit.list(audit_filter(actor="user:admin@acme.io")))
+        about = list(client.audit.list(audit_filter(object_name="admin@acme.io")))
+        exported = read(b"".join(client.audit.export("jsonl", audit_filter(actor="admin@acme.io"))), "jsonl")
+        with pytest.raises(MemberNotFound) as unknown:
+            next(client.audit.list(audit_filter(actor="nobody@acme.io")))
+        with pytest.raises(InvalidField) as malformed:
+            next(client.audit.list(audit_filter(actor="ann@acme")))
+
+    assert [entry.sequence for entry in by] == before
+    assert {entry.actor for entry in by} == {f"user:{admin.user_id}"}
+    assert "CreatePersonalToken" in {entry.action for entry in by}
+    assert [line["sequence"] for line in exported] == before[::-1]
+    assert [entry.action for entry in about][:1] == ["RemoveMember"]
+    assert (unknown.value.field, malformed.value.field) == ("filter.actor", "filter.actor")
+
+
+def test_addresses_are_for_those_who_see_members(site: Site) -> None:
+    """A token that sees the log and no members gets ids only, and can't look for an address, present or former."""
+    with Client(site.address, site.tokens["OWNER"]) as client:
+        auditor = client.tokens.create_personal("auditor", restriction=[("audit-logs", "view")]).secret
+    with Client(site.address, auditor) as client:
+        entries = list(client.audit.list())
+        for address in ("ann@acme.io", "nobody@acme.io"):
+            with pytest.raises(PermissionMissing) as caught:
+                next(client.audit.list(audit_filter(actor=address)))
+
+            assert caught.value.metadata["resource"] == "members"
+            with pytest.raises(PermissionMissing) as caught:
+                next(client.audit.export("csv", audit_filter(actor=address)))
+
+            assert caught.value.metadata["action"] == "download"
+
+    assert {(entry.actor_email, entry.object_email) for entry in entries} == {("", "")}

@@ -157,7 +157,7 @@ class _Verifier:
 
     def _erased(self) -> dict[str, int]:
         """Return the entry in which each person was erased last."""
-        erasing = AuditFilter(actor=OPERATOR, action=ERASE)
+        erasing = AuditFilter(actors=(OPERATOR,), action=ERASE)
         entries = rows.oldest_since(self._tx, self._organization, erasing, self._head.start_sequence, None)
         return {user: entry.sequence for entry in entries for user in _users(entry)}
 

@@ -37,11 +37,14 @@ class AuditEntry:
 
 @dataclass(frozen=True, slots=True)
 class AuditFilter:
-    """Filter of audit entries; fields that are empty or None match any. `denied`: entries with a reason, or without."""
+    """Filter of audit entries; fields that are empty or None match any. `denied`: entries with a reason, or without.
+
+    An entry matches if its actor and its object are among those that are listed.
+    """
 
     start_time: int | None = None
     end_time: int | None = None
-    actor: str = ""
+    actors: tuple[str, ...] = ()
     action: str = ""
-    object: str = ""
+    objects: tuple[str, ...] = ()
     denied: bool | None = None

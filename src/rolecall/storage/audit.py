@@ -20,6 +20,7 @@ __all__ = [
     "add_checkpoint",
     "add_head",
     "add_values",
+    "addresses_of",
     "checkpoints",
     "clear",
     "denied_at",
@@ -270,6 +271,28 @@ def persons_with_address(tx: Transaction, organization: str, email: str, display
     return found | set(tx.connection.scalars(was))
 
 
+def addresses_of(tx: Transaction, organization: str, persons: Collection[str]) -> dict[str, str]:
+    """Return the address of each person (user ids and ids of invitations): a member's, else the last in the log.
+
+    Persons without one, such as erased ones, are left out.
+    """
+    logged = tx.connection.execute(
+        select(audit_values.c.person, audit_values.c.value.label("address"))
+        .where(
+            audit_values.c.organization == organization,
+            audit_values.c.person.in_(persons),
+            audit_values.c.kind == "email",
+        )
+        .order_by(audit_values.c.sequence)
+    )
+    present = tx.connection.execute(
+        select(members.c.user_id.label("person"), members.c.email.label("address")).where(
+            members.c.organization == organization, members.c.user_id.in_(persons)
+        )
+    )
+    return {row.person: row.address for row in (*logged, *present)}
+
+
 def erase(tx: Transaction, organization: str, person: str) -> int:
     """Delete all values of a person with their salts. Returns their number."""
     return tx.connection.execute(
@@ -303,9 +326,11 @@ def prune(tx: Transaction, organization: str, upto: int) -> None:
 
 def _filtered(organization: str, wanted: AuditFilter) -> Select[Any]:
     query = select(*_ENTRY).where(audit_entries.c.organization == organization)
-    for column, value in (("actor", wanted.actor), ("action", wanted.action), ("object", wanted.object)):
-        if value:
-            query = query.where(audit_entries.c[column] == value)
+    for column, values in (("actor", wanted.actors), ("object", wanted.objects)):
+        if values:
+            query = query.where(audit_entries.c[column].in_(values))
+    if wanted.action:
+        query = query.where(audit_entries.c.action == wanted.action)
     if wanted.start_time is not None:
         query = query.where(audit_entries.c.time >= wanted.start_time)
     if wanted.end_time is not None:

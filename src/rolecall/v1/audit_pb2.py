@@ -26,37 +26,37 @@ from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17rolecall/v1/audit.proto\x12\x0brolecall.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaa\x02\n\nAuditEntry\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x15\n\rcredential_id\x18\x04 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x05 \x01(\t\x12\x0e\n\x06object\x18\x06 \x01(\t\x12*\n\x07outcome\x18\x07 \x01(\x0e\x32\x19.rolecall.v1.AuditOutcome\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12(\n\x07\x64\x65tails\x18\t \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0f\n\x07\x63\x61ll_id\x18\n \x01(\t\x12\x15\n\rprevious_hash\x18\x0b \x01(\t\x12\x0c\n\x04hash\x18\x0c \x01(\t\"\xc6\x01\n\x0b\x41uditFilter\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x0e\n\x06object\x18\x05 \x01(\t\x12*\n\x07outcome\x18\x06 \x01(\x0e\x32\x19.rolecall.v1.AuditOutcome\"\x80\x01\n\x17ListAuditEntriesRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12(\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x18.rolecall.v1.AuditFilter\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"]\n\x18ListAuditEntriesResponse\x12(\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x17.rolecall.v1.AuditEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x9d\x01\n\x19\x45xportAuditEntriesRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12(\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x18.rolecall.v1.AuditFilter\x12(\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x18.rolecall.v1.AuditFormat\x12\x16\n\x0e\x61\x66ter_sequence\x18\x04 \x01(\x03\"A\n\x1a\x45xportAuditEntriesResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x15\n\rlast_sequence\x18\x02 \x01(\x03\"\x83\x01\n\x15VerifyAuditLogRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x16\n\x0e\x66irst_sequence\x18\x02 \x01(\x03\x12\x15\n\rlast_sequence\x18\x03 \x01(\x03\x12%\n\x05known\x18\x04 \x01(\x0b\x32\x16.rolecall.v1.AuditMark\"+\n\tAuditMark\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x0c\n\x04hash\x18\x02 \x01(\t\"\xac\x01\n\x16VerifyAuditLogResponse\x12*\n\x07verdict\x18\x01 \x01(\x0e\x32\x19.rolecall.v1.AuditVerdict\x12\x1a\n\x12\x66irst_bad_sequence\x18\x02 \x01(\x03\x12\x0f\n\x07problem\x18\x03 \x01(\t\x12\x13\n\x0b\x65ntry_count\x18\x04 \x01(\x03\x12$\n\x04head\x18\x05 \x01(\x0b\x32\x16.rolecall.v1.AuditMark*d\n\x0c\x41uditOutcome\x12\x1d\n\x19\x41UDIT_OUTCOME_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x41UDIT_OUTCOME_SUCCEEDED\x10\x01\x12\x18\n\x14\x41UDIT_OUTCOME_DENIED\x10\x02*^\n\x0b\x41uditFormat\x12\x1c\n\x18\x41UDIT_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10\x41UDIT_FORMAT_CSV\x10\x01\x12\x1b\n\x17\x41UDIT_FORMAT_JSON_LINES\x10\x02*c\n\x0c\x41uditVerdict\x12\x1d\n\x19\x41UDIT_VERDICT_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41UDIT_VERDICT_INTACT\x10\x01\x12\x1a\n\x16\x41UDIT_VERDICT_TAMPERED\x10\x02\x32\xb3\x02\n\x0c\x41uditService\x12_\n\x10ListAuditEntries\x12$.rolecall.v1.ListAuditEntriesRequest\x1a%.rolecall.v1.ListAuditEntriesResponse\x12g\n\x12\x45xportAuditEntries\x12&.rolecall.v1.ExportAuditEntriesRequest\x1a\'.rolecall.v1.ExportAuditEntriesResponse0\x01\x12Y\n\x0eVerifyAuditLog\x12\".rolecall.v1.VerifyAuditLogRequest\x1a#.rolecall.v1.VerifyAuditLogResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17rolecall/v1/audit.proto\x12\x0brolecall.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd5\x02\n\nAuditEntry\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x15\n\rcredential_id\x18\x04 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x05 \x01(\t\x12\x0e\n\x06object\x18\x06 \x01(\t\x12*\n\x07outcome\x18\x07 \x01(\x0e\x32\x19.rolecall.v1.AuditOutcome\x12\x0e\n\x06reason\x18\x08 \x01(\t\x12(\n\x07\x64\x65tails\x18\t \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x0f\n\x07\x63\x61ll_id\x18\n \x01(\t\x12\x15\n\rprevious_hash\x18\x0b \x01(\t\x12\x0c\n\x04hash\x18\x0c \x01(\t\x12\x13\n\x0b\x61\x63tor_email\x18\r \x01(\t\x12\x14\n\x0cobject_email\x18\x0e \x01(\t\"\xc6\x01\n\x0b\x41uditFilter\x12.\n\nstart_time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05\x61\x63tor\x18\x03 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x0e\n\x06object\x18\x05 \x01(\t\x12*\n\x07outcome\x18\x06 \x01(\x0e\x32\x19.rolecall.v1.AuditOutcome\"\x80\x01\n\x17ListAuditEntriesRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12(\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x18.rolecall.v1.AuditFilter\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\"]\n\x18ListAuditEntriesResponse\x12(\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x17.rolecall.v1.AuditEntry\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x9d\x01\n\x19\x45xportAuditEntriesRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12(\n\x06\x66ilter\x18\x02 \x01(\x0b\x32\x18.rolecall.v1.AuditFilter\x12(\n\x06\x66ormat\x18\x03 \x01(\x0e\x32\x18.rolecall.v1.AuditFormat\x12\x16\n\x0e\x61\x66ter_sequence\x18\x04 \x01(\x03\"A\n\x1a\x45xportAuditEntriesResponse\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x12\x15\n\rlast_sequence\x18\x02 \x01(\x03\"\x83\x01\n\x15VerifyAuditLogRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x16\n\x0e\x66irst_sequence\x18\x02 \x01(\x03\x12\x15\n\rlast_sequence\x18\x03 \x01(\x03\x12%\n\x05known\x18\x04 \x01(\x0b\x32\x16.rolecall.v1.AuditMark\"+\n\tAuditMark\x12\x10\n\x08sequence\x18\x01 \x01(\x03\x12\x0c\n\x04hash\x18\x02 \x01(\t\"\xac\x01\n\x16VerifyAuditLogResponse\x12*\n\x07verdict\x18\x01 \x01(\x0e\x32\x19.rolecall.v1.AuditVerdict\x12\x1a\n\x12\x66irst_bad_sequence\x18\x02 \x01(\x03\x12\x0f\n\x07problem\x18\x03 \x01(\t\x12\x13\n\x0b\x65ntry_count\x18\x04 \x01(\x03\x12$\n\x04head\x18\x05 \x01(\x0b\x32\x16.rolecall.v1.AuditMark*d\n\x0c\x41uditOutcome\x12\x1d\n\x19\x41UDIT_OUTCOME_UNSPECIFIED\x10\x00\x12\x1b\n\x17\x41UDIT_OUTCOME_SUCCEEDED\x10\x01\x12\x18\n\x14\x41UDIT_OUTCOME_DENIED\x10\x02*^\n\x0b\x41uditFormat\x12\x1c\n\x18\x41UDIT_FORMAT_UNSPECIFIED\x10\x00\x12\x14\n\x10\x41UDIT_FORMAT_CSV\x10\x01\x12\x1b\n\x17\x41UDIT_FORMAT_JSON_LINES\x10\x02*c\n\x0c\x41uditVerdict\x12\x1d\n\x19\x41UDIT_VERDICT_UNSPECIFIED\x10\x00\x12\x18\n\x14\x41UDIT_VERDICT_INTACT\x10\x01\x12\x1a\n\x16\x41UDIT_VERDICT_TAMPERED\x10\x02\x32\xb3\x02\n\x0c\x41uditService\x12_\n\x10ListAuditEntries\x12$.rolecall.v1.ListAuditEntriesRequest\x1a%.rolecall.v1.ListAuditEntriesResponse\x12g\n\x12\x45xportAuditEntries\x12&.rolecall.v1.ExportAuditEntriesRequest\x1a\'.rolecall.v1.ExportAuditEntriesResponse0\x01\x12Y\n\x0eVerifyAuditLog\x12\".rolecall.v1.VerifyAuditLogRequest\x1a#.rolecall.v1.VerifyAuditLogResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rolecall.v1.audit_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_AUDITOUTCOME']._serialized_start=1412
-  _globals['_AUDITOUTCOME']._serialized_end=1512
-  _globals['_AUDITFORMAT']._serialized_start=1514
-  _globals['_AUDITFORMAT']._serialized_end=1608
-  _globals['_AUDITVERDICT']._serialized_start=1610
-  _globals['_AUDITVERDICT']._serialized_end=1709
+  _globals['_AUDITOUTCOME']._serialized_start=1455
+  _globals['_AUDITOUTCOME']._serialized_end=1555
+  _globals['_AUDITFORMAT']._serialized_start=1557
+  _globals['_AUDITFORMAT']._serialized_end=1651
+  _globals['_AUDITVERDICT']._serialized_start=1653
+  _globals['_AUDITVERDICT']._serialized_end=1752
   _globals['_AUDITENTRY']._serialized_start=104
-  _globals['_AUDITENTRY']._serialized_end=402
-  _globals['_AUDITFILTER']._serialized_start=405
-  _globals['_AUDITFILTER']._serialized_end=603
-  _globals['_LISTAUDITENTRIESREQUEST']._serialized_start=606
-  _globals['_LISTAUDITENTRIESREQUEST']._serialized_end=734
-  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_start=736
-  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_end=829
-  _globals['_EXPORTAUDITENTRIESREQUEST']._serialized_start=832
-  _globals['_EXPORTAUDITENTRIESREQUEST']._serialized_end=989
-  _globals['_EXPORTAUDITENTRIESRESPONSE']._serialized_start=991
-  _globals['_EXPORTAUDITENTRIESRESPONSE']._serialized_end=1056
-  _globals['_VERIFYAUDITLOGREQUEST']._serialized_start=1059
-  _globals['_VERIFYAUDITLOGREQUEST']._serialized_end=1190
-  _globals['_AUDITMARK']._serialized_start=1192
-  _globals['_AUDITMARK']._serialized_end=1235
-  _globals['_VERIFYAUDITLOGRESPONSE']._serialized_start=1238
-  _globals['_VERIFYAUDITLOGRESPONSE']._serialized_end=1410
-  _globals['_AUDITSERVICE']._serialized_start=1712
-  _globals['_AUDITSERVICE']._serialized_end=2019
+  _globals['_AUDITENTRY']._serialized_end=445
+  _globals['_AUDITFILTER']._serialized_start=448
+  _globals['_AUDITFILTER']._serialized_end=646
+  _globals['_LISTAUDITENTRIESREQUEST']._serialized_start=649
+  _globals['_LISTAUDITENTRIESREQUEST']._serialized_end=777
+  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_start=779
+  _globals['_LISTAUDITENTRIESRESPONSE']._serialized_end=872
+  _globals['_EXPORTAUDITENTRIESREQUEST']._serialized_start=875
+  _globals['_EXPORTAUDITENTRIESREQUEST']._serialized_end=1032
+  _globals['_EXPORTAUDITENTRIESRESPONSE']._serialized_start=1034
+  _globals['_EXPORTAUDITENTRIESRESPONSE']._serialized_end=1099
+  _globals['_VERIFYAUDITLOGREQUEST']._serialized_start=1102
+  _globals['_VERIFYAUDITLOGREQUEST']._serialized_end=1233
+  _globals['_AUDITMARK']._serialized_start=1235
+  _globals['_AUDITMARK']._serialized_end=1278
+  _globals['_VERIFYAUDITLOGRESPONSE']._serialized_start=1281
+  _globals['_VERIFYAUDITLOGRESPONSE']._serialized_end=1453
+  _globals['_AUDITSERVICE']._serialized_start=1755
+  _globals['_AUDITSERVICE']._serialized_end=2062
 # @@protoc_insertion_point(module_scope)

@@ -115,6 +115,8 @@ class AuditEntry(_message.Message):
     CALL_ID_FIELD_NUMBER: _builtins.int
     PREVIOUS_HASH_FIELD_NUMBER: _builtins.int
     HASH_FIELD_NUMBER: _builtins.int
+    ACTOR_EMAIL_FIELD_NUMBER: _builtins.int
+    OBJECT_EMAIL_FIELD_NUMBER: _builtins.int
     sequence: _builtins.int
     """Counts the organization's entries from 1, without gaps."""
     actor: _builtins.str
@@ -137,6 +139,12 @@ class AuditEntry(_message.Message):
     """Holds the hash of the entry before, in hexadecimal."""
     hash: _builtins.str
     """Holds the SHA-256 over this entry and the hash before, in hexadecimal."""
+    actor_email: _builtins.str
+    """Holds the actor's address, of a member the present one; no part of the entry. Empty if the actor is no person, if the
+    address was erased, or if the caller may not `members view`.
+    """
+    object_email: _builtins.str
+    """Holds the address of the member or the invited person that the object is, as `actor_email` does."""
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
         """Holds the time of the change, by the server's clock."""
@@ -160,10 +168,12 @@ class AuditEntry(_message.Message):
         call_id: _builtins.str = ...,
         previous_hash: _builtins.str = ...,
         hash: _builtins.str = ...,
+        actor_email: _builtins.str = ...,
+        object_email: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["details", b"details", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "call_id", b"call_id", "credential_id", b"credential_id", "details", b"details", "hash", b"hash", "object", b"object", "outcome", b"outcome", "previous_hash", b"previous_hash", "reason", b"reason", "sequence", b"sequence", "time", b"time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "actor", b"actor", "actor_email", b"actor_email", "call_id", b"call_id", "credential_id", b"credential_id", "details", b"details", "hash", b"hash", "object", b"object", "object_email", b"object_email", "outcome", b"outcome", "previous_hash", b"previous_hash", "reason", b"reason", "sequence", b"sequence", "time", b"time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -182,11 +192,13 @@ class AuditFilter(_message.Message):
     OBJECT_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
     actor: _builtins.str
-    """Matches entries of this actor."""
+    """Matches entries of this actor: `user:ID`, `token:ID`, `operator`, `others`, or, for a caller that may `members view`,
+    the present or former address of a person.
+    """
     action: _builtins.str
     """Matches entries of this action."""
     object: _builtins.str
-    """Matches entries about this object."""
+    """Matches entries about this object, as in `token:ID`, or about the person with this address, as in `actor`."""
     outcome: Global___AuditOutcome.ValueType
     """Matches entries with this outcome."""
     @_builtins.property

@@ -1,8 +1,7 @@
 """AuditService."""
 
 import binascii
-import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from google.protobuf.struct_pb2 import Struct
 
@@ -17,8 +16,9 @@ from rolecall.v1 import audit_pb2 as pb
 __all__ = ["AuditService"]
 
 MAX_TEXT = 128
+# Of `user:` and an address.
+MAX_ADDRESS = 259
 
-_ADDRESS = re.compile(r"[^@\s]@[^@\s]")
 _FORMATS = {pb.AUDIT_FORMAT_CSV: AuditFormat.CSV, pb.AUDIT_FORMAT_JSON_LINES: AuditFormat.JSON_LINES}
 _OUTCOMES = {pb.AUDIT_OUTCOME_UNSPECIFIED: None, pb.AUDIT_OUTCOME_SUCCEEDED: False, pb.AUDIT_OUTCOME_DENIED: True}
 
@@ -34,7 +34,7 @@ class AuditService:
         wanted = _filter(request.filter)
         page = self._auditing.entries(call.caller_in(request.organization), wanted, requests.page(request))
         return pb.ListAuditEntriesResponse(
-            entries=[_entry(entry) for entry in page.entries], next_page_token=page.next_page_token
+            entries=[_entry(entry, page.addresses) for entry in page.entries], next_page_token=page.next_page_token
         )
 
     def ExportAuditEntries(
@@ -66,22 +66,19 @@ class AuditService:
 
 def _filter(message: pb.AuditFilter) -> AuditFilter:
     """Convert the filter. Raises `InvalidField`."""
-    for name in ("actor", "action", "object"):
+    for name, maximum in (("actor", MAX_ADDRESS), ("action", MAX_TEXT), ("object", MAX_ADDRESS)):
         text: str = getattr(message, name)
-        if len(text) > MAX_TEXT or not text.isprintable():
+        if len(text) > (maximum if "@" in text else MAX_TEXT) or not text.isprintable():
             raise InvalidField(
                 f"filter.{name} has more than {MAX_TEXT} characters, or an invisible one: give it as entries show it.",
                 field=f"filter.{name}",
             )
-    for name, forms in (("actor", "user:ID, token:ID, operator or others"), ("object", "token:ID or user:ID")):
-        text = getattr(message, name)
-        if _ADDRESS.search(text):
-            raise InvalidField(f"filter.{name} is an address; entries have {forms}.", field=f"filter.{name}")
     if message.outcome not in _OUTCOMES:
         raise InvalidField("filter.outcome is unknown: give succeeded or denied, or none.", field="filter.outcome")
     start = requests.timestamp(message.start_time, "filter.start_time") if message.HasField("start_time") else None
     end = requests.timestamp(message.end_time, "filter.end_time") if message.HasField("end_time") else None
-    return AuditFilter(start, end, message.actor, message.action, message.object, _OUTCOMES[message.outcome])
+    actors, objects = ((text,) if text else () for text in (message.actor, message.object))
+    return AuditFilter(start, end, actors, message.action, objects, _OUTCOMES[message.outcome])
 
 
 def _sequence(number: int, field: str) -> int:
@@ -102,7 +99,7 @@ def _mark(message: pb.AuditMark) -> EntryHash:
     return EntryHash(message.sequence, digest)
 
 
-def _entry(value: AuditEntry) -> pb.AuditEntry:
+def _entry(value: AuditEntry, addresses: Mapping[str, str]) -> pb.AuditEntry:
     details = Struct()
     details.update(value.details)
     return pb.AuditEntry(
@@ -118,4 +115,6 @@ def _entry(value: AuditEntry) -> pb.AuditEntry:
         call_id=value.call_id,
         previous_hash=value.previous_hash.hex(),
         hash=value.hash.hex(),
+        actor_email=addresses.get(value.actor, ""),
+        object_email=addresses.get(value.object, ""),
     )
