@@ -3,6 +3,7 @@
 A message is one sentence that says what is wrong, followed by what to do next. It never contains a secret.
 """
 
+import re
 from collections.abc import Sequence
 from typing import ClassVar, Self
 
@@ -47,6 +48,9 @@ __all__ = [
     "error_classes",
 ]
 
+# What is wrong, up to the first colon or full stop that isn't quoted; then what to do.
+_MESSAGE = re.compile(r"(?:`[^`]*`|[^`])+?(?:: |[.!?]\s+)(.+)", re.DOTALL)
+
 
 class RolecallError(Exception):
     """Base of all errors that reach a client. `field` is the field of the request that is at fault, if any.
@@ -68,6 +72,12 @@ class RolecallError(Exception):
         self.metadata = metadata
         # All errors of a batch that has several; this error is then the most important of them.
         self.all: tuple[RolecallError, ...] = ()
+
+    @property
+    def fix(self) -> str:
+        """What to do next: the end of the message. Empty where it doesn't say."""
+        found = _MESSAGE.fullmatch(self.message.removeprefix(f"{self.field}: ") if self.field else self.message)
+        return found[1] if found else ""
 
 
 class UnauthenticatedCredential(RolecallError):

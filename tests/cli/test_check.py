@@ -101,8 +101,7 @@ def test_permissions_lists_the_rules_of_a_subject(client_workspace: Workspace) -
     rules = json.loads(only_line(machine))
     assert {"resource": "secrets", "action": "view", "effect": "allow"} in rules
     assert len(rules) == 6
-    shown = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table.stdout.splitlines() if "│" in line]
-    assert shown == [[rule["resource"], rule["action"], rule["effect"]] for rule in rules]
+    assert cells(table)[1:] == [[rule["resource"], rule["action"], rule["effect"]] for rule in rules]
 
 
 def test_subjects_lists_the_members_who_may(client_workspace: Workspace, sqlite_site: Site) -> None:
@@ -115,8 +114,7 @@ def test_subjects_lists_the_members_who_may(client_workspace: Workspace, sqlite_
     assert members == [
         {"user_id": m.user_id, "email": m.email, "display_name": m.display_name, "role": m.role} for m in expected
     ]
-    shown = [[cell.strip() for cell in line.split("│")[1:-1]] for line in table.stdout.splitlines() if "│" in line]
-    assert shown == [[m.email, m.display_name, m.role, m.user_id] for m in expected]
+    assert cells(table)[1:] == [[m.email, m.display_name, m.role, m.user_id] for m in expected]
 
 
 def test_resources_prints_the_patterns_of_a_plan(client_workspace: Workspace) -> None:

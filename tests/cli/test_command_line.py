@@ -1,7 +1,12 @@
 """The command line itself: its commands, its help, its version."""
 
+import json
 import os
+import pty
+import select
 import subprocess
+import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +15,8 @@ from typer.testing import CliRunner
 
 import rolecall
 from rolecall.cli import app
-from support.commands import (
-    PROGRAM,
-    Workspace,
-    only_line,
-)
+from support.commands import PROGRAM, Workspace, error_of, only_line, usage_of
+from support.sites import Site
 
 
 def test_version_is_printed(empty: Workspace) -> None:
@@ -125,3 +127,236 @@ def test_every_command_has_help(line: tuple[str, ...]) -> None:
 
     assert result.exit_code == 0
     assert f"rolecall {' '.join(line)}".strip() in result.output
+
+
+def _leaves() -> list[tuple[tuple[str, ...], Any]]:
+    """Every command that isn't a group, as it is typed."""
+    found = []
+    for line in _command_lines():
+        command: Any = typer.main.get_command(app)
+        for name in line:
+            command = command.commands[name]
+        if not getattr(command, "commands", None):
+            found.append((line, command))
+    return found
+
+
+# Options given more than once
+
+
+def _options() -> list[Any]:
+    """Every option of every command and group, in each of its spellings."""
+    found = []
+    for line in _command_lines():
+        command: Any = typer.main.get_command(app)
+        for name in line:
+            command = command.commands[name]
+        for option in command.params:
+            if option.param_type_name == "option":
+                for text in (*option.opts, *option.secondary_opts):
+                    found.append(pytest.param(command, option, text, id=" ".join((*line, text))))
+    return found
+
+
+@pytest.mark.parametrize(("command", "option", "text"), _options())
+def test_option_is_given_once_unless_it_is_a_list(command: Any, option: Any, text: str) -> None:
+    """The last of several values would win silently: each option of each command is refused, and named."""
+    given = [text] if option.is_flag else [text, "1"]
+
+    if option.multiple:
+        with pytest.raises(typer.TyperException) as missing:
+            command.make_context("x", [*given, *given, "--unknown"])
+
+        assert "--unknown" in missing.value.format_message()
+        return
+    with pytest.raises(typer.BadParameter) as caught:
+        command.make_context("x", [*given, *given])
+
+    assert text in caught.value.format_message()
+    assert "It is given 2 times: give it once." in caught.value.format_message()
+
+
+def test_there_are_lists_and_single_options() -> None:
+    """The test above has options of both kinds."""
+    multiple = {each.values[2] for each in _options() if each.values[1].multiple}
+
+    assert multiple == {"--restrict", "--move"}
+    assert len(_options()) > 100
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--role", "VIEWER", "--role", "ADMIN"),
+        ("--role=VIEWER", "--role=ADMIN"),
+        ("--role", "VIEWER", "--text", "x", "--role", "VIEWER"),
+    ],
+)
+def test_second_value_of_an_option_is_a_usage_error(client_workspace: Workspace, arguments: tuple[str, ...]) -> None:
+    """The command exits with 2, prints no answer, and names the option."""
+    assert "'--role'" in usage_of(client_workspace.run("members", "list", *arguments))
+
+
+def test_contradicting_flags_are_a_usage_error(empty: Workspace) -> None:
+    """A flag and its opposite are one option."""
+    assert "--reflection" in usage_of(empty.run("serve", "--reflection", "--no-reflection"))
+
+
+# JSON
+
+
+def test_every_command_that_prints_has_json() -> None:
+    """All commands but the server, whose output is its log, print JSON with `--json`."""
+    without = {
+        " ".join(line) for line, command in _leaves() if not any("--json" in option.opts for option in command.params)
+    }
+
+    assert without == {"serve", "serve-worker"}
+
+
+def json_error(workspace: Workspace, *arguments: str) -> dict[str, Any]:
+    """The error of a command, given `--json`: one object on one line of standard error, of the one shape."""
+    finished = workspace.run(*arguments, "--json")
+    assert finished.returncode == 2, finished.stderr
+    assert finished.stdout == ""
+    (line,) = finished.stderr.splitlines()
+    error: dict[str, Any] = json.loads(line)
+    assert list(error) == ["reason", "field", "message", "fix", "call_id", "problems"]
+    for problem in error["problems"]:
+        assert list(problem) == ["reason", "field", "message", "fix"]
+    return error
+
+
+def test_error_of_the_server_is_json(client_workspace: Workspace) -> None:
+    """A refusal has its reason, its field, what to do, and the id of the call; without `--json` it is a text."""
+    error = json_error(client_workspace, "members", "set-role", "viewer@acme.io", "veiwer")
+    text = error_of(client_workspace.run("members", "set-role", "viewer@acme.io", "veiwer"))
+
+    assert (error["reason"], error["field"], error["problems"]) == ("UNKNOWN_ROLE_NAME", "role", [])
+    assert error["message"] == text
+    assert error["fix"].startswith("did you mean `VIEWER`? Otherwise choose one of OWNER, ")
+    assert error["call_id"]
+
+
+def test_errors_of_a_batch_are_json(client_workspace: Workspace) -> None:
+    """Each problem of a batch is listed with its reason, and what to do."""
+    error = json_error(client_workspace, "invitations", "create", "ann@acme.io,x", "--role", "VIEWER")
+
+    assert [problem["reason"] for problem in error["problems"]] == ["ALREADY_MEMBER", "INVALID_FIELD"]
+    assert all(problem["message"].startswith(("ann@acme.io (", "x (")) for problem in error["problems"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field", "said"),
+    [
+        (("audit", "list", "--since", "yesterday"), "since", "7d"),
+        (("audit", "list", "--limit", "0"), "limit", "--limit"),
+        (("audit", "list", "--json"), "json", "given 2 times"),
+        (("audit", "list", "--nothing"), "", "rolecall audit list --help"),
+        (("audit", "export", "--format", "csv"), "format", "two formats"),
+        (("check", "ann@acme.io"), "action", "Missing"),
+        (("membres", "list"), "", "Did you mean 'members'"),
+        (("tokens", "create", "x", "--restrict", "y"), "restrict", "not a permission"),
+    ],
+)
+def test_error_in_the_arguments_is_json(
+    client_workspace: Workspace, arguments: tuple[str, ...], field: str, said: str
+) -> None:
+    """Errors in options and arguments have the same shape, and the option's name as their field."""
+    error = json_error(client_workspace, *arguments)
+
+    assert (error["reason"], error["field"], error["call_id"]) == ("INVALID_FIELD", field, "")
+    assert said in error["message"]
+    assert error["fix"]
+
+
+def test_missing_setting_is_a_json_error(empty: Workspace) -> None:
+    """A command that can't even start says so in JSON."""
+    error = json_error(empty, "whoami")
+
+    assert (error["reason"], error["fix"]) == ("CONFIG", "set ROLECALL_TOKEN to one.")
+
+
+def test_error_of_a_policy_lists_its_findings_in_json(empty: Workspace) -> None:
+    """A policy that can't be served has its findings as problems, each with its place and its fix."""
+    empty.append("policy.csv", "q, VIEWER\n")
+
+    error = json_error(empty, "policy", "matrix")
+
+    assert error["reason"] == "POLICY_INVALID"
+    (problem,) = error["problems"]
+    assert problem["field"].startswith("policy.csv:")
+    assert problem["message"]
+    assert problem["fix"]
+
+
+def test_json_after_the_end_of_options_is_an_argument(client_workspace: Workspace) -> None:
+    """`-- --json` is an argument: the error is text."""
+    assert error_of(client_workspace.run("members", "remove", "--", "--json"))
+
+
+# Completion
+
+
+def test_bash_completes_what_is_typed(empty: Workspace, sqlite_site: Site, tmp_path: Path) -> None:
+    """After `--install-completion`, an interactive bash completes commands, options and their values at a tab."""
+    del sqlite_site
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {
+        **empty.environment,
+        "HOME": str(home),
+        "PATH": f"{PROGRAM.parent}:{os.environ['PATH']}",
+        "PS1": "",
+        "TERM": "dumb",
+    }
+    installed = subprocess.run(
+        ["bash", "--norc", "-c", "rolecall --install-completion; exit $?"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert installed.returncode == 0, installed.stderr
+    process, terminal = pty.fork()
+    if not process:
+        os.execvpe("bash", ["bash", "--noprofile", "-i"], environment)
+
+    def typed(text: str, expected: str) -> str:
+        """Type a text and a tab; return what the terminal shows once it has what is expected."""
+        os.write(terminal, f"{text}\t".encode())
+        shown, until = "", time.monotonic() + 60
+        while expected not in shown and time.monotonic() < until:
+            if select.select([terminal], [], [], 0.5)[0]:
+                shown += os.read(terminal, 4096).decode(errors="replace")
+        # Ctrl-U empties the line.
+        os.write(terminal, b"\x15")
+        return shown
+
+    try:
+        command = typed("rolecall memb", "rolecall members")
+        option = typed("rolecall members list --ord", "--order")
+        value = typed("rolecall audit list --outcome den", "denied")
+    finally:
+        os.close(terminal)
+        os.waitpid(process, 0)
+
+    assert "rolecall members" in command
+    assert "rolecall members list --order" in option
+    assert "rolecall audit list --outcome denied" in value
+
+
+def test_completion_script_is_shown(empty: Workspace) -> None:
+    """`--show-completion` prints the script for the shell in which it is typed, to be put where one likes."""
+    finished = subprocess.run(
+        ["bash", "--norc", "-c", f"{PROGRAM} --show-completion; exit $?"],
+        env=empty.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert "_ROLECALL_COMPLETE" in finished.stdout

@@ -6,6 +6,7 @@ import re
 
 from support.commands import (
     Workspace,
+    cells,
     error_of,
 )
 from support.environment import PERMISSIONS_FILE, ROOT
@@ -78,9 +79,9 @@ def test_matrix_as_table_shows_who_may(empty: Workspace) -> None:
     """The table has one row for each permission, with a tick for each role that may."""
     finished = empty.run("policy", "matrix")
 
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in finished.stdout.splitlines() if "│" in line]
+    rows = cells(finished)
     assert finished.returncode == 0
-    assert len(rows) == 40
+    assert len(rows) == 41
     assert ["secrets", "view", "✓", "✓", "✓", "✓", "·"] in rows
 
 

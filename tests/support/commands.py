@@ -145,8 +145,7 @@ Serve = Callable[..., Serving]
 
 def cells(finished: Finished) -> list[list[str]]:
     """The rows of a table, the header first."""
-    lines = [line for line in finished.stdout.splitlines() if line[:1] in "│┃" and line]
-    return [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in lines]
+    return [line.split("\t") for line in finished.stdout.splitlines() if "\t" in line]
 
 
 def usage_of(finished: Finished) -> str:

@@ -2,7 +2,6 @@
 
 import os
 import sys
-import traceback
 
 from rolecall.environment import SERVER_EXTRA_MISSING, lacks_server_extra
 
@@ -26,19 +25,14 @@ from rolecall.cli import (
     tokens,
     whoami,
 )
+from rolecall.cli.commands import Commands
 from rolecall.cli.logs import configure_logs
 from rolecall.cli.supervisor import WORKER_COMMAND
-from rolecall.errors import RolecallError, UnauthenticatedCredential
+from rolecall.errors import InvalidField, RolecallError, UnauthenticatedCredential
 
 __all__ = ["app", "main"]
 
-app = typer.Typer(
-    name="rolecall",
-    help="An authorization service: may this subject do this action on this resource?",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
+app = Commands("An authorization service: may this subject do this action on this resource?", completion=True)
 app.command()(init.init)
 app.command()(serve.serve)
 app.command(WORKER_COMMAND, hidden=True)(serve.serve_worker)
@@ -71,35 +65,33 @@ def _root(
 
 
 def main() -> None:
-    """Run the command line. Exits with 2 on errors."""
+    """Run the command line. Exits with 2 on errors, which are JSON on standard error where `--json` is given."""
     configure_logs()
     try:
-        app()
+        # Typer itself prints errors in options, as text only, unless it isn't to exit by itself.
+        sys.exit(app(standalone_mode=not output.wants_json()))
     except RolecallError as error:
-        hint = ""
-        if isinstance(error, UnauthenticatedCredential) and not error.field:
-            hint = (
-                " Has ROLECALL_TOKEN expired, or was it deleted? `rolecall sign-in ADDRESS` opens a"
-                " session; the operator can print a token"
-                " with `rolecall operator tokens issue`."
-            )
-        if error.all:
-            output.say(f"error: {len(error.all)} problems, nothing was changed:")
-            for problem in error.all:
-                output.say(f"  {output.with_command_names(problem.message)}")
-        else:
-            output.say(f"error: {output.with_command_names(error.message)}{hint}")
-        sys.exit(output.ERROR)
+        output.print_error(error, _hint(error))
+    except typer.TyperException as error:
+        output.print_usage_error(error)
     except BrokenPipeError:
         # The reader of standard output closed it; Python must not report that when it flushes the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(output.ERROR)
     except UnicodeEncodeError:
         # Not quoted, as it may be a secret with a stray byte.
-        output.say("error: an argument or the input is not valid UTF-8.")
-        sys.exit(output.ERROR)
+        output.print_error(InvalidField("An argument or the input is not valid UTF-8: correct it."))
     except KeyboardInterrupt:
         sys.exit(130)
-    except Exception:  # noqa: BLE001 - a defect must not exit with Python's 1, which means deny
-        traceback.print_exc()
-        sys.exit(output.ERROR)
+    except Exception as error:  # noqa: BLE001 - a defect must not exit with Python's 1, which means deny
+        output.print_defect(error)
+    sys.exit(output.ERROR)
+
+
+def _hint(error: RolecallError) -> str:
+    """Return what else helps a person at the terminal."""
+    if isinstance(error, UnauthenticatedCredential) and not error.field:
+        return (
+            " Has ROLECALL_TOKEN expired, or was it deleted? `rolecall sign-in ADDRESS` opens a session; the operator"
+            " can print a token with `rolecall operator tokens issue`."
+        )
+    return ""

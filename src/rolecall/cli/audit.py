@@ -9,25 +9,32 @@ from typing import Annotated, Any
 import typer
 
 from rolecall.cli import output
+from rolecall.cli.commands import Commands
 from rolecall.cli.connect import Json, open_client, parse_time, to_dict
 from rolecall.errors import InvalidField
 
 __all__ = ["app"]
 
-app = typer.Typer(help="See what was changed by whom, and whether the log is intact.", no_args_is_help=True)
+app = Commands("See what was changed by whom, and whether the log is intact.")
 
 MAX_NUMBER = 2**63 - 1
+# Maximum characters of an entry's details in a table: those of an invitation of 200 people have 30,000.
+MAX_DETAILS = 120
 
 Since = Annotated[
     datetime | None,
-    typer.Option(parser=parse_time, metavar="TIME", help="Only entries from this time on, as in 2027-01-31."),
+    typer.Option(
+        parser=parse_time,
+        metavar="TIME",
+        help="Only entries from this time on, as in 2027-01-31 or 7d (ago).",
+    ),
 ]
 Until = Annotated[
     datetime | None, typer.Option(parser=parse_time, metavar="TIME", help="Only entries before this time.")
 ]
-Actor = Annotated[str, typer.Option(help="Only entries of this actor: user:ID, token:ID or operator.")]
+Actor = Annotated[str, typer.Option(help="Only entries of this actor: an address, user:ID, token:ID or operator.")]
 Action = Annotated[str, typer.Option(help="Only entries of this action, as in CreatePersonalToken.")]
-Object = Annotated[str, typer.Option("--object", help="Only entries about this object, as in token:ID.")]
+Object = Annotated[str, typer.Option("--object", help="Only entries about this object, as in token:ID, or an address.")]
 
 
 class Outcome(StrEnum):
@@ -70,11 +77,11 @@ def list_entries(
         (
             str(entry["sequence"]),
             output.short_time(entry["time"]),
-            entry["actor"],
+            f"{entry['actor']} {entry['actor_email']}".rstrip(),
             entry["action"],
-            entry["object"],
+            f"{entry['object']} {entry['object_email']}".rstrip(),
             entry["reason"] or "succeeded",
-            output.compact(entry["details"]),
+            output.shorten(output.compact(entry["details"]), MAX_DETAILS),
         )
         for entry in found
     ]
@@ -83,15 +90,18 @@ def list_entries(
 
 @app.command()
 def export(
-    form: Annotated[Format, typer.Option("--format", help="Format of the lines.")] = Format.JSONL,
+    form: Annotated[Format | None, typer.Option("--format", help="Format of the lines; default: jsonl.")] = None,
     since: Since = None,
     until: Until = None,
     actor: Actor = "",
     action: Action = "",
     object_name: Object = "",
     outcome: OutcomeOption = Outcome.ALL,
+    json: Json = False,
 ) -> None:
     """Write entries to standard output, the oldest first."""
+    output.require_no_other_format(form is not None, json)
+    form = form or Format.JSONL
     with open_client() as client:
         entries_filter = _filter(since, until, actor, action, object_name, outcome)
         for part in client.audit.export(form.value, entries_filter):

@@ -1,8 +1,9 @@
 """Connections of the commands: clients of a server, and for the operator the database itself."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,6 +35,10 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", help="A TOML file w
 Database = Annotated[str | None, typer.Option(help="SQLAlchemy URL of the database.")]
 KeyFile = Annotated[Path | None, typer.Option(help="File with the server's key, created by init.")]
 Organization = Annotated[str, typer.Option(help="The organization's id.")]
+# A time ago, and its units.
+_AGO = re.compile(r"([0-9]{1,9})([mhdw])")
+_UNITS = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
 
@@ -84,9 +89,13 @@ def open_database(
 
 
 def parse_time(text: str) -> datetime:
-    """Parse an ISO 8601 date or time; UTC where it names no zone. Raises `BadParameter`."""
+    """Parse an ISO 8601 date or time, UTC where it names no zone, or a time ago, as in `7d`. Raises `BadParameter`."""
     try:
+        if ago := _AGO.fullmatch(text):
+            return datetime.now(UTC) - int(ago[1]) * _UNITS[ago[2]]
         found = datetime.fromisoformat(text)
         return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
     except (ValueError, OverflowError):
-        raise typer.BadParameter("Write it as 2027-01-31 or 2027-01-31T12:00:00Z.") from None
+        raise typer.BadParameter(
+            "Write it as 2027-01-31 or 2027-01-31T12:00:00Z, or as 30m, 12h, 7d or 4w for a time ago."
+        ) from None

@@ -8,6 +8,8 @@ import typer
 from rolecall import config
 from rolecall import policy as policies
 from rolecall.cli import output
+from rolecall.cli.connect import Json
+from rolecall.cli.operator.organizations import show_created
 from rolecall.credentials import server_key
 from rolecall.errors import ConfigError
 
@@ -26,6 +28,7 @@ def init(
     key_file: Annotated[
         Path | None, typer.Option(help="File with the server's key; created if it doesn't exist.")
     ] = None,
+    json: Json = False,
 ) -> None:
     """Create the database, the server's key, an organization and its first owner; print the owner's token, once."""
     from rolecall.audit import AuditLog, check_key
@@ -53,7 +56,4 @@ def init(
         output.say(f"warning: {warning}")
     founded = organizations.create(storage, log, loaded, organization, owner, demo=demo)
     storage.close()
-    for member in (founded.owner, *founded.others):
-        output.say(f"{member.email} is {member.role} of {organization}.")
-    output.say(f"The token of {founded.owner.email}, shown this once, is valid for 90 days:")
-    output.print_value(founded.token.text)
+    show_created(founded, json)

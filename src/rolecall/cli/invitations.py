@@ -10,6 +10,7 @@ import typer
 
 from rolecall import email_address
 from rolecall.cli import output
+from rolecall.cli.commands import Commands
 from rolecall.cli.connect import Json, open_client, to_dict
 from rolecall.errors import CallFailed, InvalidField, InvitationNotFound, RolecallError
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Create, list, resend and delete invitations.", no_args_is_help=True)
+app = Commands("Create, list, resend and delete invitations.")
 
 Which = Annotated[str, typer.Argument(metavar="INVITATION", help="The invitation's id, or the invited address.")]
 

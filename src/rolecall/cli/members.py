@@ -7,6 +7,7 @@ import typer
 
 from rolecall import email_address
 from rolecall.cli import output
+from rolecall.cli.commands import Commands
 from rolecall.cli.connect import Json, open_client, to_dict
 from rolecall.errors import MemberNotFound
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = typer.Typer(help="List members, change their roles, remove them.", no_args_is_help=True)
+app = Commands("List members, change their roles, remove them.")
 
 Who = Annotated[str, typer.Argument(metavar="MEMBER", help="The member's address or user id.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Skip the confirmation.")]

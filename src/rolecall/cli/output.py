@@ -1,10 +1,14 @@
-"""Output of the commands: answers and secrets on standard output, everything else on standard error."""
+"""Output of the commands: answers and secrets on standard output, everything else on standard error.
+
+With `--json` both are JSON.
+"""
 
 import csv
 import json
 import os
 import re
 import sys
+import traceback
 from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
@@ -14,7 +18,7 @@ from rich.progress import track
 from rich.table import Table
 
 from rolecall.domain import Explanation
-from rolecall.errors import CallFailed
+from rolecall.errors import CallFailed, Internal, InvalidField, RolecallError
 
 __all__ = [
     "ALLOW",
@@ -24,14 +28,20 @@ __all__ = [
     "confirm",
     "day",
     "print_csv",
+    "print_defect",
+    "print_error",
     "print_explanation",
     "print_json",
     "print_table",
+    "print_usage_error",
     "print_value",
     "progress",
+    "require_no_other_format",
     "say",
     "short_time",
+    "shorten",
     "silence_grpc_logs",
+    "wants_json",
     "with_command_names",
 ]
 
@@ -59,10 +69,78 @@ _RPC = re.compile(rf"\b({'|'.join(_COMMANDS)})\b")
 # Exit codes of everything that decides.
 ALLOW, DENY, ERROR = 0, 1, 2
 
+# Maximum characters of a cell, so that no line of a table is unbounded. As long as the longest address.
+MAX_CELL = 254
+
+
+def wants_json() -> bool:
+    """Whether the command line has `--json`. Not a parsed option, as errors in options are reported in JSON, too."""
+    arguments = sys.argv[1:]
+    return "--json" in (arguments[: arguments.index("--")] if "--" in arguments else arguments)
+
 
 def say(text: str) -> None:
-    """Print a message for the person at the terminal, on standard error."""
+    """Print a message for the person at the terminal, on standard error; with `--json`, as `{"message": ...}`."""
+    _print_to_stderr(_json({"message": text}) if wants_json() else text)
+
+
+def print_error(error: RolecallError, hint: str = "") -> None:
+    """Print an error on standard error; with `--json`, as one object on one line."""
+    if wants_json():
+        problems = [_problem(problem) for problem in error.all]
+        # Those of a `PolicyError`, whose module is imported where a policy is read only.
+        for finding in getattr(error, "findings", ()):
+            place = f"{finding.file}:{finding.line}:{finding.column}"
+            problems.append({"reason": error.reason, "field": place, "message": finding.message, "fix": finding.fix})
+        call_id = error.metadata.get("call_id", "")
+        _print_to_stderr(_json({**_problem(error, hint), "call_id": call_id, "problems": problems}))
+    elif error.all:
+        say(f"error: {len(error.all)} problems, nothing was changed:")
+        for problem in error.all:
+            say(f"  {with_command_names(problem.message)}")
+    else:
+        say(f"error: {with_command_names(error.message)}{hint}")
+
+
+def print_usage_error(error: typer.TyperException) -> None:
+    """Print an error in the options or arguments as `print_error` does."""
+    context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
+    see = f" See `{context.command_path} --help`." if context else ""
+    message = " ".join(error.format_message().split())
+    print_error(InvalidField(f"{message}{see}", field=parameter.name if parameter else ""))
+
+
+def print_defect(error: Exception) -> None:
+    """Print a defect of the command: its traceback; with `--json`, what it is."""
+    if not wants_json():
+        traceback.print_exc()
+        return
+    print_error(
+        Internal(f"The command failed ({type(error).__name__}): run it without --json to see where, and report it.")
+    )
+
+
+def _problem(error: RolecallError, hint: str = "") -> dict[str, str]:
+    return {
+        "reason": error.reason,
+        "field": error.field,
+        "message": with_command_names(error.message) + hint,
+        "fix": with_command_names(error.fix) + hint,
+    }
+
+
+def _print_to_stderr(text: str) -> None:
     print(text, file=sys.stderr)  # noqa: T201 - all output passes here
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def require_no_other_format(given: bool, json: bool) -> None:
+    """Raise `InvalidField` where another format is given besides `--json`."""
+    if given and json:
+        raise InvalidField("--format and --json name two formats: leave one out.", field="format")
 
 
 def with_command_names(text: str) -> str:
@@ -76,8 +154,8 @@ def print_value(text: str) -> None:
 
 
 def print_json(value: object) -> None:
-    """Print a value as JSON."""
-    print_value(json.dumps(value, ensure_ascii=False))
+    """Print a value as JSON, on one line."""
+    print_value(_json(value))
 
 
 def print_explanation(explanation: Explanation) -> None:
@@ -97,17 +175,23 @@ def print_csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     writer.writerows(rows)
 
 
-def print_table(header: Sequence[str], rows: Iterable[Sequence[str]], title: str = "") -> None:
-    """Print a table for people; in a terminal that is too narrow for it, one block a row."""
-    kept = [tuple(row) for row in rows]
-    terminal = sys.stdout.isatty()
-    table = Table(title=title or None, title_justify="left")
+def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table: for people as a box, or as one block a row where the terminal is too narrow for that.
+
+    In a file or pipe a row is one line, with tabs between the cells; the first line is the header. Cells have no
+    character that isn't printable, and are shortened where they are too long.
+    """
+    kept = [tuple(shorten(value, MAX_CELL) for value in row) for row in rows]
+    if not sys.stdout.isatty():
+        for row in (header, *kept):
+            print_value("\t".join(row))
+        return
+    table = Table()
     for name in header:
         table.add_column(name, overflow="fold")
     for row in kept:
         table.add_row(*row)
-    # A file or pipe has no width: nothing is folded there.
-    console = Console(markup=False, emoji=False, highlight=False, width=None if terminal else 10_000)
+    console = Console(markup=False, emoji=False, highlight=False)
     # A console measures no wider than itself.
     if Console(width=10_000).measure(table).maximum <= console.width:
         console.print(table)
@@ -154,6 +238,12 @@ def compact(value: object) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(compact(item) for item in value) + "]"
     return str(value)
+
+
+def shorten(text: str, maximum: int) -> str:
+    """Return a text of at most `maximum` characters, all of them printable."""
+    visible = text if text.isprintable() else "".join(letter if letter.isprintable() else " " for letter in text)
+    return visible if len(visible) <= maximum else f"{visible[: maximum - 1]}…"
 
 
 def silence_grpc_logs() -> None:

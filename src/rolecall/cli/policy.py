@@ -1,5 +1,6 @@
 """`rolecall policy`: lint, test and explain a policy folder, without a server."""
 
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -9,13 +10,15 @@ import typer
 from rolecall import config
 from rolecall import policy as policies
 from rolecall.cli import output
+from rolecall.cli.commands import Commands
+from rolecall.cli.connect import Json
 from rolecall.domain import Reason
 from rolecall.errors import InvalidField
 from rolecall.policy import TEST_FILE, Policy, PolicyError
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Lint, test and explain a policy folder.", no_args_is_help=True)
+app = Commands("Lint, test and explain a policy folder.")
 
 Folder = Annotated[Path | None, typer.Argument(help="The policy folder; default: ROLECALL_POLICY, or `policies`.")]
 
@@ -34,10 +37,24 @@ def lint(
     full: Annotated[
         bool, typer.Option("--full", help="Compare all decisions with Casbin's, without a time limit.")
     ] = False,
+    json: Json = False,
 ) -> None:
     """Report the errors and warnings of a policy. Exits with 1 if a server would refuse it."""
     folder = _folder(folder)
     result = policies.build(folder, None if full else 2.0)
+    if json:
+        output.print_json(
+            {
+                "served": result.policy is not None,
+                "policy_version": result.version,
+                "roles": len(result.policy.roles) if result.policy else 0,
+                "rules": len(result.policy.rules) if result.policy else 0,
+                "tests": result.tests,
+                "comparisons": result.comparisons,
+                "findings": [asdict(finding) for finding in result.findings],
+            }
+        )
+        raise typer.Exit(0 if result.policy else 1)
     for finding in result.findings:
         output.print_value(f"{folder}/{finding}")
     if result.policy is None:
@@ -50,14 +67,18 @@ def lint(
 
 
 @app.command("test")
-def run_tests(folder: Folder = None) -> None:
+def run_tests(folder: Folder = None, json: Json = False) -> None:
     """Run the tests in policy_test.csv. Exits with 1 if one fails."""
     folder = _folder(folder)
     result = policies.build(folder, 0.0)
+    failed = sum(finding.file == TEST_FILE for finding in result.errors)
+    if json:
+        findings = [asdict(finding) for finding in result.errors]
+        output.print_json({"tests": result.tests, "failed": failed, "findings": findings})
+        raise typer.Exit(0 if result.policy else 1)
     for finding in result.errors:
         output.print_value(f"{folder}/{finding}")
     if result.policy is None:
-        failed = sum(finding.file == TEST_FILE for finding in result.errors)
         output.say(f"Tests: {result.tests}, failed: {failed}, other errors: {len(result.errors) - failed}.")
         raise typer.Exit(1)
     output.say(f"Tests: {result.tests}, all pass.")
@@ -67,10 +88,12 @@ def run_tests(folder: Folder = None) -> None:
 def matrix(
     folder: Folder = None,
     format_: Annotated[
-        Format, typer.Option("--format", help="table, csv, or test: a new policy_test.csv.")
-    ] = Format.TABLE,
+        Format | None, typer.Option("--format", help="table (the default), csv, or test: a new policy_test.csv.")
+    ] = None,
+    json: Json = False,
 ) -> None:
     """Print the permissions of each role."""
+    output.require_no_other_format(format_ is not None, json)
     policy = _index(_folder(folder))
     permissions = list(dict.fromkeys((rule.resource, rule.action) for rule in policy.rules))
     if format_ is Format.TEST:
@@ -80,13 +103,17 @@ def matrix(
             [(role, r, a, policy.decide(role, a, r).decision, "") for r, a in asked for role in policy.roles],
         )
         return
+    if json:
+        rows = [(r, a, {role: policy.decide(role, a, r).decision for role in policy.roles}) for r, a in permissions]
+        output.print_json([{"resource": r, "action": a, "decisions": decisions} for r, a, decisions in rows])
+        return
     yes, no = ("1", "0") if format_ is Format.CSV else ("✓", "·")
-    rows = [(r, a, *(yes if _may(policy, role, a, r) else no for role in policy.roles)) for r, a in permissions]
+    table = [(r, a, *(yes if _may(policy, role, a, r) else no for role in policy.roles)) for r, a in permissions]
     header = ("resource", "action", *policy.roles)
     if format_ is Format.CSV:
-        output.print_csv(header, rows)
+        output.print_csv(header, table)
     else:
-        output.print_table(header, rows)
+        output.print_table(header, table)
 
 
 @app.command()
@@ -95,13 +122,26 @@ def explain(
     action: Annotated[str, typer.Argument(help="An action, as in view.")],
     resource: Annotated[str, typer.Argument(help="A resource, as in secrets/billing.")],
     folder: Annotated[Path | None, typer.Option("--policy", help="The policy folder.")] = None,
+    json: Json = False,
 ) -> None:
     """Decide whether ROLE may do ACTION on RESOURCE, by which rule. Exits with 0 for allow, 1 for deny."""
     if problem := policies.request_problem("resource", resource) or policies.request_problem("action", action):
         raise InvalidField(problem)
     decision = _index(_folder(folder)).decide(role, action, resource)
-    output.print_value(f"{decision.decision.upper()}: {decision.reason.value}.")
-    output.print_explanation(policies.explain(decision))
+    explanation = policies.explain(decision)
+    if json:
+        output.print_json(
+            {
+                "decision": decision.decision,
+                "reason": decision.reason.name,
+                "role": role,
+                "policy_version": decision.policy.version,
+                "explanation": asdict(explanation),
+            }
+        )
+    else:
+        output.print_value(f"{decision.decision.upper()}: {decision.reason.value}.")
+        output.print_explanation(explanation)
     raise typer.Exit(output.ALLOW if decision.reason is Reason.GRANTED else output.DENY)
 
 

@@ -7,12 +7,13 @@ from typing import Annotated, Any
 import typer
 
 from rolecall.cli import output
+from rolecall.cli.commands import Commands
 from rolecall.cli.connect import Json, open_client, to_dict
 from rolecall.errors import CallFailed, InvalidField
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Create, list, rotate and delete tokens.", no_args_is_help=True)
+app = Commands("Create, list, rotate and delete tokens.")
 
 TokenId = Annotated[str, typer.Argument(metavar="ID", help="The token's id: the part between its two underscores.")]
 
@@ -125,10 +126,13 @@ def rotate(
 
 
 @app.command()
-def delete(token_id: TokenId) -> None:
+def delete(token_id: TokenId, json: Json = False) -> None:
     """Delete a token; it stops working at once."""
     with open_client() as client:
-        client.tokens.delete(token_id)
+        deleted = to_dict(client.tokens.delete(token_id))
+    if json:
+        output.print_json(deleted)
+        return
     output.say(f"The token {token_id} is deleted.")
 
 

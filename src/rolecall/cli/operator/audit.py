@@ -7,12 +7,13 @@ from typing import Annotated
 import typer
 
 from rolecall.cli import output
-from rolecall.cli.connect import ConfigFile, Database, KeyFile, Organization, open_database, parse_time
+from rolecall.cli.commands import Commands
+from rolecall.cli.connect import ConfigFile, Database, Json, KeyFile, Organization, open_database, parse_time
 from rolecall.errors import ConfigError
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Erase a person's values from an audit log, prune it, restart it.", no_args_is_help=True)
+app = Commands("Erase a person's values from an audit log, prune it, restart it.")
 
 
 @app.command()
@@ -22,6 +23,7 @@ def erase(
     config_file: ConfigFile = None,
     database: Database = None,
     key_file: KeyFile = None,
+    json: Json = False,
 ) -> None:
     """Erase a person's addresses and names from the log. It still verifies."""
     from rolecall import audit
@@ -30,6 +32,9 @@ def erase(
         count = audit.erase(storage, log, organization, person)
         if not storage.scrub():
             output.say("A server is reading: SQLite's -wal file holds the values until its next checkpoint.")
+    if json:
+        output.print_json({"erased_values": count})
+        return
     output.say(f"{count} values of {person} were erased.")
 
 
@@ -43,6 +48,7 @@ def prune(
     config_file: ConfigFile = None,
     database: Database = None,
     key_file: KeyFile = None,
+    json: Json = False,
 ) -> None:
     """Delete the oldest entries. The rest still verifies."""
     from rolecall import audit
@@ -50,6 +56,9 @@ def prune(
     at = int(before.timestamp() * 1_000_000)
     with open_database(config_file, database, key_file) as (storage, log):
         pruned = audit.prune(storage, log, organization, at)
+    if json:
+        output.print_json({"pruned_entries": pruned.entries, "last_pruned_sequence": pruned.last_sequence})
+        return
     output.say(f"{pruned.entries} entries were deleted; the log begins after entry {pruned.last_sequence}.")
 
 
@@ -60,6 +69,7 @@ def restart(
     config_file: ConfigFile = None,
     database: Database = None,
     key_file: KeyFile = None,
+    json: Json = False,
 ) -> None:
     """Archive a log that was tampered with or whose key is lost, and start a new one.
 
@@ -74,4 +84,7 @@ def restart(
             raise ConfigError(f"The archive {archive} can't be created: {error.strerror}.") from error
         with file:
             count = audit.restart(storage, log, organization, file)
+    if json:
+        output.print_json({"archived_entries": count, "archive": str(archive)})
+        return
     output.say(f"{count} entries are in {archive}; the audit log of {organization} starts again.")

@@ -1,15 +1,14 @@
 """`rolecall operator db`."""
 
-import typer
-
 from rolecall import config
 from rolecall.cli import output
-from rolecall.cli.connect import ConfigFile, Database, KeyFile
+from rolecall.cli.commands import Commands
+from rolecall.cli.connect import ConfigFile, Database, Json, KeyFile
 from rolecall.credentials import server_key
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Upgrade the database's schema.", no_args_is_help=True)
+app = Commands("Upgrade the database's schema.")
 
 
 @app.callback()
@@ -18,7 +17,9 @@ def _group() -> None:
 
 
 @app.command()
-def upgrade(config_file: ConfigFile = None, database: Database = None, key_file: KeyFile = None) -> None:
+def upgrade(
+    config_file: ConfigFile = None, database: Database = None, key_file: KeyFile = None, json: Json = False
+) -> None:
     """Upgrade the schema to this version; does nothing if it is up to date."""
     from rolecall.audit import AuditLog, begin_first, check_key
     from rolecall.storage import Storage
@@ -32,6 +33,9 @@ def upgrade(config_file: ConfigFile = None, database: Database = None, key_file:
     if warning := check_key(storage, log):
         output.say(f"warning: {warning}")
     storage.close()
+    if json:
+        output.print_json({"begun_audit_logs": begun, "key_id": log.signer.key_id})
+        return
     for organization in begun:
         output.say(f"The audit log of {organization} starts now.")
     output.say(f"The schema is up to date; the audit logs are signed with the key {log.signer.key_id}.")

@@ -1,19 +1,23 @@
 """`rolecall operator organizations`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rolecall import config
 from rolecall import policy as policies
 from rolecall.cli import output
+from rolecall.cli.commands import Commands
 from rolecall.cli.connect import ConfigFile, Database, Json, KeyFile, open_database
 from rolecall.domain import rfc3339
 
-__all__ = ["app"]
+if TYPE_CHECKING:
+    from rolecall.services.organizations import CreatedOrganization
 
-app = typer.Typer(help="Create and list organizations.", no_args_is_help=True)
+__all__ = ["app", "show_created"]
+
+app = Commands("Create and list organizations.")
 
 
 @app.command()
@@ -24,6 +28,7 @@ def create(
     database: Database = None,
     key_file: KeyFile = None,
     policy: Annotated[Path | None, typer.Option(help="Folder with the policy files.")] = None,
+    json: Json = False,
 ) -> None:
     """Create an organization with its first owner; print the owner's token, once."""
     from rolecall.policy.reload import load_in_force
@@ -33,9 +38,7 @@ def create(
     with open_database(config_file, database, key_file) as (storage, log):
         loaded = load_in_force(storage) or policies.load(folder, 0.3)
         founded = organizations.create(storage, log, loaded, organization, owner)
-    output.say(f"{founded.owner.email} is {founded.owner.role} of {organization}.")
-    output.say(f"The token of {founded.owner.email}, shown this once, is valid for 90 days:")
-    output.print_value(founded.token.text)
+    show_created(founded, json)
 
 
 @app.command("list")
@@ -62,3 +65,22 @@ def list_organizations(
         output.print_json([dict(zip(header, row, strict=True)) for row in table])
     else:
         output.print_table(header, [[str(value) for value in row] for row in table])
+
+
+def show_created(created: "CreatedOrganization", json: bool) -> None:
+    """Print the first owner's token alone on standard output; with `json`, the organization and its members too."""
+    members, organization = (created.owner, *created.others), created.organization.id
+    if json:
+        output.print_json(
+            {
+                "organization": organization,
+                "members": [{"user_id": item.user_id, "email": item.email, "role": item.role} for item in members],
+                "token": {"id": created.token.id, "user_id": created.owner.user_id},
+                "secret": created.token.text,
+            }
+        )
+        return
+    for member in members:
+        output.say(f"{member.email} is {member.role} of {organization}.")
+    output.say(f"The token of {created.owner.email}, shown this once, is valid for 90 days:")
+    output.print_value(created.token.text)

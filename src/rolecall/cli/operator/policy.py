@@ -9,13 +9,14 @@ import typer
 from rolecall import config
 from rolecall import policy as policies
 from rolecall.cli import output
-from rolecall.cli.connect import ConfigFile, Database, KeyFile, open_database
+from rolecall.cli.commands import Commands
+from rolecall.cli.connect import ConfigFile, Database, Json, KeyFile, open_database
 from rolecall.errors import InvalidField
 from rolecall.policy import PolicyError
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Activate a policy for all servers.", no_args_is_help=True)
+app = Commands("Activate a policy for all servers.")
 
 
 @app.callback()
@@ -33,6 +34,7 @@ def activate(
     database: Database = None,
     key_file: KeyFile = None,
     policy: Annotated[Path | None, typer.Option(help="Folder with the policy files.")] = None,
+    json: Json = False,
 ) -> None:
     """Put a policy in force on all servers of the database; first give holders of dropped roles other roles."""
     from rolecall.services import operator_policy
@@ -47,6 +49,15 @@ def activate(
         raise PolicyError(folder, built.errors)
     with open_database(config_file, database, key_file) as (storage, log):
         activated = operator_policy.activate(storage, log, built, moves, f"operator at {socket.gethostname()}")
+    if json:
+        output.print_json(
+            {
+                "policy_version": activated.activation.version,
+                "moved_holders": activated.holders,
+                "moved_organizations": activated.organizations,
+            }
+        )
+        return
     if moves:
         output.say(f"{activated.holders} holders in {activated.organizations} organizations got another role.")
     output.say(f"The policy {activated.activation.version} is in force.")

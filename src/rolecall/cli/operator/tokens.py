@@ -5,11 +5,12 @@ from typing import Annotated
 import typer
 
 from rolecall.cli import output
-from rolecall.cli.connect import ConfigFile, Database, KeyFile, Organization, open_database
+from rolecall.cli.commands import Commands
+from rolecall.cli.connect import ConfigFile, Database, Json, KeyFile, Organization, open_database
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Issue and revoke tokens.", no_args_is_help=True)
+app = Commands("Issue and revoke tokens.")
 
 
 @app.command()
@@ -19,6 +20,7 @@ def issue(
     config_file: ConfigFile = None,
     database: Database = None,
     key_file: KeyFile = None,
+    json: Json = False,
 ) -> None:
     """Print a new token for a member, once. Older tokens stay valid."""
     from rolecall.services import operator_tokens
@@ -26,6 +28,9 @@ def issue(
 
     with open_database(config_file, database, key_file) as (storage, log):
         minted = operator_tokens.issue(storage, log, organization, email)
+    if json:
+        output.print_json({"token": {"id": minted.id}, "secret": minted.text})
+        return
     output.say(f"The token {minted.id} of {email}, shown this once, is valid for {LIFE_DAYS} days:")
     output.print_value(minted.text)
 
@@ -37,10 +42,14 @@ def revoke(
     config_file: ConfigFile = None,
     database: Database = None,
     key_file: KeyFile = None,
+    json: Json = False,
 ) -> None:
     """Revoke a token. Running servers refuse it within a second."""
     from rolecall.services import operator_tokens
 
     with open_database(config_file, database, key_file) as (storage, log):
         operator_tokens.revoke(storage, log, organization, token_id)
+    if json:
+        output.print_json({"token": {"id": token_id, "state": "deleted"}})
+        return
     output.say(f"The token {token_id} is revoked.")
