@@ -89,7 +89,7 @@ def test_entries_are_listed_the_newest_first(server_workspace: Workspace, sqlite
     header, first, second = cells(table)
     assert table.stderr == ""
     assert header == ["#", "time", "actor", "action", "object", "outcome", "details"]
-    assert first[2:6] == [f"user:{user_id}", "DeleteToken", f"token:{made.token.id}", "succeeded"]
+    assert first[2:6] == [f"user:{user_id} ann@acme.io", "DeleteToken", f"token:{made.token.id}", "succeeded"]
     assert "name: laptop" in first[6]
     assert second[3] == "CreatePersonalToken"
     assert int(first[0]) == int(second[0]) + 1
@@ -99,6 +99,45 @@ def test_entries_are_listed_the_newest_first(server_workspace: Workspace, sqlite
     assert entry["details"]["after"]["display_name"] == "laptop"
     assert entry["credential_id"] == sqlite_site.tokens["OWNER"].split("_")[1]
     assert made.secret.rpartition("_")[2] not in table.stdout + json.dumps(listed)
+
+
+def test_lines_of_a_piped_list_are_short(server_workspace: Workspace, sqlite_site: Site, owner: Client) -> None:
+    """A pipe gets a line of tabs for each entry, not padded and of bounded length; `--json` has the whole details."""
+    people = [(f"person{number}@x.io", "VIEWER") for number in range(200)]
+    owner.invitations.create(people)
+    owner.tokens.create_personal("laptop")
+    fill(sqlite_site, 5)
+
+    table = server_workspace.run("audit", "list")
+    listed = json.loads(only_line(server_workspace.run("audit", "list", "--json", "--action", "CreateInvitations")))
+
+    lines = table.stdout.splitlines()
+    assert len(lines) > 7
+    assert max(map(len, lines)) < 400
+    assert not set(table.stdout) & set("│┃━─┌┐└┘")
+    assert "  " not in table.stdout
+    assert all(line.count("\t") == 6 for line in lines)
+    assert [line.split("\t")[6][-1] for line in lines if "CreateInvitations" in line] == ["…"]
+    assert [item["email"] for item in listed[0]["details"]["after"]] == [address for address, _ in people]
+    assert listed[0]["actor_email"] == "ann@acme.io"
+
+
+def test_entries_are_found_by_address_and_age(server_workspace: Workspace, sqlite_site: Site, owner: Client) -> None:
+    """An address names its person in a filter, and in the table beside each id; times are dates, or ages."""
+    viewer = sqlite_site.members["VIEWER"]
+    owner.members.change_role(viewer.user_id, "ADMIN")
+
+    by = cells(
+        server_workspace.run("audit", "list", "--actor", "Ann@acme.io", "--since", "7d", "--until", "2199-01-31")
+    )
+    about = cells(server_workspace.run("audit", "list", "--object", "viewer@acme.io", "--since", "1h"))
+    before = server_workspace.run("audit", "list", "--until", "1d")
+    unknown = server_workspace.run("audit", "list", "--actor", "nobody@acme.io")
+
+    assert {row[2] for row in by[1:]} == {f"user:{sqlite_site.members['OWNER'].user_id} ann@acme.io"}
+    assert [row[3:5] for row in about[1:]][:1] == [["ChangeMemberRole", f"user:{viewer.user_id} viewer@acme.io"]]
+    assert cells(before)[1:] == []
+    assert "no member's" in error_of(unknown)
 
 
 def test_empty_result_is_an_empty_list(server_workspace: Workspace) -> None:
@@ -112,6 +151,8 @@ def test_empty_result_is_an_empty_list(server_workspace: Workspace) -> None:
     ("arguments", "expected"),
     [
         (("audit", "list", "--since", "yesterday"), "2027-01-31"),
+        (("audit", "list", "--since", "7 days"), "7d"),
+        (("audit", "list", "--since", "999999999w"), "7d"),
         (("audit", "list", "--limit", "0"), "--limit"),
         (("audit", "list", "--outcome", "failed"), "denied"),
         (("audit", "export", "--format", "xml"), "jsonl"),

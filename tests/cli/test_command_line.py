@@ -153,8 +153,8 @@ def _options() -> list[Any]:
             command = command.commands[name]
         for option in command.params:
             if option.param_type_name == "option":
-                for text in (*option.opts, *option.secondary_opts):
-                    found.append(pytest.param(command, option, text, id=" ".join((*line, text))))
+                texts = (*option.opts, *option.secondary_opts)
+                found += [pytest.param(command, option, text, id=" ".join((*line, text))) for text in texts]
     return found
 
 
@@ -172,7 +172,7 @@ def test_option_is_given_once_unless_it_is_a_list(command: Any, option: Any, tex
     with pytest.raises(typer.BadParameter) as caught:
         command.make_context("x", [*given, *given])
 
-    assert text in caught.value.format_message()
+    assert f"'{option.opts[0]}'" in caught.value.format_message()
     assert "It is given 2 times: give it once." in caught.value.format_message()
 
 

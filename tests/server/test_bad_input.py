@@ -23,6 +23,10 @@ FIELDS = [
     ("user:", "view", "secrets", "subject"),
     ("role:", "view", "secrets", "subject"),
     ("user:*", "view", "secrets", "subject"),
+    ("token:ci", "view", "secrets", "subject"),
+    ("token:" + "x" * 23, "view", "secrets", "subject"),
+    ("role:AD MIN", "view", "secrets", "subject"),
+    ("role:9", "view", "secrets", "subject"),
     ("user:a\x00@acme.io", "view", "secrets", "subject"),
     ("user:a\n@acme.io", "view", "secrets", "subject"),
     ("user:" + "a" * 330, "view", "secrets", "subject"),
@@ -202,7 +206,7 @@ def test_check_of_another_subject_needs_a_permission(sqlite_site: Site) -> None:
         assert client.check(f"token:{token.split('_')[1]}", "view", "secrets")
         assert client.check_token(token, "view", "secrets")
         assert list(client.permissions("viewer@acme.io"))
-        for subject in ("ann@acme.io", "nobody@acme.io", "user:nobody", "role:VIEWER", "token:none"):
+        for subject in ("ann@acme.io", "nobody@acme.io", "user:nobody", "role:VIEWER", f"token:{'x' * 22}"):
             with pytest.raises(PermissionMissing) as caught:
                 client.check(subject, "view", "secrets")
             assert caught.value.metadata["resource"] == "authorization"

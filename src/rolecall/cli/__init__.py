@@ -32,7 +32,9 @@ from rolecall.errors import InvalidField, RolecallError, UnauthenticatedCredenti
 
 __all__ = ["app", "main"]
 
-app = Commands("An authorization service: may this subject do this action on this resource?", completion=True)
+app = Commands(
+    "An authorization service: may this subject do this action on this resource?", name="rolecall", completion=True
+)
 app.command()(init.init)
 app.command()(serve.serve)
 app.command(WORKER_COMMAND, hidden=True)(serve.serve_worker)

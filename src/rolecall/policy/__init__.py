@@ -10,7 +10,7 @@ from rolecall.policy.parsed import MODEL_FILE, POLICY_FILE, TEST_FILE, Finding, 
 from rolecall.policy.plan import plan_resources
 from rolecall.policy.restrictions import PermissionScope, is_restricted_within, is_within, permits, restrict
 from rolecall.policy.subprocess_build import build_in_subprocess
-from rolecall.policy.syntax import pattern_problem, request_problem
+from rolecall.policy.syntax import pattern_problem, request_problem, value_problem
 
 __all__ = [
     "MODEL_FILE",
@@ -40,6 +40,7 @@ __all__ = [
     "read_and_index",
     "request_problem",
     "restrict",
+    "value_problem",
 ]
 
 

@@ -23,7 +23,7 @@ from rolecall.domain import (
     SubjectKind,
 )
 from rolecall.errors import BatchSize, InvalidField
-from rolecall.policy import pattern_problem, request_problem
+from rolecall.policy import pattern_problem, request_problem, value_problem
 from rolecall.v1 import authorization_pb2 as pb
 from rolecall.v1 import shared_pb2
 
@@ -143,6 +143,12 @@ def subject(text: str) -> Subject:
         if not _ADDRESS_SHAPE.fullmatch(value):
             raise InvalidField(f"subject `{text}` is no address: write {_FORMS}.", field="subject")
         return Subject(SubjectKind.EMAIL, email_address.key_of(value, "subject"))
+    if form == "token" and not token_format.is_id(value):
+        message = f"subject `{text}` is no token: write `token:` and the 22 letters and digits between its underscores."
+        raise InvalidField(message, field="subject")
+    if form == "role" and value_problem("role", value):
+        message = f"subject `{text}` is no role: write `role:` and a letter, then letters, digits, `_`, `.` and `-`."
+        raise InvalidField(message, field="subject")
     kinds = {"user": SubjectKind.USER_ID, "token": SubjectKind.TOKEN_ID, "role": SubjectKind.ROLE}
     return Subject(kinds[form], value)
 

@@ -331,10 +331,12 @@ def _explained(policy: Policy, caller: Caller, question: Question, result: Check
 def _explain(policy: Policy, question: Question, result: CheckResult, *, rules: bool) -> Explanation:
     if result.reason is Reason.NOT_A_MEMBER:
         passing = policy.roles_that_may(question.action, question.resource)
-        return Explanation(
-            "The subject is no member of the organization: check its spelling.",
-            roles_that_pass=passing,
+        how = (
+            "its spelling"
+            if question.subject.kind is Kind.EMAIL
+            else "the id, or write an address, as `user:ann@acme.io`"
         )
+        return Explanation(f"The subject is no member of the organization: check {how}.", roles_that_pass=passing)
     if result.reason is Reason.TOKEN_INVALID:
         return Explanation("The organization has no such live token: it may be mistyped, expired or deleted.")
     if result.reason is Reason.TOKEN_SCOPE:
