@@ -24,14 +24,16 @@ class Address:
 def parse(text: str, field: str = "email") -> Address:
     """Parse the address in `text`. Raises `InvalidField` for `field` where no mail can be sent to it."""
     if len(text) > MAX_LENGTH:
-        raise InvalidField(f"The address has {len(text)} characters, more than {MAX_LENGTH}.", field=field)
+        raise InvalidField(f"The address has {len(text)} characters, more than {MAX_LENGTH}: shorten it.", field=field)
     try:
         result = validate_email(text, check_deliverability=False, allow_smtputf8=False, strict=True)
     except EmailNotValidError as error:
         raise InvalidField(f"The address is not valid: {str(error)[:MAX_REASON]}", field=field) from error
     if "=?" in result.local_part:
         # Mail software decodes it as an encoded word (RFC 2047), which may contain another address.
-        raise InvalidField("The address contains `=?`, which mail software decodes into another address.", field=field)
+        raise InvalidField(
+            "The address contains `=?`, which mail software decodes into another address: remove it.", field=field
+        )
     # Without SMTPUTF8, every valid address has an ASCII form.
     assert result.ascii_email is not None  # noqa: S101 - for the type checker
     return Address(result.normalized, result.ascii_email.lower())

@@ -75,7 +75,7 @@ class RolecallError(Exception):
 
     @property
     def fix(self) -> str:
-        """What to do next: the end of the message. Empty where it doesn't say."""
+        """Advice at the end of the message: what to do next. After what the system says, its cause."""
         found = _MESSAGE.fullmatch(self.message.removeprefix(f"{self.field}: ") if self.field else self.message)
         return found[1] if found else ""
 

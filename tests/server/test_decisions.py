@@ -86,7 +86,7 @@ def test_an_unknown_action_and_resource_have_reasons_of_their_own(site: Site) ->
 
 @pytest.mark.parametrize("role", ["CONTRIBUTOR", "VIEWER", "VIEWERNOSECRETS"])
 def test_caller_is_told_who_may_instead_and_no_rule(site: Site, role: str) -> None:
-    """Who may not see the policy gets the decision about themselves and the roles that would pass."""
+    """A caller that may not see the policy gets the decision about itself, the roles that would pass, and no rule."""
     user = site.members[role]
     token = site.tokens[role]
     subjects = [user.email, f"user:{user.user_id}", f"token:{token.split('_')[1]}"]

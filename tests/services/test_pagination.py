@@ -51,7 +51,7 @@ def test_negative_size_is_refused(asked: int) -> None:
         PAGES.size(Page(asked))
 
     assert caught.value.field == "page_size"
-    assert f"page_size is {asked}; it must be 1 to 1000, or 0 for 50." in caught.value.message
+    assert f"page_size is {asked}: give 1 to 1000, or 0 for 50." in caught.value.message
 
 
 # Tokens that are taken

@@ -69,12 +69,14 @@ def verify(
         raise InvalidField(f"Entry {known.sequence} was pruned: name one after {head.start_sequence}.", field="known")
     if 0 < last <= head.start_sequence:
         raise InvalidField(
-            f"The entries up to {head.start_sequence} were pruned and can't be verified.",
+            f"The entries up to {head.start_sequence} were pruned and can't be verified: end later, or at 0.",
             field="last_sequence",
         )
     for field, number in (("first_sequence", first), ("last_sequence", last)):
         if number > head.sequence:
-            raise InvalidField(f"{field} is {number}, and the log ends at {head.sequence}.", field=field)
+            raise InvalidField(
+                f"{field} is {number}, and the log ends at {head.sequence}: name an entry up to there.", field=field
+            )
     verifier = _Verifier(tx, log.signer, head, confirm)
     try:
         verifier.check(first, last, known)

@@ -63,5 +63,5 @@ def open_channel(address: str, ca_file: Path | str | None, *, plaintext: bool | 
     except OSError as error:
         raise ConfigError(f"The CA file {ca_file} can't be read: {error.strerror}.") from error
     if roots is not None and b"-----BEGIN CERTIFICATE-----" not in roots:
-        raise ConfigError(f"The CA file {ca_file} holds no PEM certificate.")
+        raise ConfigError(f"The CA file {ca_file} holds no PEM certificate: name another.")
     return grpc.secure_channel(address, grpc.ssl_channel_credentials(roots), options)

@@ -104,7 +104,7 @@ class SmtpTransport:
             )
         if not (self._user + self._password).isascii():
             raise ConfigError(
-                "The setting smtp_user or smtp_password holds characters beyond ASCII, which an SMTP login can't have."
+                "The setting smtp_user or smtp_password holds characters beyond ASCII: an SMTP login can't have them."
             )
         try:
             self._tls = ssl.create_default_context(cafile=settings.smtp_ca_file)

@@ -26,7 +26,7 @@ class Pagination:
         """Return how many entries the page may hold: the requested number, at most 1,000. Raises `InvalidField`."""
         if page.size < 0:
             raise InvalidField(
-                f"page_size is {page.size}; it must be 1 to {MAX_SIZE}, or 0 for {DEFAULT_SIZE}.", field="page_size"
+                f"page_size is {page.size}: give 1 to {MAX_SIZE}, or 0 for {DEFAULT_SIZE}.", field="page_size"
             )
         return min(page.size or DEFAULT_SIZE, MAX_SIZE)
 

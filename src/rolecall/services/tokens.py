@@ -142,7 +142,7 @@ class Tokens:
         Raises `TokenNotFound` (also for an expired or deleted token), `EtagMismatch`, and as `create_organization`.
         """
         if not 0 <= overlap <= MAX_OVERLAP:
-            raise InvalidField("overlap must be 0 to 24 hours, as in `3600s`.", field="overlap")
+            raise InvalidField("overlap must be 0 to 24 hours: write it in seconds, as `3600s`.", field="overlap")
 
         def effect(context: ChangeContext, token: Token) -> Outcome[IssuedToken]:
             if token.state(context.at) is not TokenState.ACTIVE:
