@@ -6,6 +6,7 @@ import pty
 import select
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import typer
 from typer.testing import CliRunner
 
 import rolecall
-from rolecall.cli import app
-from support.commands import PROGRAM, Workspace, error_of, only_line, usage_of
+from rolecall.cli import app, output
+from support.commands import PROGRAM, SMALL_POLICY, SMALL_POLICY_TEST, Workspace, error_of, only_line, usage_of
 from support.sites import Site
 
 
@@ -293,6 +294,57 @@ def test_error_of_a_policy_lists_its_findings_in_json(empty: Workspace) -> None:
 def test_json_after_the_end_of_options_is_an_argument(client_workspace: Workspace) -> None:
     """`-- --json` is an argument: the error is text."""
     assert error_of(client_workspace.run("members", "remove", "--", "--json"))
+
+
+# Tables
+
+
+def on_terminal(workspace: Workspace, columns: int, *arguments: str) -> str:
+    """What a terminal of this width shows of a command."""
+    reader, writer = os.openpty()
+    environment = {**workspace.environment, "COLUMNS": str(columns), "TERM": "xterm"}
+    with subprocess.Popen([PROGRAM, *arguments], cwd=workspace.folder, env=environment, stdout=writer) as process:
+        os.close(writer)
+        shown = b""
+        # The end of a terminal is an error of the system.
+        with suppress(OSError):
+            while part := os.read(reader, 65_536):
+                shown += part
+    os.close(reader)
+    assert process.returncode == 0
+    return shown.decode().replace("\r\n", "\n")
+
+
+def test_table_is_a_box_on_a_terminal_and_lines_of_tabs_in_a_pipe(empty: Workspace) -> None:
+    """A terminal gets a box, a narrow one a block for each row, and a pipe one line for each row, without padding."""
+    (empty.folder / "policies" / "policy.csv").write_text(SMALL_POLICY)
+    (empty.folder / "policies" / "policy_test.csv").write_text(SMALL_POLICY_TEST)
+
+    piped = empty.run("policy", "matrix")
+    wide = on_terminal(empty, 120, "policy", "matrix")
+    narrow = on_terminal(empty, 30, "policy", "matrix")
+
+    assert piped.stdout.splitlines()[:2] == [
+        "resource\taction\tOWNER\tADMIN\tCONTRIBUTOR\tVIEWER\tVIEWERNOSECRETS",
+        "members\tview\t✓\t✓\t✓\t✓\t✓",
+    ]
+    assert len(piped.stdout.splitlines()) == 5
+    assert wide.startswith("┏")
+    assert wide.count("│ members ") == 1
+    assert "resource:      members\naction:        view\n" in narrow
+    assert "│" not in narrow
+
+
+@pytest.mark.parametrize("name", ["tab\there", "line\nend", "esc\x1b[31m", "x" * 1000])
+def test_cell_is_one_printable_piece_of_a_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever a value holds, a row stays one line with a tab between two cells, of bounded length."""
+    output.print_table(("name", "role"), [(name, "VIEWER")])
+
+    header, row = capsys.readouterr().out.splitlines()
+    assert header == "name\trole"
+    assert row.split("\t")[1:] == ["VIEWER"]
+    assert row.replace("\t", "").isprintable()
+    assert len(row) < 270
 
 
 # Completion

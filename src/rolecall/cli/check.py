@@ -7,7 +7,7 @@ import typer
 
 from rolecall.cli import output
 from rolecall.cli.connect import Json, open_client
-from rolecall.domain import CheckResult
+from rolecall.domain import CheckResult, Reason
 
 __all__ = ["check", "permissions", "resources", "subjects"]
 
@@ -34,6 +34,8 @@ def check(
     else:
         role = f" (role {result.role})" if result.role else ""
         output.print_value(f"{result.decision.upper()}: {result.reason.value}{role}.")
+        if result.reason is Reason.NOT_A_MEMBER and "@" not in subject:
+            output.say(f"`{subject}` is no address: is it an id, as `rolecall members list` shows it?")
         if result.explanation:
             output.print_explanation(result.explanation)
     raise typer.Exit(output.ALLOW if result else output.DENY)

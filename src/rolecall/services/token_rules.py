@@ -164,8 +164,8 @@ def require_rotatable(context: ChangeContext, token_id: str) -> Token:
         require_person(context.caller, "create tokens")
         if not may(context.policy, context.caller, "create", "organization-tokens"):
             raise PermissionMissing(
-                "This is not one of your own tokens, and you may rotate no organization's: check the id, or ask somebody"
-                " who may `organization-tokens create`.",
+                "This is not one of your own tokens, and you may rotate no organization's: check the id, or ask"
+                " somebody who may `organization-tokens create`.",
                 action="create",
                 resource="organization-tokens",
             )
