@@ -1,6 +1,5 @@
 """The command line itself: its commands, its help, its version."""
 
-import json
 import os
 import pty
 import select
@@ -16,7 +15,7 @@ from typer.testing import CliRunner
 
 import rolecall
 from rolecall.cli import app, output
-from support.commands import PROGRAM, SMALL_POLICY, SMALL_POLICY_TEST, Workspace, error_of, only_line, usage_of
+from support.commands import PROGRAM, SMALL_POLICY, SMALL_POLICY_TEST, Workspace, only_line, usage_of
 from support.sites import Site
 
 
@@ -203,9 +202,6 @@ def test_contradicting_flags_are_a_usage_error(empty: Workspace) -> None:
     assert "--reflection" in usage_of(empty.run("serve", "--reflection", "--no-reflection"))
 
 
-# JSON
-
-
 def test_every_command_that_prints_has_json() -> None:
     """All commands but the server, whose output is its log, print JSON with `--json`."""
     without = {
@@ -213,87 +209,6 @@ def test_every_command_that_prints_has_json() -> None:
     }
 
     assert without == {"serve", "serve-worker"}
-
-
-def json_error(workspace: Workspace, *arguments: str) -> dict[str, Any]:
-    """The error of a command, given `--json`: one object on one line of standard error, of the one shape."""
-    finished = workspace.run(*arguments, "--json")
-    assert finished.returncode == 2, finished.stderr
-    assert finished.stdout == ""
-    (line,) = finished.stderr.splitlines()
-    error: dict[str, Any] = json.loads(line)
-    assert list(error) == ["reason", "field", "message", "fix", "call_id", "problems"]
-    for problem in error["problems"]:
-        assert list(problem) == ["reason", "field", "message", "fix"]
-    return error
-
-
-def test_error_of_the_server_is_json(client_workspace: Workspace) -> None:
-    """A refusal has its reason, its field, what to do, and the id of the call; without `--json` it is a text."""
-    error = json_error(client_workspace, "members", "set-role", "viewer@acme.io", "veiwer")
-    text = error_of(client_workspace.run("members", "set-role", "viewer@acme.io", "veiwer"))
-
-    assert (error["reason"], error["field"], error["problems"]) == ("UNKNOWN_ROLE_NAME", "role", [])
-    assert error["message"] == text
-    assert error["fix"].startswith("did you mean `VIEWER`? Otherwise choose one of OWNER, ")
-    assert error["call_id"]
-
-
-def test_errors_of_a_batch_are_json(client_workspace: Workspace) -> None:
-    """Each problem of a batch is listed with its reason, and what to do."""
-    error = json_error(client_workspace, "invitations", "create", "ann@acme.io,x", "--role", "VIEWER")
-
-    assert [problem["reason"] for problem in error["problems"]] == ["ALREADY_MEMBER", "INVALID_FIELD"]
-    assert all(problem["message"].startswith(("ann@acme.io (", "x (")) for problem in error["problems"])
-
-
-@pytest.mark.parametrize(
-    ("arguments", "field", "said"),
-    [
-        (("audit", "list", "--since", "yesterday"), "since", "7d"),
-        (("audit", "list", "--limit", "0"), "limit", "--limit"),
-        (("audit", "list", "--json"), "json", "given 2 times"),
-        (("audit", "list", "--nothing"), "", "rolecall audit list --help"),
-        (("audit", "export", "--format", "csv"), "format", "two formats"),
-        (("check", "ann@acme.io"), "action", "Missing"),
-        (("membres", "list"), "", "Did you mean 'members'"),
-        (("tokens", "create", "x", "--restrict", "y"), "restrict", "not a permission"),
-    ],
-)
-def test_error_in_the_arguments_is_json(
-    client_workspace: Workspace, arguments: tuple[str, ...], field: str, said: str
-) -> None:
-    """Errors in options and arguments have the same shape, and the option's name as their field."""
-    error = json_error(client_workspace, *arguments)
-
-    assert (error["reason"], error["field"], error["call_id"]) == ("INVALID_FIELD", field, "")
-    assert said in error["message"]
-    assert error["fix"]
-
-
-def test_missing_setting_is_a_json_error(empty: Workspace) -> None:
-    """A command that can't even start says so in JSON."""
-    error = json_error(empty, "whoami")
-
-    assert (error["reason"], error["fix"]) == ("CONFIG", "set ROLECALL_TOKEN to one.")
-
-
-def test_error_of_a_policy_lists_its_findings_in_json(empty: Workspace) -> None:
-    """A policy that can't be served has its findings as problems, each with its place and its fix."""
-    empty.append("policy.csv", "q, VIEWER\n")
-
-    error = json_error(empty, "policy", "matrix")
-
-    assert error["reason"] == "POLICY_INVALID"
-    (problem,) = error["problems"]
-    assert problem["field"].startswith("policy.csv:")
-    assert problem["message"]
-    assert problem["fix"]
-
-
-def test_json_after_the_end_of_options_is_an_argument(client_workspace: Workspace) -> None:
-    """`-- --json` is an argument: the error is text."""
-    assert error_of(client_workspace.run("members", "remove", "--", "--json"))
 
 
 # Tables

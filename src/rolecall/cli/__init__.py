@@ -28,7 +28,7 @@ from rolecall.cli import (
 from rolecall.cli.commands import Commands
 from rolecall.cli.logs import configure_logs
 from rolecall.cli.supervisor import WORKER_COMMAND
-from rolecall.errors import InvalidField, RolecallError, UnauthenticatedCredential
+from rolecall.errors import CallFailed, InvalidField, RolecallError, UnauthenticatedCredential
 
 __all__ = ["app", "main"]
 
@@ -74,6 +74,8 @@ def main() -> None:
         sys.exit(app(standalone_mode=not output.wants_json()))
     except RolecallError as error:
         output.print_error(error, _hint(error))
+    except typer.Abort:
+        output.print_error(CallFailed("Cancelled: run it again."))
     except typer.TyperException as error:
         output.print_usage_error(error)
     except BrokenPipeError:

@@ -59,7 +59,8 @@ def create(
         if problems:
             raise _all_of(problems)
         if file and not yes:
-            output.print_table(("address", "role"), [(person.address, person.role) for person in people])
+            if not json:
+                output.print_table(("address", "role"), [(person.address, person.role) for person in people])
             output.confirm(f"Invite them ({len(people)})?")
         made: list[dict[str, Any]] = []
         for part in output.progress(parts, "inviting"):
