@@ -119,7 +119,7 @@ def test_documents_name_commands_that_exist(document: Path) -> None:
     """Each `rolecall ...` in a document is a command, and each of its options is in that command's help."""
     root: Any = typer.main.get_command(app)
     typed_lines = re.findall(
-        r"(?:`|\$\(|^ *(?:\$ )?)rolecall ((?:[a-z-]+ ?)+)([^`\n|]*)", document.read_text(), re.MULTILINE
+        r"(?:`|\$\(|^ *(?:\$ )?)rolecall ((?:[a-z][a-z-]* ?)*)([^`\n|]*)", document.read_text(), re.MULTILINE
     )
     for words, rest in set(typed_lines):
         typed, command = words.split(), root
