@@ -215,7 +215,7 @@ def test_every_command_that_prints_has_json() -> None:
 
 
 def on_terminal(workspace: Workspace, columns: int, *arguments: str) -> str:
-    """What a terminal of this width shows of a command."""
+    """Output of a command on a terminal of this width."""
     reader, writer = os.openpty()
     environment = {**workspace.environment, "COLUMNS": str(columns), "TERM": "xterm"}
     with subprocess.Popen([PROGRAM, *arguments], cwd=workspace.folder, env=environment, stdout=writer) as process:
@@ -252,7 +252,7 @@ def test_table_is_a_box_on_a_terminal_and_lines_of_tabs_in_a_pipe(empty: Workspa
 
 @pytest.mark.parametrize("name", ["tab\there", "line\nend", "esc\x1b[31m", "x" * 1000])
 def test_cell_is_one_printable_piece_of_a_line(name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Whatever a value holds, a row stays one line with a tab between two cells, of bounded length."""
+    """A row stays one line with a tab between two cells, of bounded length, for any value."""
     output.print_table(("name", "role"), [(name, "VIEWER")])
 
     header, row = capsys.readouterr().out.splitlines()

@@ -82,7 +82,7 @@ def test_tokens_and_exports_answer_in_json(client_workspace: Workspace) -> None:
 
 
 def test_messages_beside_an_answer_are_json(client_workspace: Workspace) -> None:
-    """What a person is told on standard error is an object with a message."""
+    """Messages for a person on standard error are objects with a `message`."""
     finished = client_workspace.run("sign-in", "ann@acme.io", "--organization", "acme", "--json")
 
     assert finished.returncode == 0
