@@ -30,6 +30,7 @@ def test_init_answers_with_the_owner_and_its_token(empty: Workspace) -> None:
     assert made["token"] == {"id": made["secret"].split("_")[1], "user_id": made["members"][0]["user_id"]}
     assert answer(empty, "operator", "db", "upgrade")["begun_audit_logs"] == []
     assert answer(empty, "operator", "policy", "activate")["moved_holders"] == 0
+    assert answer(empty, "operator", "backup", "copy.db")["backup"] == "copy.db"
 
 
 def test_operator_commands_answer_with_what_they_did(server_workspace: Workspace, sqlite_site: Site) -> None:
