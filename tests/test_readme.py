@@ -37,7 +37,6 @@ def run(document: Path, port: str, folder: Path, *more: str) -> str:
 
     Its server, which it starts as its first block's last but one, gets a port that is free.
     """
-    shutil.copytree(ROOT / "policies", folder / "policies")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         free = str(probe.getsockname()[1])

@@ -2,12 +2,15 @@
 
 import re
 import shlex
+import shutil
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from rolecall.credentials import token_format
-from support.commands import Finished, Workspace, error_of, only_line
+from support.commands import Finished, Serve, Workspace, error_of, only_line
+from support.environment import ROOT
 from support.roles import ROLES
 
 
@@ -139,3 +142,42 @@ def test_init_creates_nothing_for_a_broken_policy(empty: Workspace) -> None:
 
     assert re.search(r"policy\.csv:\d+:27: error: The effect `alow` is unknown", message)
     assert empty.names() == {"policies"}
+
+
+def test_init_writes_the_shipped_policy_where_there_is_none(tmp_path: Path) -> None:
+    """An empty folder needs nothing but `init`, which says where the policy is."""
+    workspace = Workspace(tmp_path)
+
+    finished = workspace.run("init", "--organization", "acme", "--owner", "ann@acme.io")
+
+    assert token_format.parse(only_line(finished)) is not None
+    assert "The shipped policy is in policies" in finished.stderr
+    for name in ("model.conf", "policy.csv", "policy_test.csv"):
+        assert (tmp_path / "policies" / name).read_bytes() == (ROOT / "policies" / name).read_bytes()
+
+
+def test_init_completes_no_policy(empty: Workspace) -> None:
+    """A folder that lacks a file of the policy is an error that names it: the files of two policies are never mixed."""
+    (empty.folder / "policies" / "policy_test.csv").unlink()
+
+    finished = empty.run("init", "--organization", "acme", "--owner", "ann@acme.io")
+
+    assert finished.returncode == 2
+    assert "The policy folder has no policy_test.csv" in finished.stderr
+    assert empty.names() == {"policies"}
+    assert not (empty.folder / "policies" / "policy_test.csv").exists()
+
+
+def test_init_takes_the_policy_in_force_of_a_database_that_has_one(workspace: Workspace, serve: Serve) -> None:
+    """Another organization gets its first owner by the policy that is served, and no policy is written beside it."""
+    serving = serve(workspace)
+    assert serving.address
+    serving.process.terminate()
+    serving.process.wait(10)
+    shutil.rmtree(workspace.folder / "policies")
+
+    finished = workspace.run("init", "--organization", "beta", "--owner", "bob@beta.io")
+
+    assert "bob@beta.io is OWNER of beta." in finished.stderr
+    assert finished.returncode == 0
+    assert "policies" not in workspace.names()

@@ -12,6 +12,7 @@ from rolecall.cli.connect import Json
 from rolecall.cli.operator.organizations import show_created
 from rolecall.credentials import server_key
 from rolecall.errors import ConfigError
+from rolecall.policy import shipped
 
 __all__ = ["init"]
 
@@ -30,7 +31,10 @@ def init(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Create the database, the server's key, an organization and its first owner; print the owner's token, once."""
+    """Create the database, the server's key, an organization and its first owner; print the owner's token, once.
+
+    Where there is no policy, the shipped one is written to the policy folder.
+    """
     from rolecall.audit import AuditLog, check_key
     from rolecall.policy.reload import load_in_force
     from rolecall.services import organizations
@@ -38,10 +42,14 @@ def init(
     from rolecall.storage import organizations as organization_rows
 
     settings = config.load(config_file, database=database, policy=policy, key_file=key_file)
-    folder_policy = policies.load(settings.policy, CASBIN_SECONDS)
     storage = Storage(settings.database)
+    loaded = None if storage.is_new() else load_in_force(storage)
+    if loaded is None:
+        if shipped.is_absent(settings.policy):
+            shipped.write(settings.policy)
+            output.say(f"The shipped policy is in {settings.policy}; it is yours to edit.")
+        loaded = policies.load(settings.policy, CASBIN_SECONDS)
     storage.create()
-    loaded = load_in_force(storage) or folder_policy
     if settings.key_file.exists():
         key = server_key.read(settings.key_file)
     elif storage.read(organization_rows.exists):

@@ -79,6 +79,13 @@ class Storage:
         """Call `notify` after each transaction of this process that queued mails."""
         self._mail_listeners.append(notify)
 
+    def is_new(self) -> bool:
+        """Whether the database doesn't exist, or is empty; `check` any other. Raises `ConfigError`."""
+        if file_is_missing(self._url) or is_empty(self._engine):
+            return True
+        self.check()
+        return False
+
     def create(self) -> None:
         """Create the tables in a new or empty database; `check` any other. Raises `ConfigError`."""
         create_file(self._url)
