@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -149,7 +150,7 @@ class LivePolicy:
         """Activate the served policy in a database that was restored to a state without any."""
 
         def work(tx: Transaction) -> Activation:
-            stored = StoredPolicy(served.policy.version, *served.files, 0)
+            stored = StoredPolicy(served.policy.version, *served.files, 0, "")
             return rows.in_force(tx) or rows.activate(tx, stored, self._activator, now())
 
         return self._storage.exclusive(work)
@@ -174,7 +175,7 @@ class LivePolicy:
         self._watch.wake()
 
     def _start(self, casbin_seconds: float) -> InForce:
-        result = build_in_subprocess(self._folder, casbin_seconds)
+        result = _build_folder(self._folder, self._storage, casbin_seconds)
         findings = result.errors
         if result.policy is not None:
             activation, findings = self._activate(result, is_start=True)
@@ -226,7 +227,7 @@ class LivePolicy:
 
     def _build(self) -> Build | None:
         """Build the folder's policy. None if its files have errors, which are noted as the refusal."""
-        result = build_in_subprocess(self._folder, RELOAD_CASBIN_SECONDS)
+        result = _build_folder(self._folder, self._storage, RELOAD_CASBIN_SECONDS)
         if result.policy is None:
             # A thread that catches up must not lose what it sets.
             with self._lock:
@@ -252,7 +253,7 @@ class LivePolicy:
         """
         assert result.policy is not None  # noqa: S101 - for the type checker
         policy = result.policy
-        new = StoredPolicy(result.version, *result.files, result.comparisons)
+        new = StoredPolicy(result.version, *result.files, result.comparisons, result.comparison_key)
         before: StoredPolicy | None = None
 
         def attempt(tx: Transaction, *, locked: bool) -> Activation | tuple[Finding, ...]:
@@ -398,12 +399,35 @@ def load_in_force(storage: Storage) -> Policy | None:
 def _build_stored(storage: Storage, activation: Activation) -> Build:
     """Build the policy of an activation from the database. Raises `StorageUnavailable` where that isn't possible."""
     stored = storage.read(lambda tx: rows.get(tx, activation.version))
-    result = build_in_subprocess(_files(stored), 0.0)
+    known_key = stored.comparison_key if stored else ""
+    result = build_in_subprocess(_files(stored), RELOAD_CASBIN_SECONDS, known_key)
+    _note_comparison(storage, result)
     if result.policy is None:
         findings = [str(finding) for finding in result.errors[:5]]
         _log.error("policy in force can't be built", policy_version=activation.version, findings=findings)
         raise StorageUnavailable(_UNBUILDABLE)
     return result
+
+
+def _build_folder(folder: Path, storage: Storage, casbin_seconds: float) -> Build:
+    """Build the policy of a folder; compare it with Casbin unless the database knows the outcome."""
+    version = parser.read_files(folder, ParsedPolicy()).version
+    known_key = ""
+    with suppress(StorageUnavailable):
+        known_key = storage.read(lambda tx: rows.comparison_key(tx, version))
+    result = build_in_subprocess(folder, casbin_seconds, known_key)
+    _note_comparison(storage, result)
+    return result
+
+
+def _note_comparison(storage: Storage, result: Build) -> None:
+    """Store the comparison of a policy that was activated before, as with another version of Casbin."""
+    if result.policy is not None and result.comparisons:
+        # It is compared again at the next start where that fails.
+        with suppress(StorageUnavailable, WriteConflict):
+            storage.write(
+                lambda tx: rows.note_comparison(tx, result.version, result.comparisons, result.comparison_key)
+            )
 
 
 def _files(stored: StoredPolicy | None) -> PolicyFiles:

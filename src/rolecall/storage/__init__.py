@@ -1,7 +1,6 @@
 """Database access: atomic transactions, with the same behaviour on SQLite and PostgreSQL."""
 
 import random
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from psycopg import Error as DriverError
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -257,6 +255,8 @@ class Storage:
             if file_identity(self._url) != identity:
                 raise StorageUnavailable(_UNREACHABLE)
 
+        # Loaded with the engine: the driver of the other database is never imported.
+        driver: Any = self._engine.dialect.loaded_dbapi
         try:
             with self._engine.connect().execution_options(**{WRITES: False}) as connection:
                 try:
@@ -264,7 +264,7 @@ class Storage:
                 finally:
                     # The connection listens, or was used outside a transaction: it must not go back to the pool.
                     connection.invalidate()
-        except (SQLAlchemyError, DriverError, sqlite3.Error) as error:
+        except (SQLAlchemyError, driver.Error) as error:
             raise StorageUnavailable(_UNREACHABLE) from error
 
     def _release_replaced_file(self) -> None:
