@@ -40,10 +40,11 @@ def run(document: Path, port: str, folder: Path, *more: str) -> str:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         free = str(probe.getsockname()[1])
+    assert "\nsleep 2 #" in blocks(document, "sh")[0]
     first, *rest = [block.replace(port, free) for block in blocks(document, "sh")]
     lines = [
         "set -e",
-        first.replace("sleep 4", f"until (: </dev/tcp/127.0.0.1/{free}) 2>/dev/null; do sleep 0.1; done"),
+        first.replace("sleep 2 #", f"until (: </dev/tcp/127.0.0.1/{free}) 2>/dev/null; do sleep 0.1; done #"),
         "server=$(jobs -p)",
         "trap 'kill $server; wait $server' EXIT",
         *rest,

@@ -79,7 +79,7 @@ def test_new_says_where_it_can_not_write(tmp_path: Path) -> None:
 
 
 def test_missing_folder_names_the_command_that_makes_one(tmp_path: Path) -> None:
-    """Whoever has no policy yet learns how to get one."""
+    """The finding of a folder that doesn't exist says how to make one."""
     finished = Workspace(tmp_path).run("policy", "lint")
 
     assert finished.returncode == 1

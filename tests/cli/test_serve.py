@@ -4,6 +4,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -28,6 +29,16 @@ from support.broken_workspaces import (
     setting,
 )
 from support.commands import Serve, Workspace, error_of
+
+# Starts the server of a workspace as `rolecall serve` does, and prints which of the modules it has imported.
+IMPORTS = """
+import os, sys
+from rolecall import config
+from rolecall.cli import process
+process.start_server(config.load())
+print(*sorted(set(sys.argv[1:]) & set(sys.modules)), flush=True)
+os._exit(0)
+"""
 
 
 @pytest.mark.parametrize(
@@ -185,3 +196,20 @@ def test_tls_server_answers_only_over_tls(
 
     assert over_tls
     assert from_shell.returncode == 0, from_shell.stderr
+
+
+def test_start_imports_only_what_it_uses(workspace: Workspace) -> None:
+    """What upgrades, mails and PostgreSQL need is imported with the first of them, and Casbin by another process."""
+    later = ("alembic", "jinja2", "psycopg", "casbin", "email_validator", "rich.progress")
+
+    finished = subprocess.run(
+        [sys.executable, "-c", IMPORTS, *later, "sqlalchemy"],
+        cwd=workspace.folder,
+        env=workspace.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert (finished.returncode, finished.stdout) == (0, "sqlalchemy\n"), finished.stderr

@@ -44,6 +44,7 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[Build]:
         return made[-1]
 
     monkeypatch.setattr(reload, "build_in_subprocess", recorded)
+    monkeypatch.setattr(reload, "build", recorded)
     return made
 
 
@@ -210,9 +211,9 @@ def test_files_that_change_while_they_are_read_are_compared(
     before = parser.read_files(policy_folder, ParsedPolicy())
     with (policy_folder / "policy.csv").open("a", encoding="utf-8") as file:
         file.write("p, VIEWER, reports, view, allow\n")
-    monkeypatch.setattr(parser, "read_files", lambda _folder, _parsed: before)
-
-    live = LivePolicy(policy_folder, storage, QUICK)
+    with monkeypatch.context() as patch:
+        patch.setattr(parser, "read_files", lambda _folder, _parsed: before)
+        live = LivePolicy(policy_folder, storage, QUICK)
 
     assert live.in_force.policy.version != before.version
     assert [bool(each.comparisons) for each in builds] == [True, True]

@@ -31,9 +31,11 @@ from rolecall.policy import (
     PolicyError,
     PolicyFiles,
     Severity,
+    build,
     build_in_subprocess,
     parser,
 )
+from rolecall.policy.comparison_key import comparison_key
 from rolecall.policy.parsed import NO_FILES, ParsedPolicy
 from rolecall.storage import Storage, Transaction
 from rolecall.storage import members as member_rows
@@ -175,7 +177,7 @@ class LivePolicy:
         self._watch.wake()
 
     def _start(self, casbin_seconds: float) -> InForce:
-        result = _build_folder(self._folder, self._storage, casbin_seconds)
+        result = _build_first(self._folder, self._storage, casbin_seconds)
         findings = result.errors
         if result.policy is not None:
             activation, findings = self._activate(result, is_start=True)
@@ -409,15 +411,29 @@ def _build_stored(storage: Storage, activation: Activation) -> Build:
     return result
 
 
+def _build_first(folder: Path, storage: Storage, casbin_seconds: float) -> Build:
+    """Build the policy of a folder as `_build_folder` does; a known one here, as no call is served yet."""
+    files = parser.read_files(folder, ParsedPolicy())
+    known_key = _known_key(storage, files.version)
+    if known_key and known_key == comparison_key(files):
+        return build(folder, casbin_seconds, known_key)
+    return _build_folder(folder, storage, casbin_seconds)
+
+
 def _build_folder(folder: Path, storage: Storage, casbin_seconds: float) -> Build:
-    """Build the policy of a folder; compare it with Casbin unless the database knows the outcome."""
+    """Build the policy of a folder; compare it with Casbin unless the database has the outcome."""
     version = parser.read_files(folder, ParsedPolicy()).version
-    known_key = ""
-    with suppress(StorageUnavailable):
-        known_key = storage.read(lambda tx: rows.comparison_key(tx, version))
-    result = build_in_subprocess(folder, casbin_seconds, known_key)
+    result = build_in_subprocess(folder, casbin_seconds, _known_key(storage, version))
     _note_comparison(storage, result)
     return result
+
+
+def _known_key(storage: Storage, version: str) -> str:
+    """Return the key of the policy's comparison in the database; empty where there is none, or no database."""
+    try:
+        return storage.read(lambda tx: rows.comparison_key(tx, version))
+    except StorageUnavailable:
+        return ""
 
 
 def _note_comparison(storage: Storage, result: Build) -> None:

@@ -1,4 +1,4 @@
-"""What the comparison of a policy with Casbin depends on."""
+"""Keys of the comparisons of policies with Casbin."""
 
 import sqlalchemy as sa
 from alembic import op
