@@ -38,7 +38,7 @@ def run(*command: str | Path, folder: Path = ROOT, **variables: str) -> subproce
     """Run a program in a folder, with more variables, and without those of the tests that configure Python."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     return subprocess.run(
-        command, cwd=folder, env=environment | variables, capture_output=True, text=True, timeout=100, check=False
+        command, cwd=folder, env=environment | variables, capture_output=True, text=True, timeout=280, check=False
     )
 
 

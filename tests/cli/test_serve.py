@@ -199,7 +199,7 @@ def test_tls_server_answers_only_over_tls(
 
 
 def test_start_imports_only_what_it_uses(workspace: Workspace) -> None:
-    """What upgrades, mails and PostgreSQL need is imported with the first of them, and Casbin by another process."""
+    """Upgrades, mails and PostgreSQL import what they need when they need it; Casbin is imported by another process."""
     later = ("alembic", "jinja2", "psycopg", "casbin", "email_validator", "rich.progress")
 
     finished = subprocess.run(
