@@ -6,14 +6,16 @@ import sqlite3
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import psycopg
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from rolecall.errors import ConfigError
+
+if TYPE_CHECKING:
+    import psycopg
 
 __all__ = [
     "POOLED",
@@ -148,7 +150,7 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def _prepare_postgresql(connection: psycopg.Connection[Any], record: ConnectionPoolEntry) -> None:
+def _prepare_postgresql(connection: "psycopg.Connection[Any]", record: ConnectionPoolEntry) -> None:
     row = connection.execute("SELECT pg_backend_pid()").fetchone()
     # A connection pooler makes up the process id that clients get when they connect.
     record.info[POOLED] = row != (connection.info.backend_pid,)
@@ -164,7 +166,7 @@ def _begin_postgresql(read: str, write: str, connection: Connection) -> None:
     try:
         # All in one round trip, and past SQLAlchemy, which takes longer for it than PostgreSQL.
         driver.execute(statement)
-    except psycopg.OperationalError:
+    except connection.dialect.loaded_dbapi.OperationalError:
         # The connection broke while it was idle, as others may have: SQLAlchemy drops them all when it notices.
         with suppress(DBAPIError):
             connection.exec_driver_sql("SELECT 1")
