@@ -11,7 +11,8 @@ from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from rolecall.errors import ConfigError
-from rolecall.storage.engine import WRITES, name_of
+from rolecall.storage.database_url import name_of
+from rolecall.storage.engine import WRITES
 
 __all__ = ["check_schema", "is_empty", "upgrade_schema"]
 
@@ -76,7 +77,7 @@ def _revision_of(engine: Engine) -> str | None:
             return MigrationContext.configure(connection).get_current_revision()
     except SQLAlchemyError as error:
         where = name_of(engine.url)
-        # Errors other than the driver's may quote the URL.
+        # Errors other than the driver's may quote the URL. The driver's name what `database_url` has told apart.
         reason = str(error.orig).strip().splitlines()[0] if isinstance(error, DBAPIError) else "its URL is wrong"
         raise ConfigError(
             f"The database {where} can't be used: {reason}."
