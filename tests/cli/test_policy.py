@@ -4,6 +4,8 @@ import csv
 import io
 import re
 
+import pytest
+
 from support.commands import (
     Workspace,
     cells,
@@ -35,6 +37,19 @@ def test_lint_says_where_the_errors_are(empty: Workspace) -> None:
     assert findings[0].startswith(f"{folder}/policy.csv:{lines + 1}:27: error: The effect `alow` is unknown")
     assert findings[1].startswith(f"{folder}/policy.csv:{lines + 2}:1: error: The row type `q` is unknown")
     assert all(" Fix: " in finding for finding in findings)
+
+
+@pytest.mark.parametrize("command", ["lint", "test"])
+@pytest.mark.parametrize("folder", ["policies", "nowhere"])
+def test_missing_folder_is_named_once(empty: Workspace, command: str, folder: str) -> None:
+    """A folder that is missing is named as it was given, the default one too, and not as a folder in itself."""
+    (empty.folder / "policies").rename(empty.folder / "elsewhere")
+
+    finished = empty.run("policy", command, *([] if folder == "policies" else [folder]))
+
+    assert finished.returncode == 1
+    assert finished.stdout.startswith(f"{folder}: error: The policy folder doesn't exist, or is not a folder. Fix: ")
+    assert finished.stdout.count("\n") == 1
 
 
 def test_policy_test_names_the_expectation_that_fails(empty: Workspace) -> None:
