@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rolecall.config import Settings
-from rolecall.environment import SERVER_EXTRA_MISSING, SERVER_MODULES, SETTINGS
+from rolecall.environment import SERVER_EXTRA_MISSING, SERVER_MODULES
 from support.commands import Serving, Workspace, only_line
 from support.environment import CI, ROOT
 from support.sites import Site
@@ -54,11 +53,6 @@ def run_pip(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 # The extra and the imports
-
-
-def test_client_knows_the_names_of_all_settings() -> None:
-    """The client accepts a server's variables in its environment, though it can't import pydantic."""
-    assert set(Settings.model_fields) == SETTINGS
 
 
 def test_extra_has_a_module_for_each_of_its_packages() -> None:

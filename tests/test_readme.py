@@ -60,8 +60,8 @@ def run(document: Path, port: str, folder: Path, *more: str) -> str:
         check=False,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert f"answers on 127.0.0.1:{free}" in ran.stderr
-    assert "Stopping." in ran.stderr
+    assert f'"address": "127.0.0.1:{free}"' in ran.stderr
+    assert "server stopping" in ran.stderr
     return ran.stdout + ran.stderr
 
 
@@ -145,6 +145,16 @@ def test_documents_name_classes_and_modules_that_exist(document: Path) -> None:
         first, _, name = quoted.removeprefix("rolecall.").partition(".")
         if quoted.startswith("rolecall.") and first in modules and name and first != "v1":
             assert pkgutil.resolve_name(f"rolecall.{first}:{name}"), quoted
+
+
+def test_manifest_sets_what_exists() -> None:
+    """The variables in a document's YAML are settings."""
+    from rolecall.config import Settings
+
+    named = set(re.findall(r"ROLECALL_(\w+)", "".join(blocks(ROOT / "docs" / "operating.md", "yaml"))))
+
+    assert named
+    assert {name.lower() for name in named} <= Settings.model_fields.keys()
 
 
 def test_every_setting_is_documented() -> None:

@@ -110,6 +110,19 @@ def test_lint_says_where_the_errors_are(empty: Workspace) -> None:
     assert all(" Fix: " in finding for finding in findings)
 
 
+@pytest.mark.parametrize("command", ["lint", "test"])
+@pytest.mark.parametrize("folder", ["policies", "nowhere"])
+def test_missing_folder_is_named_once(empty: Workspace, command: str, folder: str) -> None:
+    """A folder that is missing is named as it was given, the default one too, and not as a folder in itself."""
+    (empty.folder / "policies").rename(empty.folder / "elsewhere")
+
+    finished = empty.run("policy", command, *([] if folder == "policies" else [folder]))
+
+    assert finished.returncode == 1
+    assert finished.stdout.startswith(f"{folder}: error: The policy folder doesn't exist, or is not a folder. Fix: ")
+    assert finished.stdout.count("\n") == 1
+
+
 def test_policy_test_names_the_expectation_that_fails(empty: Workspace) -> None:
     """A policy that answers otherwise exits with 1, with the row of policy_test.csv and the rule."""
     lines = len((empty.folder / "policies" / "policy_test.csv").read_text().splitlines())

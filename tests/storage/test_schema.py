@@ -510,7 +510,7 @@ def test_existing_data_survives_create(storage: Storage) -> None:
     [
         ("rolecall.db", "is malformed"),
         ("", "is malformed"),
-        ("mysql://root:hunter2@db/rolecall", "`mysql` is not supported"),
+        ("mysql://root:hunter2@db/rolecall", "or of another database"),
         ("postgresql://rolecall:hunter2@db:port/rolecall", "is malformed"),
         ("sqlite://", "needs a file"),
         ("sqlite:///", "needs a file"),

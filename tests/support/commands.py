@@ -138,7 +138,7 @@ class Serving:
     @property
     def address(self) -> str:
         """The address at which it answers, from its log."""
-        return self.wait_for(r"answers on (\S+)")[1]
+        return self.wait_for(r'"address": "([^"]+)"|answers on (\S+)').expand(r"\1\2")
 
 
 Serve = Callable[..., Serving]

@@ -67,7 +67,7 @@ def lint(
         )
         raise typer.Exit(0 if result.policy else 1)
     for finding in result.findings:
-        output.print_value(f"{folder}/{finding}")
+        output.print_value(finding.in_folder(folder))
     if result.policy is None:
         output.say(f"Errors: {len(result.errors)}. A server would refuse this policy.")
         raise typer.Exit(1)
@@ -88,7 +88,7 @@ def run_tests(folder: Folder = None, json: Json = False) -> None:
         output.print_json({"tests": result.tests, "failed": failed, "findings": findings})
         raise typer.Exit(0 if result.policy else 1)
     for finding in result.errors:
-        output.print_value(f"{folder}/{finding}")
+        output.print_value(finding.in_folder(folder))
     if result.policy is None:
         output.say(f"Tests: {result.tests}, failed: {failed}, other errors: {len(result.errors) - failed}.")
         raise typer.Exit(1)

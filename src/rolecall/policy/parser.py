@@ -46,7 +46,7 @@ def read_files(folder: Path, parsed: ParsedPolicy) -> PolicyFiles:
             "Name the folder with model.conf, policy.csv and policy_test.csv (ROLECALL_POLICY, --policy), or create it:"
             " `rolecall policy new`."
         )
-        parsed.add(str(folder), 0, 0, "The policy folder doesn't exist.", fix)
+        parsed.add("", 0, 0, "The policy folder doesn't exist, or is not a folder.", fix)
         return NO_FILES
     return PolicyFiles(*(_text(folder, name, parsed) for name in (MODEL_FILE, POLICY_FILE, TEST_FILE)))
 

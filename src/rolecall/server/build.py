@@ -183,7 +183,8 @@ def _build(settings: Settings, limits: Limits, release: ExitStack, *, shares_por
     """Build a server; `release` gets what is to be closed where a later step fails, as where the port is in use."""
     check_listening(settings)
     key = server_key.read(settings.key_file)
-    storage = Storage(settings.database, pool_size=settings.threads + MORE_CONNECTIONS, limits=limits)
+    pool_size = settings.threads + MORE_CONNECTIONS
+    storage = Storage(settings.database, pool_size, limits, password=settings.database_password)
     release.callback(storage.close)
     storage.check()
     log = AuditLog(key)

@@ -17,13 +17,13 @@ from rolecall.limits import DEFAULT_LIMITS, Limits
 from rolecall.storage import organizations
 from rolecall.storage.backup import back_up
 from rolecall.storage.changes import notify_followers, position, record_change
+from rolecall.storage.database_url import parse
 from rolecall.storage.engine import (
     WRITES,
     create_file,
     engine_for,
     file_identity,
     file_is_missing,
-    url_of,
 )
 from rolecall.storage.follower import Follower, PostgresFollower, SqliteFollower
 from rolecall.storage.schema import check_schema, is_empty, upgrade_schema
@@ -51,9 +51,12 @@ MAX_PAUSE_SECONDS = 0.2
 class Storage:
     """Access to one database. Threads may share it."""
 
-    def __init__(self, url: str, pool_size: int = 16, limits: Limits = DEFAULT_LIMITS) -> None:
-        """Prepare the engine; doesn't connect yet. Raises `ConfigError` where `url` is malformed or not supported."""
-        self._url = url_of(url)
+    def __init__(self, url: str, pool_size: int = 16, limits: Limits = DEFAULT_LIMITS, *, password: str = "") -> None:
+        """Prepare the engine; doesn't connect yet. Raises `ConfigError` where `url` is malformed or not supported.
+
+        `password`: for the database, where it isn't in the URL.
+        """
+        self._url = parse(url, password)
         self._engine = engine_for(self._url, pool_size, limits.database_seconds)
         self._wait_seconds = limits.database_seconds
         self._writer = threading.Lock()

@@ -8,7 +8,8 @@ from sqlalchemy import Connection, Engine, column, inspect, select, table
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from rolecall.errors import ConfigError
-from rolecall.storage.engine import WRITES, name_of
+from rolecall.storage.database_url import name_of
+from rolecall.storage.engine import WRITES
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -81,7 +82,7 @@ def _revision_of(engine: Engine) -> str | None:
             return connection.scalar(select(column("version_num")).select_from(table(_VERSION_TABLE)))
     except SQLAlchemyError as error:
         where = name_of(engine.url)
-        # Errors other than the driver's may quote the URL.
+        # Errors other than the driver's may quote the URL. The driver's name what `database_url` has told apart.
         reason = str(error.orig).strip().splitlines()[0] if isinstance(error, DBAPIError) else "its URL is wrong"
         raise ConfigError(
             f"The database {where} can't be used: {reason}."
