@@ -99,6 +99,8 @@ class Settings(BaseSettings):
     """Folder with templates that replace Rolecall's own templates of the same name."""
     link_template: str = ""
     """Link in mails, as `https://app.example.com/{action}#{secret}`; without it, mails name the command to run."""
+    expiry_mails: bool = True
+    """Mails notices 14 and 3 days before a token expires."""
     decision_log: Literal["off", "denies", "all"] = "off"
     """Decisions that are logged in a file of JSON lines."""
     decision_log_file: Path = Path("decisions.jsonl")

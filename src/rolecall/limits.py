@@ -52,6 +52,10 @@ class Limits:
     is public, and each costs a look-up.
     `guessed_tokens`: tokens in questions that are not valid, for each caller.
     `guessed_invitations`: secrets that open no invitation, for each peer.
+    `failure_seconds`: failed authentications of one kind (peer, cause and credential) are logged at most once in this
+    time.
+    `failure_kinds_per_peer`, `failure_kinds`: maximum kinds that have lines of their own; above them, failures share
+    a line.
 
     Mail:
     `sign_ins_per_address`: low, so that no mailbox is flooded.
@@ -69,11 +73,14 @@ class Limits:
     hours.
     `mail_outage_pause_seconds`: maximum pause while the mail server or the database can't be reached.
     `mail_timeout_seconds`: for connecting, and for each answer of the mail server.
+    `expiry_notice_seconds`: time between two searches for tokens that expire soon.
 
     Audit:
     `denial_seconds`: denials of one kind (actor, action and reason) are recorded at most once in this time
     (docs/concepts.md, Audit).
     `denial_kinds`: maximum kinds of one organization that have entries of their own; above it, denials share one entry.
+    `misuse_seconds`: uses of one token that is deleted, or from outside its networks, are recorded at most once in this
+    time, and so are those of a secret from before a rotation.
     `export_entries`: entries read in one transaction of an export.
     `verifications`: maximum verifications at a time, each of which can keep a processor busy.
 
@@ -102,6 +109,9 @@ class Limits:
     failed_credentials: Rate = Rate(20.0, 200)
     guessed_tokens: Rate = Rate(10.0, 1000)
     guessed_invitations: Rate = Rate(20.0, 200)
+    failure_seconds: float = 60.0
+    failure_kinds_per_peer: int = 20
+    failure_kinds: int = 1000
 
     sign_ins_per_address: Rate = Rate(1 / 300, 3)
     sign_ins_per_peer: Rate = Rate(1.0, 60)
@@ -116,9 +126,11 @@ class Limits:
     mail_max_pause_seconds: float = 3600.0
     mail_outage_pause_seconds: float = 60.0
     mail_timeout_seconds: float = 15.0
+    expiry_notice_seconds: float = 60.0
 
     denial_seconds: float = 60.0
     denial_kinds: int = 100
+    misuse_seconds: float = 3600.0
     export_entries: int = 500
     verifications: int = 2
 

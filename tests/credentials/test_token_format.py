@@ -70,7 +70,7 @@ def _new(minted: MintedCredential) -> NewCredential:
 
 def _is_held(storage: Storage, credential_id: str, digest: bytes) -> bool:
     """Whether a caller with an id and a text with this digest is authenticated."""
-    return storage.read(lambda tx: rows.live_holders(tx, [(credential_id, digest)], 1)) != [None]
+    return storage.read(lambda tx: rows.holders(tx, [(credential_id, digest)])) != [None]
 
 
 # New ones

@@ -3,7 +3,7 @@
 import itertools
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,9 +15,20 @@ from sqlalchemy import event, update
 
 from rolecall.credentials import token_format
 from rolecall.credentials.token_format import MintedCredential
-from rolecall.domain import Caller, CredentialKind, Effect, Member, Organization, Permission, Subject, SubjectKind, now
+from rolecall.domain import (
+    Caller,
+    CredentialKind,
+    Effect,
+    Member,
+    Organization,
+    Permission,
+    Refusal,
+    Subject,
+    SubjectKind,
+    now,
+)
 from rolecall.errors import OrganizationNotFound, StorageUnavailable
-from rolecall.identity.authentication import Authenticator
+from rolecall.identity.authentication import Authenticator, OnMisuse
 from rolecall.identity.cache import RevisionCache
 from rolecall.identity.change_feed import ChangeFeed
 from rolecall.identity.directory import Directory, ResolvedSubject
@@ -49,13 +60,11 @@ def make_parts(
     storage: Storage,
     tokens: dict[str, MintedCredential],
     feed: ChangeFeed | None = None,
-    on_retired: Callable[[str, str, str], None] = lambda *_: None,
+    on_misuse: OnMisuse = lambda *_: None,
 ) -> DirectoryParts:
     """Make another directory of the same database, with its own caches if there is a feed."""
-    authenticator = Authenticator(storage, feed, on_retired=on_retired)
-    return DirectoryParts(
-        storage, Directory(storage, authenticator, feed, on_retired=on_retired), authenticator, tokens
-    )
+    authenticator = Authenticator(storage, feed, on_misuse=on_misuse)
+    return DirectoryParts(storage, Directory(storage, authenticator, feed, on_misuse=on_misuse), authenticator, tokens)
 
 
 @pytest.fixture
@@ -402,7 +411,7 @@ def test_subjects_are_resolved_in_one_snapshot(parts: DirectoryParts) -> None:
 
 
 def test_batch_takes_one_query_for_each_kind_of_subject(parts: DirectoryParts) -> None:
-    """A thousand subjects cost as many queries as six: the revision, ids, addresses, tokens and their old secrets."""
+    """A thousand subjects cost as many queries as six: the revision, ids, addresses and tokens."""
     tokens = [token_format.mint(CredentialKind.PERSONAL) for _ in range(5)]
     subjects = [
         *(Subject(SubjectKind.USER_ID, f"nobody-{number}") for number in range(400)),
@@ -414,7 +423,7 @@ def test_batch_takes_one_query_for_each_kind_of_subject(parts: DirectoryParts) -
     with _count_queries(parts.storage) as sent:
         resolved = _resolve(parts.directory, "acme", subjects)
 
-    assert len(sent) == 5
+    assert len(sent) == 4
     assert resolved[1] == {}
 
 
@@ -445,12 +454,13 @@ def test_caller_with_another_secret_is_not_authenticated(parts: DirectoryParts) 
 def test_old_secret_works_until_its_overlap_ends(cached_parts: DirectoryParts) -> None:
     """After a rotation the new secret works; the old one does until the overlap ends, though it is cached.
 
-    Presented after that, the callback gets its organization, user and token.
+    Each time that it is presented after that, the callback gets the cause, its organization, user and token.
     """
     parts = cached_parts
-    retired: list[tuple[str, str, str]] = []
+    misuses: list[tuple[Refusal, str, str, str]] = []
+    rotated = (Refusal.ROTATED, "acme", "ann", parts.tokens["acme/ann"].id)
     feed = parts.directory.cache._feed
-    recording = make_parts(parts.storage, parts.tokens, feed, lambda *whose: retired.append(whose))
+    recording = make_parts(parts.storage, parts.tokens, feed, lambda *use: misuses.append(use))
     old = parts.tokens["acme/ann"]
     before = recording.authenticator.authenticate(old.text)
     new = token_format.mint(CredentialKind.PERSONAL, old.id)
@@ -459,19 +469,19 @@ def test_old_secret_works_until_its_overlap_ends(cached_parts: DirectoryParts) -
     during = [recording.authenticator.authenticate(text) for text in (old.text, new.text)]
     roles_during = [_role(parts, _presented(old)), _role(parts, _presented(new))]
     time.sleep(max(0, until - now()) / 1_000_000)
-    uncached = make_parts(parts.storage, parts.tokens, feed, lambda *whose: retired.append(whose))
+    uncached = make_parts(parts.storage, parts.tokens, feed, lambda *use: misuses.append(use))
 
     assert before is not None
     assert [caller and caller.user_id for caller in during] == ["ann", "ann"]
     assert roles_during == ["OWNER", "OWNER"]
     assert recording.authenticator.authenticate(old.text) is recording.authenticator.authenticate(old.text) is None
-    assert retired == [("acme", "ann", old.id)]
+    assert misuses == [rotated] * 2
     assert uncached.authenticator.authenticate(old.text) is None
-    assert retired == [("acme", "ann", old.id)] * 2
+    assert misuses == [rotated] * 3
     assert recording.authenticator.authenticate(new.text) is not None
     assert [_role(parts, _presented(old)), _role(parts, _presented(new))] == [None, "OWNER"]
     assert _resolve(uncached.directory, "acme", [_presented(old)])[1] == {}
-    assert set(retired) == {("acme", "ann", old.id)}
+    assert misuses == [rotated] * 4
 
 
 def test_unknown_credential_costs_one_query(cached_parts: DirectoryParts) -> None:
@@ -503,15 +513,15 @@ def test_concurrent_calls_with_one_credential_are_one_query(
     parts = cached_parts
     minted = parts.tokens["acme/ann"]
     lookups: list[float] = []
-    live_holders = credential_rows.live_holders
+    holders = credential_rows.holders
 
     def slow(*args: Any) -> Any:
         lookups.append(time.monotonic())
-        held = live_holders(*args)
+        held = holders(*args)
         time.sleep(0.3)
         return held
 
-    monkeypatch.setattr(credential_rows, "live_holders", slow)
+    monkeypatch.setattr(credential_rows, "holders", slow)
     with ThreadPoolExecutor(60) as threads:
         early = [threads.submit(parts.authenticator.authenticate, minted.text, lambda: "peer") for _ in range(50)]
         time.sleep(0.1)

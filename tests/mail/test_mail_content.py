@@ -10,7 +10,7 @@ import pytest
 
 from rolecall import Client, UnauthenticatedClient
 from rolecall.config import Settings
-from rolecall.domain import LinkKind
+from rolecall.domain import MailKind
 from rolecall.errors import ConfigError, InvalidField
 from rolecall.mail import MailRenderer
 from rolecall.mail.rendering import MailContent
@@ -24,7 +24,7 @@ HEADERS = ["From", "To", "Date", "Message-ID", "Auto-Submitted", "Subject", "MIM
 LINE_ENDS = ["\r\n", "\n", "\r", "\v", "\f", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029"]
 
 
-def mail_content(kind: LinkKind = LinkKind.INVITATION, **others: Any) -> MailContent:
+def mail_content(kind: MailKind = MailKind.INVITATION, **others: Any) -> MailContent:
     """The parts of a mail, read back."""
     values = {
         "id": "0123",
@@ -53,28 +53,28 @@ def sent(what: MailContent, **settings: Any) -> EmailMessage:
 # What they say
 
 
-@pytest.mark.parametrize(("kind", "command"), [(LinkKind.INVITATION, "accept"), (LinkKind.SIGN_IN, "sign-in")])
+@pytest.mark.parametrize(("kind", "command"), [(MailKind.INVITATION, "accept"), (MailKind.SIGN_IN, "sign-in")])
 @pytest.mark.parametrize("form", ["plain", "html"])
-def test_mail_says_what_to_do(kind: LinkKind, command: str, form: str) -> None:
+def test_mail_says_what_to_do(kind: MailKind, command: str, form: str) -> None:
     """Text and HTML: who invites to what or who signs in, the command, the secret alone on its line, and until when."""
     mail = sent(mail_content(kind), public_address="rolecall.acme.io:443", mail_from="Acme <no-reply@acme.io>")
     body = body_of(mail, form)
 
     for word in ("Acme", f"ROLECALL_ADDRESS=rolecall.acme.io:443 rolecall {command}", "2027-01-15 08:00 UTC"):
         assert word in body
-    for word in ("Ann", "VIEWER") if kind is LinkKind.INVITATION else ("Bob",):
+    for word in ("Ann", "VIEWER") if kind is MailKind.INVITATION else ("Bob",):
         assert word in body
     assert SECRET in (body.splitlines() if form == "plain" else body.replace("<pre>", "<").replace("<", "\n").split())
     assert mail["From"] == "Acme <no-reply@acme.io>"
     assert mail["To"] == "bob@acme.io"
     assert mail["Message-ID"] == "<0123@acme.io>"
-    assert mail["Subject"] == ("Ann invites you to Acme" if kind is LinkKind.INVITATION else "Sign in to Acme")
+    assert mail["Subject"] == ("Ann invites you to Acme" if kind is MailKind.INVITATION else "Sign in to Acme")
 
 
 def test_names_are_escaped_in_html() -> None:
     """Tags, entities and quotes in them stay what they are, in the text as in the HTML."""
     name = "<b>Böse</b> & \"Söhne' <script>"
-    for kind in LinkKind:
+    for kind in MailKind:
         mail = sent(
             mail_content(kind, organization=name, inviter=name, role=name, name=name),
             link_template="https://acme.io/?a&b#{secret}",
@@ -92,7 +92,7 @@ def test_names_are_escaped_in_html() -> None:
 def test_name_cannot_inject_a_header(end: str) -> None:
     """A name with any line end leaves the mail its usual headers, and one body of each kind."""
     name = f"Eve{end}Bcc: eve@acme.io{end}{end}Body"
-    for kind in LinkKind:
+    for kind in MailKind:
         mail = sent(mail_content(kind, organization=name, inviter=name, role=name, name=name))
 
         assert mail.keys() == HEADERS
@@ -107,7 +107,7 @@ def test_name_cannot_inject_a_header(end: str) -> None:
 )
 def test_encoded_name_cannot_inject_a_header(name: str) -> None:
     """A name that looks like an encoded header, and may be an organization's: the ends of lines in it are none."""
-    for kind in LinkKind:
+    for kind in MailKind:
         mail = sent(mail_content(kind, organization=name, inviter=name))
 
         assert mail.keys() == HEADERS

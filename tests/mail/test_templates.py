@@ -7,7 +7,7 @@ import pytest
 
 from rolecall import UnauthenticatedClient
 from rolecall.config import Settings
-from rolecall.domain import LinkKind
+from rolecall.domain import MailKind
 from rolecall.errors import ConfigError
 from rolecall.mail import MailRenderer
 from rolecall.mail.rendering import MailContent
@@ -57,7 +57,7 @@ def test_template_without_a_secret_is_refused(templates: Path, name: str) -> Non
 @pytest.mark.parametrize(("listen", "named"), [("127.0.0.1:7", "127.0.0.1:7"), ("rolecall:7", "rolecall:7")])
 def test_mails_name_the_servers_address(listen: str, named: str) -> None:
     """Mails name the address that the server listens on; one that listens on all is named by the machine's name."""
-    mail_content = MailContent(LinkKind.INVITATION, "id", "ann@x.io", "acme", "Acme", "secret", 0, "Ann", "VIEWER")
+    mail_content = MailContent(MailKind.INVITATION, "id", "ann@x.io", "acme", "Acme", "secret", 0, "Ann", "VIEWER")
     mail = MailRenderer(Settings(listen=listen)).render(mail_content).as_string()
     everywhere = [
         MailRenderer(Settings(listen=f"{host}:7")).render(mail_content).as_string() for host in ("0.0.0.0", "[::]")
@@ -145,7 +145,7 @@ def test_the_secret_stands_in_the_fragment_of_the_link(make_site: MakeSite, sqli
 )
 def test_valid_link_templates_are_accepted(template: str, link: str) -> None:
     """A link may hold the organization's name and the action in any place."""
-    what = MailContent(LinkKind.INVITATION, "1", "bob@acme.io", "acme", "Acme", "hush", 0, "Ann", "VIEWER")
+    what = MailContent(MailKind.INVITATION, "1", "bob@acme.io", "acme", "Acme", "hush", 0, "Ann", "VIEWER")
 
     assert link in body_of(MailRenderer(Settings(link_template=template)).render(what)).splitlines()
 

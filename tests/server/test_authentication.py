@@ -41,7 +41,7 @@ class _Presenting(Call):
         return REQUEST
 
     def peer(self) -> str:
-        return "peer"
+        return "ipv4:192.0.2.7:4711"
 
 
 def refusal(site: Site, *authorization: str | bytes, request: bytes = REQUEST) -> tuple[object, ...]:

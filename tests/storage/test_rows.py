@@ -14,7 +14,17 @@ from sqlalchemy.exc import IntegrityError
 
 from rolecall.credentials import token_format
 from rolecall.credentials.token_format import MintedCredential
-from rolecall.domain import Caller, CredentialKind, Effect, Member, Organization, Permission, Restriction
+from rolecall.domain import (
+    Caller,
+    CredentialKind,
+    Effect,
+    Member,
+    Organization,
+    Permission,
+    Refusal,
+    Restriction,
+    Validity,
+)
 from rolecall.errors import OrganizationNotFound
 from rolecall.storage import Storage, Transaction, tables
 from rolecall.storage import credentials as credential_rows
@@ -80,15 +90,25 @@ def _revoke(storage: Storage, credential_id: str, at: int) -> bool:
     return storage.mutate("acme", lambda tx: credential_rows.revoke(tx, "acme", credential_id, at))
 
 
-def _holder(storage: Storage, minted: MintedCredential, at: int = MADE) -> CredentialHolder | None:
-    return storage.read(lambda tx: credential_rows.live_holders(tx, [(minted.id, minted.digest)], at))[0]
+def _holder(storage: Storage, minted: MintedCredential) -> CredentialHolder | None:
+    return storage.read(lambda tx: credential_rows.holders(tx, [(minted.id, minted.digest)]))[0]
 
 
-def _holders(
-    storage: Storage, ids: list[str], at: int = MADE, organization: str = "acme"
+def _ended(storage: Storage, minted: MintedCredential, at: int = MADE) -> Refusal | None:
+    """Why the credential, which is known, doesn't work at the time `at`; None where it does."""
+    held = _holder(storage, minted)
+    (token,) = storage.read(lambda tx: credential_rows.tokens(tx, "acme", [minted.id])).values()
+
+    assert held is not None
+    assert token.secrets[minted.digest] == held.validity
+    return held.validity.ended(at)
+
+
+def _tokens(
+    storage: Storage, ids: list[str], organization: str = "acme"
 ) -> dict[str, tuple[str, Restriction, set[bytes]]]:
-    found = storage.read(lambda tx: credential_rows.live_tokens(tx, organization, ids, at))
-    return {name: (token.role, token.restriction, set(token.digests)) for name, token in found.items()}
+    found = storage.read(lambda tx: credential_rows.tokens(tx, organization, ids))
+    return {name: (token.role, token.restriction, set(token.secrets)) for name, token in found.items()}
 
 
 def _page(
@@ -188,7 +208,7 @@ def test_no_subjects_find_no_roles(acme: Storage) -> None:
     assert acme.read(lambda tx: member_rows.roles_by_id(tx, "acme", [])) == {}
     assert acme.read(lambda tx: member_rows.roles_by_email(tx, "acme", set())) == {}
     assert acme.read(lambda tx: member_rows.page_with_roles(tx, "acme", [], None, 10)) == []
-    assert acme.read(lambda tx: credential_rows.live_tokens(tx, "acme", [], MADE)) == {}
+    assert acme.read(lambda tx: credential_rows.tokens(tx, "acme", [])) == {}
 
 
 def test_large_batch_is_looked_up_at_once(acme: Storage) -> None:
@@ -312,11 +332,11 @@ def test_live_credential_has_its_holder(acme: Storage) -> None:
     held = ("acme", token.id, CredentialKind.PERSONAL, "ann", "ann@acme.io", "EDITOR", None, EXPIRES, token.digest)
     unknown = token_format.mint(CredentialKind.PERSONAL)
 
-    assert _holder(acme, token) == CredentialHolder(Caller(*held), EXPIRES)
+    assert _holder(acme, token) == CredentialHolder(Caller(*held), Validity(EXPIRES))
     assert _holder(acme, unknown) is None
     for digest in (bobs.digest, unknown.digest, b"", token.digest[:31], token.digest + b"\0"):
         assert _holder(acme, replace(token, digest=digest)) is None
-    assert _holders(acme, [token.id, "none"]) == {token.id: ("EDITOR", None, {token.digest})}
+    assert _tokens(acme, [token.id, "none"]) == {token.id: ("EDITOR", None, {token.digest})}
 
 
 def test_credential_of_another_organization_is_unknown(acme: Storage) -> None:
@@ -325,8 +345,8 @@ def test_credential_of_another_organization_is_unknown(acme: Storage) -> None:
     mine, theirs = _add_token(acme, "ann"), _add_token(acme, "ann", "other")
     ids = [mine.id, theirs.id]
 
-    assert _holders(acme, ids) == {mine.id: ("OWNER", None, {mine.digest})}
-    assert _holders(acme, ids, organization="other") == {theirs.id: ("VIEWER", None, {theirs.digest})}
+    assert _tokens(acme, ids) == {mine.id: ("OWNER", None, {mine.digest})}
+    assert _tokens(acme, ids, organization="other") == {theirs.id: ("VIEWER", None, {theirs.digest})}
 
 
 def test_credential_expires_at_its_expire_time(acme: Storage) -> None:
@@ -335,20 +355,19 @@ def test_credential_expires_at_its_expire_time(acme: Storage) -> None:
     token = _add_token(acme, "ann")
     times = [MADE, EXPIRES - 1, EXPIRES, EXPIRES + 1, 2**62]
 
-    assert [at for at in times if _holder(acme, token, at)] == [MADE, EXPIRES - 1]
-    assert [at for at in times if _holders(acme, [token.id], at)] == [MADE, EXPIRES - 1]
+    assert [_ended(acme, token, at) for at in times] == [None, None, *[Refusal.EXPIRED] * 3]
 
 
 def test_revoked_credential_is_dead_at_any_time(acme: Storage) -> None:
-    """A revoked credential is never found, at any time, and others stay valid."""
+    """A revoked credential is known, and works at no time; others stay valid."""
     _add(acme, _member("ann"))
     dead, other = _add_token(acme, "ann"), _add_token(acme, "ann")
     done = _revoke(acme, dead.id, EXPIRES - 5)
 
     assert done is True
     for at in (0, MADE, EXPIRES - 6, EXPIRES - 5, EXPIRES - 1):
-        assert _holder(acme, dead, at) is None
-        assert _holders(acme, [dead.id, other.id], at) == {other.id: ("VIEWER", None, {other.digest})}
+        assert _ended(acme, dead, at) is Refusal.DELETED
+        assert _ended(acme, other, at) is None
 
 
 def test_only_a_live_credential_of_the_organization_can_be_revoked(acme: Storage) -> None:
@@ -409,9 +428,9 @@ def test_organizations_token_has_a_role_and_no_holder(acme: Storage) -> None:
     acme.mutate("acme", lambda tx: _remove(tx, "acme", "ann"))
     caller = Caller("acme", token.id, CredentialKind.ORGANIZATION, "", "", "EDITOR", None, EXPIRES, token.digest)
 
-    assert _holder(acme, token) == CredentialHolder(caller, EXPIRES)
-    assert _holders(acme, [token.id]) == {token.id: ("EDITOR", None, {token.digest})}
-    assert _holders(acme, [token.id], organization="other") == {}
+    assert _holder(acme, token) == CredentialHolder(caller, Validity(EXPIRES))
+    assert _tokens(acme, [token.id]) == {token.id: ("EDITOR", None, {token.digest})}
+    assert _tokens(acme, [token.id], organization="other") == {}
 
 
 @pytest.mark.parametrize(("user_id", "role"), [(None, None), ("ann", "EDITOR")])
@@ -441,28 +460,21 @@ def test_restriction_is_read_as_it_was_written(acme: Storage, restriction: Restr
 
     assert held is not None
     assert held.caller.restriction == restriction
-    assert _holders(acme, [token.id]) == {token.id: ("EDITOR", restriction, {token.digest})}
+    assert _tokens(acme, [token.id]) == {token.id: ("EDITOR", restriction, {token.digest})}
 
 
 def test_rotated_credential_has_two_secrets_for_a_while(acme: Storage) -> None:
-    """The old secret works up to the microsecond before its end and is retired from then on; the new one lives on."""
+    """The old secret works up to the microsecond before its end, and has ended by then; the new one lives on."""
     _add(acme, _member("ann"))
     old = _add_token(acme, "ann")
     until = MADE + 1000
     new = _rotate(acme, old, until)
     times = [MADE, until - 1, until, EXPIRES - 1, EXPIRES]
-    olds, news = ([_holder(acme, secret, at) for at in times] for secret in (old, new))
+    olds, news = ([_ended(acme, secret, at) for at in times] for secret in (old, new))
 
-    assert [held and (held.until, held.retired) for held in olds] == [
-        (until, False),
-        (until, False),
-        (until, True),
-        (until, True),
-        None,
-    ]
-    assert [held and (held.until, held.retired) for held in news] == [(EXPIRES, False)] * 4 + [None]
-    assert _holders(acme, [old.id], until - 1)[old.id][2] == {old.digest, new.digest}
-    assert _holders(acme, [old.id], until)[old.id][2] == {new.digest}
+    assert olds == [None, None, *[Refusal.ROTATED] * 3]
+    assert news == [*[None] * 4, Refusal.EXPIRED]
+    assert _tokens(acme, [old.id])[old.id][2] == {old.digest, new.digest}
 
 
 def test_old_secret_ends_with_its_credential(acme: Storage) -> None:
@@ -470,14 +482,14 @@ def test_old_secret_ends_with_its_credential(acme: Storage) -> None:
     _add(acme, _member("ann"))
     old = _add_token(acme, "ann")
     new = _rotate(acme, old, EXPIRES + 1000)
-    expired = [_holder(acme, secret, EXPIRES) for secret in (old, new)]
+    expired = [_ended(acme, secret, EXPIRES) for secret in (old, new)]
     held = _holder(acme, old)
     _revoke(acme, old.id, MADE)
 
     assert held is not None
-    assert held.until == EXPIRES
-    assert expired == [None, None]
-    assert [_holder(acme, secret) for secret in (old, new)] == [None, None]
+    assert held.validity == Validity(EXPIRES)
+    assert expired == [Refusal.EXPIRED] * 2
+    assert [_ended(acme, secret) for secret in (old, new)] == [Refusal.DELETED] * 2
 
 
 # Changes

@@ -19,7 +19,7 @@ __all__ = ["Denials"]
 OTHERS = "others"
 
 _log = structlog.get_logger("rolecall.audit")
-_Key = tuple[str, str, str, str]
+_Key = tuple[str, str, str, str, str]
 
 
 @dataclass(slots=True)
@@ -34,9 +34,23 @@ class _PendingDenial:
 class Denials:
     """Counts denials in memory; `flush`, called periodically, records them."""
 
-    def __init__(self, storage: Storage, log: AuditLog, limits: Limits = DEFAULT_LIMITS) -> None:
+    def __init__(
+        self,
+        storage: Storage,
+        log: AuditLog,
+        limits: Limits = DEFAULT_LIMITS,
+        *,
+        seconds: float | None = None,
+        by_object: bool = False,
+    ) -> None:
+        """`seconds`: time in which one kind is recorded at most once, instead of `limits.denial_seconds`.
+
+        `by_object`: a kind is of one object, besides its actor, action and reason.
+        """
         self._storage = storage
         self._limits = limits
+        self._seconds = limits.denial_seconds if seconds is None else seconds
+        self._by_object = by_object
         self._audit = log
         self._lock = threading.Lock()
         self._flushing = threading.Lock()
@@ -46,20 +60,20 @@ class Denials:
     def note(self, event: Event) -> None:
         """Count a denial, without a database access."""
         with self._lock:
-            pending = self._pending.get(_key(event))
+            pending = self._pending.get(self._key(event))
             if pending is None and self._kinds[event.organization] >= self._limits.denial_kinds:
                 # Many different callers must not fill the log either.
                 event = Event(event.organization, OTHERS, OTHERS, reason=event.reason)
-                pending = self._pending.get(_key(event))
+                pending = self._pending.get(self._key(event))
             if pending is None:
-                pending = self._pending[_key(event)] = _PendingDenial(event)
+                pending = self._pending[self._key(event)] = _PendingDenial(event)
                 self._kinds[event.organization] += 1
             if not pending.count:
                 pending.event = event
             pending.count += 1
 
     def flush(self, *, closing: bool = False) -> None:
-        """Record the denials whose minute is over; when closing, all. Raises `StorageUnavailable`."""
+        """Record the denials whose time is over; when closing, all. Raises `StorageUnavailable`."""
         with self._flushing:
             at = time.monotonic()
             with self._lock:
@@ -77,9 +91,9 @@ class Denials:
         with self._lock:
             pending = self._pending[key]
             count, pending.count = pending.count, 0
-            pending.quiet_until = at + self._limits.denial_seconds
+            pending.quiet_until = at + self._seconds
             if not count:
-                # A minute passed without a further denial.
+                # The time passed without a further denial.
                 del self._pending[key]
                 self._kinds[key[0]] -= 1
                 return
@@ -92,7 +106,7 @@ class Denials:
             return
         except BaseException as error:
             # After an outage, retry soon; a defect in one organization takes longer to be repaired.
-            pause = 0.0 if isinstance(error, StorageUnavailable) else self._limits.denial_seconds
+            pause = 0.0 if isinstance(error, StorageUnavailable) else self._seconds
             self._put_back(pending, count, at + pause)
             raise
         if left:
@@ -105,7 +119,7 @@ class Denials:
             pending.quiet_until = again_at
 
     def _record(self, tx: Transaction, event: Event, count: int, *, closing: bool) -> float:
-        """Write one entry; return 0, or the seconds left of the minute in which another process wrote one."""
+        """Write one entry; return 0, or the seconds left of the time in which another process wrote one."""
         self._audit.locked_head(tx, event.organization)
         left = 0.0 if closing else self._seconds_left(tx, event)
         if not left:
@@ -115,10 +129,11 @@ class Denials:
     def _seconds_left(self, tx: Transaction, event: Event) -> float:
         """Return the seconds for which no further denial of this kind is recorded, as one was lately; else 0."""
         at = now()
-        since = at - int(self._limits.denial_seconds * 1_000_000)
-        last = rows.denied_at(tx, event.organization, event.actor, event.action, event.reason, since, at)
+        since = at - int(self._seconds * 1_000_000)
+        about = event.object if self._by_object else None
+        last = rows.denied_at(tx, event.organization, event.actor, event.action, event.reason, since, at, about)
         return 0.0 if last is None else (last - since) / 1_000_000
 
-
-def _key(event: Event) -> _Key:
-    return event.organization, event.actor, event.action, event.reason
+    def _key(self, event: Event) -> _Key:
+        about = event.object if self._by_object else ""
+        return event.organization, event.actor, event.action, event.reason, about

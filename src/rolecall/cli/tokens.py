@@ -42,19 +42,22 @@ def create(
         list[str] | None,
         typer.Option(help="Restrict the token to this permission, as in 'authorization check'; may be repeated."),
     ] = None,
+    network: Annotated[
+        list[str] | None,
+        typer.Option(help="Let the token be used from this network only, as in 10.0.0.0/8; may be repeated."),
+    ] = None,
     days: Annotated[int | None, typer.Option(min=1, max=365, help="Days until it expires; default: 90.")] = None,
     json: Json = False,
 ) -> None:
     """Create a token for yourself, or with --role for a program; print it, once."""
     expires = None if days is None else timedelta(days=days)
     restriction = [_permission(text) for text in restrict] if restrict else None
+    limits: Any = {"expires": expires, "restriction": restriction, "networks": network or ()}
     with open_client() as client:
         if role is None:
-            made = to_dict(client.tokens.create_personal(display_name, expires=expires, restriction=restriction))
+            made = to_dict(client.tokens.create_personal(display_name, **limits))
         else:
-            made = to_dict(
-                client.tokens.create_organization(display_name, role, expires=expires, restriction=restriction)
-            )
+            made = to_dict(client.tokens.create_organization(display_name, role, **limits))
     _show_issued(made, json)
 
 
@@ -64,6 +67,12 @@ def list_tokens(
     user: Annotated[str, typer.Option(metavar="USER_ID", help="Only tokens of this person.")] = "",
     state: Annotated[State | None, typer.Option(help="Only tokens in this state.")] = None,
     show_deleted: Annotated[bool, typer.Option("--show-deleted", help="List deleted tokens too.")] = False,
+    expires_within: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DAYS", min=0, max=36_500, help="Only active tokens that expire within this number of days."
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """List the tokens that you may see, the newest first."""
@@ -73,6 +82,7 @@ def list_tokens(
             user_id=user,
             state=state.value if state else "",
             show_deleted=show_deleted,
+            expires_within=None if expires_within is None else timedelta(days=expires_within),
         )
         found = [to_dict(token) for token in tokens]
     if json:
@@ -85,6 +95,7 @@ def list_tokens(
             token["display_name"],
             token["role"],
             _restriction(token),
+            " ".join(token["networks"]),
             token["user_id"] or "(organization)",
             output.day(token["create_time"]),
             token["creator"],
@@ -100,6 +111,7 @@ def list_tokens(
         "name",
         "role",
         "restricted to",
+        "networks",
         "holder",
         "created",
         "by",
@@ -158,6 +170,8 @@ def _show_issued(issued: dict[str, Any], json: bool) -> None:
         output.print_json(issued)
         return
     restricted = f", restricted to {_restriction(token)}" if token["restriction"] else ""
+    if token["networks"]:
+        restricted += f", from {' '.join(token['networks'])} only"
     output.say(
         f"The token {token['id']} ({token['display_name']}, {token['role']}{restricted}), shown this once, works until"
         f" {output.short_time(token['expire_time'])}:"

@@ -55,13 +55,15 @@ class TokenClient:
         *,
         expires: datetime | timedelta | None = None,
         restriction: Iterable[tuple[str, str]] | None = None,
+        networks: Iterable[str] = (),
     ) -> token_pb2.CreatePersonalTokenResponse:
         """Create a token for the caller.
 
-        `expires`: when, or after how long. `restriction`: (resource, action) patterns.
+        `expires`: when, or after how long. `restriction`: (resource, action) patterns. `networks`: from which it may
+        be used, as `10.0.0.0/8`; empty for any.
         """
         request = token_pb2.CreatePersonalTokenRequest(
-            organization=self._connection.organization, display_name=display_name
+            organization=self._connection.organization, display_name=display_name, networks=networks
         )
         _limit(request, expires, restriction)
         return self._connection.change(self._stub.CreatePersonalToken, request)
@@ -73,10 +75,11 @@ class TokenClient:
         *,
         expires: datetime | timedelta | None = None,
         restriction: Iterable[tuple[str, str]] | None = None,
+        networks: Iterable[str] = (),
     ) -> token_pb2.CreateOrganizationTokenResponse:
         """Create a token for a program, with a role of its own; the rest as for `create_personal`."""
         request = token_pb2.CreateOrganizationTokenRequest(
-            organization=self._connection.organization, display_name=display_name, role=role
+            organization=self._connection.organization, display_name=display_name, role=role, networks=networks
         )
         _limit(request, expires, restriction)
         return self._connection.change(self._stub.CreateOrganizationToken, request)
@@ -88,11 +91,13 @@ class TokenClient:
         user_id: str = "",
         state: str = "",
         show_deleted: bool = False,
+        expires_within: timedelta | None = None,
     ) -> Iterator[token_pb2.Token]:
         """List the tokens that match the filters, the newest first, fetched page by page.
 
         `kind`: personal or organization; `state`: active, expired or deleted; empty matches any. Without a
-        `state`, deleted tokens are left out unless `show_deleted`.
+        `state`, deleted tokens are left out unless `show_deleted`. `expires_within`: only active ones that expire
+        within this time.
         """
         request = token_pb2.ListTokensRequest(
             organization=self._connection.organization,
@@ -101,6 +106,7 @@ class TokenClient:
             state=choose(_STATES, state, "state"),
             show_deleted=show_deleted,
             page_size=self._connection.page_size,
+            expires_within=None if expires_within is None else _span(expires_within),
         )
         for page in self._connection.pages(self._stub.ListTokens, request):
             yield from page.tokens

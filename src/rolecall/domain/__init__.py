@@ -1,6 +1,17 @@
 """Immutable values that every layer shares. Imports nothing of Rolecall. Times are UTC microseconds since 1970."""
 
-from rolecall.domain.credentials import Caller, CredentialKind, LinkKind, Token, TokenState
+from rolecall.domain.credentials import (
+    Address,
+    Caller,
+    CredentialKind,
+    LinkKind,
+    MailKind,
+    Networks,
+    Refusal,
+    Token,
+    TokenState,
+    Validity,
+)
 from rolecall.domain.decisions import (
     CheckResult,
     Explanation,
@@ -18,6 +29,7 @@ from rolecall.domain.permissions import Effect, Permission, Restriction, Role
 from rolecall.domain.times import now, rfc3339
 
 __all__ = [
+    "Address",
     "AuditEntry",
     "AuditFilter",
     "Caller",
@@ -30,14 +42,17 @@ __all__ = [
     "InvitationState",
     "ItemError",
     "LinkKind",
+    "MailKind",
     "Member",
     "MemberOrder",
+    "Networks",
     "Organization",
     "Page",
     "Permission",
     "PlanKind",
     "Question",
     "Reason",
+    "Refusal",
     "ResourcePlan",
     "Restriction",
     "Role",
@@ -45,6 +60,7 @@ __all__ = [
     "SubjectKind",
     "Token",
     "TokenState",
+    "Validity",
     "now",
     "rfc3339",
 ]

@@ -1,11 +1,29 @@
 """Credentials, which people and programs present, and the callers behind them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import TypeAlias
 
 from rolecall.domain.permissions import Restriction
 
-__all__ = ["Caller", "CredentialKind", "LinkKind", "Token", "TokenState"]
+__all__ = [
+    "Address",
+    "Caller",
+    "CredentialKind",
+    "LinkKind",
+    "MailKind",
+    "Networks",
+    "Refusal",
+    "Token",
+    "TokenState",
+    "Validity",
+]
+
+Address: TypeAlias = IPv4Address | IPv6Address
+# The networks from which a token may be used; empty for any.
+Networks: TypeAlias = tuple[IPv4Network | IPv6Network, ...]
 
 
 class CredentialKind(StrEnum):
@@ -21,6 +39,65 @@ class LinkKind(StrEnum):
 
     INVITATION = "rci"
     SIGN_IN = "rcl"
+
+
+class MailKind(StrEnum):
+    """Purpose of a mail; one that holds a secret has the secret's kind as its value."""
+
+    INVITATION = LinkKind.INVITATION.value
+    SIGN_IN = LinkKind.SIGN_IN.value
+    TOKEN_EXPIRY = "token_expiry"  # noqa: S105 - a kind, not a secret
+
+
+class Refusal(StrEnum):
+    """Cause of a failed authentication, for the operator. Callers get one text for every cause."""
+
+    MISSING = "no credential"
+    MALFORMED = "malformed"
+    UNKNOWN = "unknown"
+    EXPIRED = "expired"
+    ROTATED = "rotated"
+    DELETED = "deleted"
+    OUTSIDE_NETWORKS = "outside its networks"
+    ENDED = "ended during the call"
+    RATE_LIMITED = "rate limited"
+    MAILED_SECRET = "mailed secret"  # noqa: S105 - a cause, not a secret
+
+
+@dataclass(frozen=True, slots=True)
+class Validity:
+    """Bounds of a secret: the time until which it works, and the networks from which, where it has any.
+
+    It depends on the clock of each moment, so that a clock that is set right again has an effect at once.
+    `is_rotated`: the secret is not the credential's newest, and `until` is the end of the rotation's overlap.
+    """
+
+    until: int
+    networks: Networks = ()
+    is_rotated: bool = False
+    is_deleted: bool = False
+
+    def ended(self, at: int) -> Refusal | None:
+        """Return why the secret doesn't work at the time `at`, wherever it is used; None where it does."""
+        if self.is_deleted:
+            return Refusal.DELETED
+        if at < self.until:
+            return None
+        return Refusal.ROTATED if self.is_rotated else Refusal.EXPIRED
+
+    def refusal(self, at: int, address: Callable[[], Address | None]) -> Refusal | None:
+        """Return why the secret doesn't work at the time `at` from `address`; None where it does.
+
+        `address` is called only where it matters; without an address, a secret with networks doesn't work.
+        """
+        if ended := self.ended(at):
+            return ended
+        if not self.networks:
+            return None
+        used_from = address()
+        if used_from is not None and any(used_from in network for network in self.networks):
+            return None
+        return Refusal.OUTSIDE_NETWORKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +117,7 @@ class Caller:
     restriction: Restriction = None
     expire_time: int = 0
     digest: bytes = field(default=b"", repr=False)
+    networks: Networks = ()
 
     @property
     def actor(self) -> str:
@@ -77,6 +155,7 @@ class Token:
     last_use_time: int | None
     revoke_time: int | None
     changed: int
+    networks: Networks = ()
 
     @property
     def etag(self) -> str:

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
+from rolecall.domain.credentials import Address
 from rolecall.domain.permissions import Effect
 
 __all__ = [
@@ -56,17 +57,21 @@ _FORMS = {
 class Subject:
     """Subject of a decision. `value` is the id, the address key or the role; `digest` a presented token's SHA-256.
 
-    `key` is the cache key: a string, because Python computes its hash only once. It is empty for a role, which needs no
-    look-up.
+    `address` is where the token was presented from, None where that isn't known. `key` is the cache key: a string,
+    because Python computes its hash only once. It is empty for a role, which needs no look-up. `is_token`: the subject
+    is a token, whose validity depends on the clock.
     """
 
     kind: SubjectKind
     value: str
     digest: bytes = field(default=b"", repr=False)
+    address: Address | None = field(default=None, compare=False, repr=False)
     key: str = field(init=False, compare=False, repr=False)
+    is_token: bool = field(init=False, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Derive the key."""
+        object.__setattr__(self, "is_token", self.kind in (SubjectKind.TOKEN_ID, SubjectKind.PRESENTED))
         key = "" if self.kind is SubjectKind.ROLE else f"{self.kind.name} {self.digest.hex()} {self.value}"
         object.__setattr__(self, "key", key)
 

@@ -1,14 +1,15 @@
 """Directory of subjects: the roles of members, of tokens, and of the holders of presented tokens."""
 
 import hmac
+import math
 from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from rolecall.domain import Restriction, Subject, SubjectKind, now
+from rolecall.domain import Refusal, Restriction, Subject, SubjectKind, Validity, now
 from rolecall.errors import StorageUnavailable
-from rolecall.identity.authentication import INVALID_SECONDS, Authenticator
+from rolecall.identity.authentication import UNKNOWN_SECONDS, Authenticator, OnMisuse
 from rolecall.identity.batch_loader import BatchLoader, Miss
 from rolecall.identity.cache import LoadedEntry
 from rolecall.identity.change_feed import ChangeFeed
@@ -18,23 +19,24 @@ from rolecall.storage import Storage, Transaction
 from rolecall.storage import credentials as credential_rows
 from rolecall.storage import members as member_rows
 from rolecall.storage import organizations as organization_rows
-from rolecall.storage.credentials import LiveToken
+from rolecall.storage.credentials import KnownToken
 
 __all__ = ["Directory", "ResolvedSubject", "ResolvedSubjects", "SubjectCache"]
 
 # Subjects in one query: PostgreSQL takes 65,535 parameters.
 MAX_PER_QUERY = 10_000
 
-_FOREVER = 2**62
+_ALWAYS = Validity(2**62)
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedSubject:
-    """Role that a subject acts with, its token's restriction, and the time until which both are valid."""
+    """Role that a subject acts with; for a token its restriction, its validity, and its person's id, if it has one."""
 
     role: str
     restriction: Restriction = None
-    until: int = field(default=_FOREVER, compare=False)
+    validity: Validity = field(default=_ALWAYS, compare=False)
+    user_id: str = field(default="", compare=False)
 
 
 class ResolvedSubjects(NamedTuple):
@@ -60,9 +62,10 @@ class SubjectCache:
     Without a change feed nothing is cached, as nothing would invalidate it.
     """
 
-    def __init__(self, feed: ChangeFeed | None, note_use: Callable[[str], None]) -> None:
+    def __init__(self, feed: ChangeFeed | None, note_use: Callable[[str], None], on_misuse: OnMisuse) -> None:
         self._feed = feed
         self._note_use = note_use
+        self._on_misuse = on_misuse
 
     def resolve_one(
         self, organization: str, subject: Subject, at_least: int = 0
@@ -75,8 +78,8 @@ class SubjectCache:
         cached = feed.cache.get_one(organization, subject.key)
         if cached is None or cached[0] < at_least:
             return None
-        if subject.digest and cached[1]:
-            self._note_use(subject.value)
+        if subject.is_token and cached[1]:
+            return cached[0], self._valid_token(organization, subject, cached[1])
         return cached
 
     def resolve(self, organization: str, subjects: Collection[Subject], at_least: int = 0) -> ResolvedSubjects | None:
@@ -88,15 +91,32 @@ class SubjectCache:
         cached = feed.cache.get_many(organization, subjects)
         if cached is None or cached[0] < at_least:
             return None
-        resolved = ResolvedSubjects(*cached)
-        self.note_uses(subjects, resolved)
-        return resolved
+        return self.only_valid(organization, subjects, ResolvedSubjects(*cached))
 
-    def note_uses(self, subjects: Iterable[Subject], resolved: ResolvedSubjects) -> None:
-        """Note the use of each presented token that is valid."""
-        for subject, each in zip(subjects, resolved.subjects, strict=True):
-            if subject.digest and each:
-                self._note_use(subject.value)
+    def only_valid(self, organization: str, subjects: Iterable[Subject], found: ResolvedSubjects) -> ResolvedSubjects:
+        """Return what was found, with None for each token that doesn't work now; note the uses of presented ones."""
+        tokens = [(place, subject) for place, subject in enumerate(subjects) if subject.is_token]
+        if not tokens:
+            return found
+        resolved = list(found.subjects)
+        for place, subject in tokens:
+            if each := resolved[place]:
+                resolved[place] = self._valid_token(organization, subject, each)
+        return ResolvedSubjects(found.revision, resolved)
+
+    def _valid_token(self, organization: str, subject: Subject, token: ResolvedSubject) -> ResolvedSubject | None:
+        """Return the token where it works now; None where it doesn't. One that is only named may be anywhere."""
+        if not subject.digest:
+            return None if token.validity.ended(now()) else token
+        refusal = token.validity.refusal(now(), lambda: subject.address)
+        if refusal is None:
+            self._note_use(subject.value)
+            return token
+        # A service that doesn't say where the token was presented from is no misuse of the token.
+        is_elsewhere = refusal is Refusal.OUTSIDE_NETWORKS and subject.address is not None
+        if is_elsewhere or refusal in (Refusal.DELETED, Refusal.ROTATED):
+            self._on_misuse(refusal, organization, token.user_id, subject.value)
+        return None
 
     def epoch(self) -> int:
         """The cache's epoch, to be read before a query whose result is put."""
@@ -118,13 +138,11 @@ class Directory:
         feed: ChangeFeed | None = None,
         limits: Limits = DEFAULT_LIMITS,
         *,
-        on_retired: Callable[[str, str, str], None] = lambda _organization, _user_id, _credential_id: None,
+        on_misuse: OnMisuse = lambda _refusal, _organization, _user_id, _credential_id: None,
     ) -> None:
-        """`on_retired` gets organization, user and token of a secret that is presented after its rotation's overlap."""
         self._storage = storage
         self._credentials = authenticator.cache
-        self._on_retired = on_retired
-        self.cache = SubjectCache(feed, authenticator.last_used.note)
+        self.cache = SubjectCache(feed, authenticator.last_used.note, on_misuse)
         self.loader = BatchLoader("subjects", self._load, limits, queue=limits.queued_subjects)
         self._guesses = RateLimiter("presented tokens that are not valid", limits.guessed_tokens)
 
@@ -137,7 +155,10 @@ class Directory:
         wanted = _LoadKey(organization, tuple(subjects))
         presented = [subject for subject in wanted.subjects if subject.kind is SubjectKind.PRESENTED]
         if not presented:
-            return Miss(lambda: self.loader.load(wanted), _unchanged)
+            return Miss(
+                lambda: self.loader.load(wanted),
+                lambda found: self.cache.only_valid(organization, wanted.subjects, found),
+            )
 
         def start() -> Future[ResolvedSubjects]:
             # A service that presents tokens of others must not lose its access to the valid ones.
@@ -145,14 +166,16 @@ class Directory:
                 self._guesses.require(actor)
             return self.loader.load(wanted)
 
-        def finish(resolved: ResolvedSubjects) -> ResolvedSubjects:
+        def finish(found: ResolvedSubjects) -> ResolvedSubjects:
+            resolved = self.cache.only_valid(organization, wanted.subjects, found)
+            # The secret of a token that has ended is no guess.
+            known = {subject.key for subject, each in zip(wanted.subjects, found.subjects, strict=True) if each}
             valid = {subject.key for subject, each in zip(wanted.subjects, resolved.subjects, strict=True) if each}
             for subject in dict.fromkeys(presented):
                 if subject.key in valid:
                     self._credentials.note_valid(subject.digest, subject.value)
-                else:
+                elif subject.key not in known:
                     self._guesses.count(actor)
-            self.cache.note_uses(wanted.subjects, resolved)
             return resolved
 
         return Miss(start, finish)
@@ -195,46 +218,35 @@ class Directory:
 
     def _read(self, organization: str, subjects: list[Subject]) -> tuple[int, dict[str, ResolvedSubject]]:
         """Read subjects in one snapshot, cache them, and return its revision and those that were found, by key."""
-        retired: list[tuple[str, str]] = []
         names: dict[str, tuple[str, ...]] = {}
         epoch = self.cache.epoch()
 
         def work(tx: Transaction) -> tuple[int, dict[str, ResolvedSubject]]:
-            retired.clear()
             revision = organization_rows.revision_of(tx, organization)
             found: dict[str, ResolvedSubject] = {}
             for first in range(0, len(subjects), MAX_PER_QUERY):
-                found |= _resolved(tx, organization, subjects[first : first + MAX_PER_QUERY], retired, names)
+                found |= _resolved(tx, organization, subjects[first : first + MAX_PER_QUERY], names)
             return revision, found
 
         revision, found = self._storage.read(work)
-        for user_id, credential_id in retired:
-            self._on_retired(organization, user_id, credential_id)
-        at = now()
         entries = []
         for subject in subjects:
             resolved = found.get(subject.key)
-            seconds = (resolved.until - at) / 1_000_000 if resolved else INVALID_SECONDS
+            seconds = math.inf if resolved else UNKNOWN_SECONDS
             entries.append(LoadedEntry(subject.key, resolved, names.get(subject.key, ()), seconds))
         self.cache.put(organization, revision, entries, epoch)
         return revision, found
-
-
-def _unchanged(resolved: ResolvedSubjects) -> ResolvedSubjects:
-    return resolved
 
 
 def _resolved(
     tx: Transaction,
     organization: str,
     subjects: Collection[Subject],
-    retired: list[tuple[str, str]],
     names: dict[str, tuple[str, ...]],
 ) -> dict[str, ResolvedSubject]:
-    """Resolve subjects with one query for each kind of subject.
+    """Resolve subjects with one query for each kind of subject; tokens whether they are live or not.
 
-    Adds to `retired` the user's and the token's id of each secret that is presented after its rotation's overlap, and
-    to `names` the ids that each entry depends on.
+    Adds to `names` the ids that each entry depends on.
     """
     values: dict[SubjectKind, set[str]] = {}
     for subject in subjects:
@@ -242,7 +254,7 @@ def _resolved(
     by_id = member_rows.roles_by_id(tx, organization, ids) if (ids := values.get(SubjectKind.USER_ID)) else {}
     by_email = member_rows.roles_by_email(tx, organization, keys) if (keys := values.get(SubjectKind.EMAIL)) else {}
     tokens = values.get(SubjectKind.TOKEN_ID, set()) | values.get(SubjectKind.PRESENTED, set())
-    by_token = credential_rows.live_tokens(tx, organization, tokens, now()) if tokens else {}
+    by_token = credential_rows.tokens(tx, organization, tokens) if tokens else {}
     found: dict[str, ResolvedSubject] = {}
     for subject in subjects:
         key = subject.key
@@ -254,15 +266,14 @@ def _resolved(
                 found[key], names[key] = ResolvedSubject(role), (user_id,)
             case SubjectKind.TOKEN_ID | SubjectKind.PRESENTED if subject.value in by_token:
                 token = by_token[subject.value]
-                until = token.until if subject.kind is SubjectKind.TOKEN_ID else _until(subject.digest, token)
-                if until:
-                    found[key] = ResolvedSubject(token.role, token.restriction, until)
+                validity = token.validity if subject.kind is SubjectKind.TOKEN_ID else _validity(subject.digest, token)
+                if validity:
+                    found[key] = ResolvedSubject(token.role, token.restriction, validity, token.user_id)
                     names[key] = tuple(filter(None, (subject.value, token.user_id)))
-                elif subject.digest in token.retired:
-                    retired.append((token.user_id, subject.value))
     return found
 
 
-def _until(digest: bytes, token: LiveToken) -> int:
-    """Return until when the token works by the secret with this digest; 0 for a wrong one. Takes constant time."""
-    return sum(until for known, until in token.digests.items() if hmac.compare_digest(digest, known))
+def _validity(digest: bytes, token: KnownToken) -> Validity | None:
+    """Return the validity of the token's secret with this digest; None for a wrong one. Takes constant time."""
+    found = [validity for known, validity in token.secrets.items() if hmac.compare_digest(digest, known)]
+    return found[0] if found else None

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rolecall.config import Settings, split_address
-from rolecall.domain import LinkKind
+from rolecall.domain import MailKind
 from rolecall.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["MailContent", "MailRenderer"]
 
-# For each kind: the templates' names, and the command or page that accepts the secret.
-_NAMES = {LinkKind.INVITATION: "invitation", LinkKind.SIGN_IN: "sign_in"}
-_ACTIONS = {LinkKind.INVITATION: "accept", LinkKind.SIGN_IN: "sign-in"}
+# For each kind: the templates' names; and for those with a secret, the command or page that accepts it.
+_NAMES = {MailKind.INVITATION: "invitation", MailKind.SIGN_IN: "sign_in", MailKind.TOKEN_EXPIRY: "token_expiry"}
+_ACTIONS = {MailKind.INVITATION: "accept", MailKind.SIGN_IN: "sign-in"}
 _PLACEHOLDERS = {"secret", "action", "organization"}
 # Placeholder for the secret in the mails that check the templates.
 _TEST_SECRET = "the-secret"  # noqa: S105 - no real secret
@@ -34,11 +34,12 @@ _TEST_SECRET = "the-secret"  # noqa: S105 - no real secret
 class MailContent:
     """Content of a mail and its recipient: `mailbox` is the address in the form that mail servers accept.
 
-    `inviter` (an address, or an organization's name) and `role` are empty for a sign-in link, `name` for an
-    invitation.
+    `inviter` (an address, or an organization's name) and `role` are empty for a sign-in link, `name` (the recipient's)
+    for an invitation. A notice of a token's expiry has no secret; `token` is the token's name, empty where it could be
+    taken for a link, and `holder` the address of its person or the organization's name.
     """
 
-    kind: LinkKind
+    kind: MailKind
     id: str
     mailbox: str
     organization_id: str
@@ -48,6 +49,10 @@ class MailContent:
     inviter: str = ""
     role: str = ""
     name: str = ""
+    token: str = ""
+    token_id: str = ""
+    holder: str = ""
+    last_use_time: int | None = None
 
 
 class MailRenderer:
@@ -82,12 +87,12 @@ class MailRenderer:
         """Raise `ConfigError` where a template of the operator's is wrong, before the first mail is sent."""
         if not folder.is_dir():
             raise ConfigError(f"The folder {folder} does not exist: correct `mail_templates`.")
-        for kind in LinkKind:
+        for kind in MailKind:
             test = MailContent(kind, "try", "ann@example.com", "acme", "Acme", _TEST_SECRET, 0, "Ann", "ROLE", "Ann")
             mail = self.render(test)
             bytes(mail)
             for part in mail.iter_parts():
-                if _TEST_SECRET not in part.get_content():
+                if kind in _ACTIONS and _TEST_SECRET not in part.get_content():
                     name = f"{_NAMES[kind]}.{'html' if part.get_content_subtype() == 'html' else 'txt'}"
                     raise ConfigError(
                         f"The mail template {name} holds neither `{{{{ secret }}}}` nor `{{{{ link }}}}`: nobody"
@@ -99,17 +104,21 @@ class MailRenderer:
 
         Raises `ConfigError` where a template is wrong.
         """
-        action = _ACTIONS[content.kind]
-        at = datetime.fromtimestamp(content.expire_time / 1_000_000, UTC)
+        action, secret = _ACTIONS.get(content.kind, ""), content.secret
+        link = self._link.format(secret=secret, action=action, organization=content.organization_id) if action else ""
         values = {
             "organization": content.organization,
             "inviter": content.inviter,
             "role": content.role,
             "name": content.name,
-            "secret": content.secret,
+            "secret": secret,
             "address": self._address,
-            "expires": f"{at:%Y-%m-%d %H:%M} UTC",
-            "link": self._link.format(secret=content.secret, action=action, organization=content.organization_id),
+            "expires": _minute(content.expire_time),
+            "link": link,
+            "token": content.token,
+            "token_id": content.token_id,
+            "holder": content.holder,
+            "last_used": "" if content.last_use_time is None else _minute(content.last_use_time),
         }
         mail = EmailMessage(policy=SMTP)
         mail["From"] = self._sender
@@ -133,6 +142,10 @@ class MailRenderer:
             return self._templates.get_template(name).render(values)
         except Exception as error:
             raise ConfigError(f"The mail template {name} is wrong: {error}. Correct it in `mail_templates`.") from error
+
+
+def _minute(microseconds: int) -> str:
+    return f"{datetime.fromtimestamp(microseconds / 1_000_000, UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _public_address(listen: str) -> str:

@@ -10,7 +10,7 @@ from rolecall import email_address
 from rolecall.background import PeriodicThread
 from rolecall.credentials import token_format
 from rolecall.credentials.mailed_secrets import MailedSecrets
-from rolecall.domain import Delivery, InvitationState, LinkKind, Organization, now
+from rolecall.domain import Delivery, InvitationState, LinkKind, MailKind, Member, Organization, TokenState, now
 from rolecall.errors import RolecallError, StorageUnavailable, WriteConflict
 from rolecall.limits import DEFAULT_LIMITS, Limits
 from rolecall.mail.rendering import MailContent, MailRenderer
@@ -20,7 +20,8 @@ from rolecall.storage import invitations as invitation_rows
 from rolecall.storage import members as member_rows
 from rolecall.storage import organizations as organization_rows
 from rolecall.storage import outbox as rows
-from rolecall.storage.outbox import Mail
+from rolecall.storage import tokens as token_rows
+from rolecall.storage.outbox import ExpiryNotice, Mail
 
 __all__ = ["MailSender"]
 
@@ -162,8 +163,8 @@ class MailSender:
             ) from error
 
     def _record_outcome(self, mail: Mail, state: Delivery) -> None:
-        """Store the outcome of an invitation's mail, which its readers see; delete a sign-in mail."""
-        if mail.kind is LinkKind.INVITATION:
+        """Store the outcome of an invitation's mail, which its readers see; delete any other."""
+        if mail.kind is MailKind.INVITATION:
             self._storage.write(lambda tx: rows.record_outcome(tx, mail.id, state))
         else:
             self._storage.write(lambda tx: rows.drop(tx, mail.id))
@@ -174,9 +175,13 @@ class MailSender:
 
     def _content(self, mail: Mail) -> MailContent | None:
         """Read the content of the mail; None where it is obsolete: accepted, deleted, expired, or of a non-member."""
-        if mail.kind is LinkKind.INVITATION:
-            return self._storage.read(lambda tx: self._invitation_content(tx, mail))
-        return self._storage.write(lambda tx: self._sign_in_content(tx, mail))
+        match mail.kind:
+            case MailKind.INVITATION:
+                return self._storage.read(lambda tx: self._invitation_content(tx, mail))
+            case MailKind.SIGN_IN:
+                return self._storage.write(lambda tx: self._sign_in_content(tx, mail))
+            case MailKind.TOKEN_EXPIRY:
+                return self._storage.read(lambda tx: _notice_content(tx, mail))
 
     def _invitation_content(self, tx: Transaction, mail: Mail) -> MailContent | None:
         invitation = invitation_rows.get(tx, mail.organization, mail.target_id)
@@ -187,17 +192,16 @@ class MailSender:
             return None
         kind, _, identifier = invitation.creator.partition(":")
         inviter = member_rows.get(tx, mail.organization, identifier) if kind == "user" else None
-        # Only the address is verified; a display name may be any text, and the recipient is not a member.
-        is_plain = inviter is not None and "/" not in inviter.email and "www." not in inviter.email.lower()
         return MailContent(
             mail.kind,
             mail.id,
             email_address.mailbox(invitation.email),
             organization.id,
             _display_name(organization),
-            self._secrets.secret(mail.kind, mail.target_id, mail.generation),
+            self._secrets.secret(LinkKind(mail.kind), mail.target_id, mail.generation),
             invitation.expire_time,
-            inviter=inviter.email if inviter and is_plain else _display_name(organization),
+            # Only the address is verified; a display name may be any text, and the recipient is not a member.
+            inviter=_plain_address(inviter) or _display_name(organization),
             role=invitation.role,
         )
 
@@ -216,10 +220,43 @@ class MailSender:
             email_address.mailbox(member.email),
             organization.id,
             _display_name(organization),
-            self._secrets.secret(mail.kind, mail.target_id, mail.generation),
+            self._secrets.secret(LinkKind(mail.kind), mail.target_id, mail.generation),
             request.expire_time,
             name=member.display_name,
         )
+
+
+def _notice_content(tx: Transaction, mail: Mail) -> MailContent | None:
+    notice = ExpiryNotice.parse(mail.target_id)
+    token = token_rows.get(tx, mail.organization, notice.token_id)
+    recipient = member_rows.get(tx, mail.organization, notice.user_id)
+    organization = organization_rows.get(tx, mail.organization)
+    if token is None or recipient is None or organization is None or token.state(now()) is not TokenState.ACTIVE:
+        return None
+    holder = member_rows.get(tx, mail.organization, token.user_id) if token.user_id else None
+    return MailContent(
+        mail.kind,
+        mail.id,
+        email_address.mailbox(recipient.email),
+        organization.id,
+        _display_name(organization),
+        "",
+        token.expire_time,
+        role=token.role,
+        name=recipient.display_name,
+        # A member may have given it any name, and other members trust the sender of the mail.
+        token="" if _LINK.search(token.display_name) else token.display_name,
+        token_id=token.id,
+        holder=_plain_address(holder) if holder else _display_name(organization),
+        last_use_time=token.last_use_time,
+    )
+
+
+def _plain_address(member: Member | None) -> str:
+    """Return the member's address; empty where mail clients would turn a part of it into a link to a page."""
+    if member is None or "/" in member.email or "www." in member.email.lower():
+        return ""
+    return member.email
 
 
 def _display_name(organization: Organization) -> str:

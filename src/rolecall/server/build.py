@@ -16,6 +16,7 @@ from rolecall.background import PeriodicThread
 from rolecall.config import Settings, check_listening, split_address
 from rolecall.credentials import server_key
 from rolecall.credentials.mailed_secrets import MailedSecrets
+from rolecall.domain import Refusal
 from rolecall.errors import ConfigError, UnauthenticatedCredential
 from rolecall.identity.authentication import Authenticator
 from rolecall.identity.cache import RevisionCache
@@ -44,6 +45,7 @@ from rolecall.server.transport.tuning import tune_interpreter
 from rolecall.services.audit import AuditLogs
 from rolecall.services.authorization import Authorizer
 from rolecall.services.cleanup import Cleanup
+from rolecall.services.expiry_notices import ExpiryNotices
 from rolecall.services.invitations import Invitations
 from rolecall.services.members import Members
 from rolecall.services.organizations import Organizations
@@ -87,6 +89,13 @@ OPEN_METHODS = frozenset(
         "/rolecall.v1.SessionService/SignIn",
     }
 )
+
+# Uses of a token that are recorded in its organization's audit log, with their actions there.
+MISUSES = {
+    Refusal.ROTATED: "PresentRotatedSecret",
+    Refusal.DELETED: "PresentDeletedToken",
+    Refusal.OUTSIDE_NETWORKS: "PresentOutsideNetworks",
+}
 
 # RPCs that are mostly answered from the cache, and the servicer's method that does so.
 CACHED_METHODS = {
@@ -149,6 +158,7 @@ class _Core:
     background: PeriodicThread
     sender: MailSender
     denials: Denials
+    misuses: Denials
     authenticator: Authenticator
     directory: Directory
     decisions: DecisionLog
@@ -161,7 +171,10 @@ class _Core:
         self.directory.loader.close()
         self.authenticator.loader.close()
         try:
+            self.authenticator.failed.flush(closing=True)
             self.denials.flush(closing=True)
+            # Not those of a token that was recorded lately: a server that restarts again and again adds no entries.
+            self.misuses.flush()
             self.authenticator.last_used.flush()
         except Exception:  # noqa: BLE001 - after any error the rest must be released
             _log.exception("denials and times of use of the last seconds are lost")
@@ -249,15 +262,16 @@ def _build_core(
 ) -> _Core:
     pages = Pagination(key)
     denials = Denials(storage, log, limits)
+    misuses = Denials(storage, log, limits, seconds=limits.misuse_seconds, by_object=True)
 
-    def note_old_secret(organization: str, user_id: str, credential_id: str) -> None:
+    def note_misuse(refusal: Refusal, organization: str, user_id: str, credential_id: str) -> None:
         actor = f"user:{user_id}" if user_id else f"token:{credential_id}"
-        event = (organization, actor, "PresentRotatedSecret", f"token:{credential_id}")
-        denials.note(Event(*event, credential_id=credential_id, reason=UnauthenticatedCredential.reason))
+        event = (organization, actor, MISUSES[refusal], f"token:{credential_id}")
+        misuses.note(Event(*event, credential_id=credential_id, reason=UnauthenticatedCredential.reason))
 
     feed = ChangeFeed(storage, RevisionCache(limits), settings.max_staleness, live.note_sequence)
-    authenticator = Authenticator(storage, feed, limits, on_retired=note_old_secret)
-    directory = Directory(storage, authenticator, feed, limits, on_retired=note_old_secret)
+    authenticator = Authenticator(storage, feed, limits, on_misuse=note_misuse)
+    directory = Directory(storage, authenticator, feed, limits, on_misuse=note_misuse)
     authorizer = Authorizer(storage, directory, live, pages)
     unit_of_work = UnitOfWork(storage, authenticator, live, log)
     decisions = DecisionLog(settings)
@@ -271,13 +285,11 @@ def _build_core(
         organization_pb2.DESCRIPTOR: OrganizationService(Organizations(unit_of_work, storage, live)),
         audit_pb2.DESCRIPTOR: AuditService(AuditLogs(storage, authenticator, live, pages, log, limits)),
     }
-    background = PeriodicThread(
-        "background",
-        denials.flush,
-        authenticator.last_used.flush,
-        Cleanup(storage, limits).run,
-        interval=BACKGROUND_SECONDS,
-    )
+    tasks = [authenticator.failed.flush, denials.flush, misuses.flush, authenticator.last_used.flush]
+    tasks.append(Cleanup(storage, limits).run)
+    if settings.expiry_mails:
+        tasks.append(ExpiryNotices(storage, live, limits).run)
+    background = PeriodicThread("background", *tasks, interval=BACKGROUND_SECONDS)
     handler = CallHandler(authenticator, denials)
     return _Core(
         handler,
@@ -286,6 +298,7 @@ def _build_core(
         background,
         sender,
         denials,
+        misuses,
         authenticator,
         directory,
         decisions,

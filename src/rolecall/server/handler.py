@@ -1,7 +1,6 @@
 """The steps around every RPC, whichever transport it comes by: authenticate, parse, run, respond or map the error."""
 
 import hashlib
-import ipaddress
 import itertools
 import re
 import secrets
@@ -10,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
-from urllib.parse import unquote
 
 import grpc
 import structlog
@@ -19,10 +17,11 @@ from google.rpc.status_pb2 import Status
 
 from rolecall.audit import Denials, Event
 from rolecall.credentials import token_format
-from rolecall.domain import Caller
+from rolecall.domain import Caller, Refusal
 from rolecall.errors import (
     Internal,
     InvalidField,
+    InvitationNotFound,
     MessageSize,
     OrganizationNotFound,
     RolecallError,
@@ -31,11 +30,12 @@ from rolecall.errors import (
 )
 from rolecall.identity.authentication import Authenticator
 from rolecall.identity.batch_loader import Miss
+from rolecall.networks import peer_network
 from rolecall.server import requests
 from rolecall.server.error_status import status_of
 from rolecall.services.unit_of_work import ChangeRequest, UnauthenticatedCall
 
-__all__ = ["CALL_ID", "MAX_MESSAGE_BYTES", "Call", "CallCancelled", "CallHandler", "Metadata", "Method", "peer_of"]
+__all__ = ["CALL_ID", "MAX_MESSAGE_BYTES", "Call", "CallCancelled", "CallHandler", "Metadata", "Method"]
 
 # The header and trailer that name a call in logs and errors; `request_id` in a message is the idempotency key.
 CALL_ID = "x-request-id"
@@ -109,7 +109,7 @@ class Call:
         raise NotImplementedError
 
     def peer(self) -> str:
-        """The network that the call comes from, as `peer_of` names it."""
+        """The other end of the connection, as grpc names it: `ipv4:192.0.2.7:4711`."""
         raise NotImplementedError
 
     def confirm(self) -> None:
@@ -184,6 +184,7 @@ class CallHandler:
             return None
         presented = call.authorization
         if presented[: len(_SCHEME)].lower() != _SCHEME:
+            self._note_failed(call, Refusal.MISSING)
             return self._admit(method, call, None)
         try:
             caller = self._authenticator.authenticate_cached(presented[len(_SCHEME) :], call.peer)
@@ -257,12 +258,21 @@ class CallHandler:
             error = Internal(f"The server failed: its log says more under the call id {call_id}.")
         elif isinstance(error, StorageUnavailable | Internal):
             self._log_outage(error, call_id)
+        elif request is not None and isinstance(error, UnauthenticatedCredential | InvitationNotFound):
+            # Before there was a request, the failure was noted with its cause.
+            if method.open:
+                self._note_failed(call, Refusal.MAILED_SECRET)
+            elif isinstance(error, UnauthenticatedCredential):
+                self._note_failed(call, Refusal.ENDED, call.caller.credential_id)
         elif method.managing and not method.open and request is not None:
             # Of several errors, a refusal is recorded even where another one comes first in the status.
             for denial in [each for each in (error, *error.all) if each.status == "PERMISSION_DENIED"][:1]:
                 self._denials.note(_denied(method, call, request, denial))
         _log.debug("refused", method=method.name, call_id=call_id, reason=error.reason)
         return status_of(error, call_id)
+
+    def _note_failed(self, call: Call, cause: Refusal, credential_id: str = "") -> None:
+        self._authenticator.failed.note(peer_network(call.peer()), cause, credential_id)
 
     def _log_outage(self, error: StorageUnavailable | Internal, call_id: str) -> None:
         """Log an outage for the operator, once in 5 s: during an outage every call fails."""
@@ -273,18 +283,6 @@ class CallHandler:
             _log.error(event, call_id=call_id, error=error.message, cause=cause)
 
 
-def peer_of(address: str) -> str:
-    """Return the machine behind a peer's address, or the network that an IPv6 machine has to itself."""
-    kind, _, rest = unquote(address).partition(":")
-    host = rest.rpartition(":")[0].strip("[]")
-    if kind == "ipv6":
-        try:
-            return str(ipaddress.ip_network((host.partition("%")[0], 64), strict=False))
-        except ValueError:
-            return host
-    return host
-
-
 def _call_id(value: str | bytes) -> str:
     """Return the client's name of the call; empty where it isn't printable, or is a credential."""
     fits = isinstance(value, str) and _CALL_ID_SHAPE.fullmatch(value) and not token_format.contains_credential(value)
@@ -293,7 +291,7 @@ def _call_id(value: str | bytes) -> str:
 
 def _unauthenticated(call: Call) -> UnauthenticatedCall:
     """The parts of a call without a credential that its service needs."""
-    return UnauthenticatedCall(call.action, call.call_id, call.peer(), call.confirm)
+    return UnauthenticatedCall(call.action, call.call_id, peer_network(call.peer()), call.confirm)
 
 
 def _parse(method: Method, raw: bytes | None) -> Message:

@@ -13,6 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rolecall import email_address
 from rolecall.credentials import token_format
 from rolecall.domain import (
+    Address,
     Effect,
     ItemError,
     Page,
@@ -23,6 +24,7 @@ from rolecall.domain import (
     SubjectKind,
 )
 from rolecall.errors import BatchSize, InvalidField
+from rolecall.networks import parse_address
 from rolecall.policy import pattern_problem, request_problem, value_problem
 from rolecall.v1 import authorization_pb2 as pb
 from rolecall.v1 import shared_pb2
@@ -55,6 +57,8 @@ __all__ = [
 
 MAX_SUBJECT = 330
 MAX_BATCH = 1000
+# The longest form of an IPv6 address, and the name of a link-local one's interface.
+MAX_ADDRESS = 64
 # Sizes of the caches of parsed texts: subjects, of at most 330 characters, and pairs of action and resource, of at most
 # 1,280.
 CACHED_SUBJECTS = 32_768
@@ -93,7 +97,7 @@ def question(message: pb.CheckRequest | pb.BatchCheckItem) -> Question:
 def subject_of(message: pb.CheckRequest | pb.BatchCheckItem | pb.PlanResourcesRequest) -> Subject:
     """Parse the subject that a message names or presents a token of. Raises `InvalidField`."""
     named = message.subject
-    return subject(named) if named or not message.subject_token else _presented(message.subject_token)
+    return subject(named) if named else _presented(message)
 
 
 def questions(
@@ -112,7 +116,7 @@ def questions(
             named = message.subject
             if ascii_only and not named.isascii():
                 return None
-            asked = subject(named) if named or not message.subject_token else _presented(message.subject_token)
+            asked = subject(named) if named else _presented(message)
             action_, resource_ = _action_and_resource(message.action, message.resource)
             found.append(new(Question, (asked, action_, resource_)))
         except InvalidField as error:
@@ -193,10 +197,26 @@ def batch_size(size: int) -> None:
         )
 
 
-def _presented(text: str) -> Subject:
-    """The subject of a presented token. A malformed one matches no token."""
-    token = token_format.parse(text)
-    return Subject(SubjectKind.PRESENTED, token.id, token.digest) if token else Subject(SubjectKind.PRESENTED, "")
+def _presented(message: pb.CheckRequest | pb.BatchCheckItem | pb.PlanResourcesRequest) -> Subject:
+    """The subject of a presented token. A malformed one matches no token, and so does an empty one."""
+    if message.WhichOneof("about") != "subject_token":
+        return subject("")
+    address = _address(message.subject_address)
+    token = token_format.parse(message.subject_token)
+    if token is None:
+        return Subject(SubjectKind.PRESENTED, "")
+    return Subject(SubjectKind.PRESENTED, token.id, token.digest, address)
+
+
+def _address(text: str) -> Address | None:
+    """The IP address in `text`; None for none. Raises `InvalidField`."""
+    if not text:
+        return None
+    address = parse_address(text) if len(text) <= MAX_ADDRESS else None
+    if address is None:
+        message = "subject_address is no IP address: write it as `192.0.2.7` or `2001:db8::7`, without a port."
+        raise InvalidField(message, field="subject_address")
+    return address
 
 
 @lru_cache(CACHED_PAIRS)

@@ -18,6 +18,7 @@ from rolecall.domain import (
     TokenState,
     now,
 )
+from rolecall.networks import format_networks
 from rolecall.services.authorization import BatchAnswer, PermissionsAnswer, SubjectsAnswer
 from rolecall.services.organizations import OrganizationView
 from rolecall.services.sessions import OpenedSession
@@ -206,4 +207,5 @@ def token(value: Token) -> token_pb2.Token:
         last_use_time=None if used is None else timestamp(used),
         state=_STATES[value.state(now())],
         etag=value.etag,
+        networks=format_networks(value.networks),
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from rolecall.audit import Private
 from rolecall.credentials import token_format
 from rolecall.credentials.mailed_secrets import MailedSecrets
-from rolecall.domain import Caller, Delivery, Invitation, InvitationState, LinkKind, Member, Page, now
+from rolecall.domain import Caller, Delivery, Invitation, InvitationState, LinkKind, MailKind, Member, Page, now
 from rolecall.errors import AlreadyMember, InvitationAccepted, InvitationExpired, InvitationNotFound
 from rolecall.limits import DEFAULT_LIMITS, Limits
 from rolecall.policy import Policy
@@ -298,7 +298,7 @@ def _new_invitation(context: ChangeContext, invitee: Invitee) -> Invitation:
 def _enqueue_mails(context: ChangeContext, invitations: Sequence[Invitation]) -> None:
     """Enqueue the mails with the secrets, in the transaction that writes the invitations."""
     mails = [
-        Mail(token_format.new_id(), invitation.organization, LinkKind.INVITATION, invitation.id, invitation.generation)
+        Mail(token_format.new_id(), invitation.organization, MailKind.INVITATION, invitation.id, invitation.generation)
         for invitation in invitations
     ]
     mail_rows.add(context.tx, mails, context.at)

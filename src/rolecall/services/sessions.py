@@ -9,7 +9,7 @@ from rolecall import email_address
 from rolecall.credentials import token_format
 from rolecall.credentials.mailed_secrets import MailedSecrets
 from rolecall.credentials.token_format import MintedCredential
-from rolecall.domain import Caller, CredentialKind, LinkKind, Member, Permission, Token, now
+from rolecall.domain import Caller, CredentialKind, LinkKind, MailKind, Member, Permission, Token, now
 from rolecall.errors import RateLimited, UnauthenticatedCredential
 from rolecall.limits import DEFAULT_LIMITS, Limits
 from rolecall.policy import Policy, restrict
@@ -118,7 +118,7 @@ class Sessions:
         def work(tx: Transaction) -> None:
             mail_rows.prune_sign_ins(tx, at)
             mail_rows.add_sign_in(tx, request)
-            mail_rows.add(tx, [Mail(token_format.new_id(), organization, LinkKind.SIGN_IN, request.id, GENERATION)], at)
+            mail_rows.add(tx, [Mail(token_format.new_id(), organization, MailKind.SIGN_IN, request.id, GENERATION)], at)
 
         self._storage.write(work)
 

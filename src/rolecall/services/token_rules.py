@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from rolecall.domain import Caller, CredentialKind, Permission, Restriction, Token, TokenState
+from rolecall.domain import Caller, CredentialKind, Networks, Permission, Restriction, Token, TokenState
 from rolecall.errors import InvalidField, PermissionMissing, RoleBeyondCaller, TokenNotFound
+from rolecall.networks import format_networks, is_within
 from rolecall.policy import PermissionScope, Policy, is_restricted_within
 from rolecall.services.caller_permissions import is_beyond, may, require, require_known, require_person
 from rolecall.services.unit_of_work import ChangeContext
@@ -16,6 +17,7 @@ __all__ = [
     "TokenSpec",
     "expiry_of",
     "require_deletable",
+    "require_networks",
     "require_organization_role",
     "require_restriction",
     "require_rotatable",
@@ -31,7 +33,7 @@ DAY = 24 * 60 * 60 * 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class TokenSpec:
-    """Specification of a new token: its name, restriction and expiry.
+    """Specification of a new token: its name, expiry, restriction and networks.
 
     The token expires at `expire_time`, or after `life` microseconds, or, with neither, after the default lifetime.
     """
@@ -40,6 +42,7 @@ class TokenSpec:
     expire_time: int | None = None
     life: int | None = None
     restriction: Restriction = None
+    networks: Networks = ()
 
 
 def expiry_of(spec: TokenSpec, caller: Caller, at: int) -> int:
@@ -64,6 +67,20 @@ def expiry_of(spec: TokenSpec, caller: Caller, at: int) -> int:
             field=field,
         )
     return chosen
+
+
+def require_networks(caller: Caller, networks: Networks, role: str) -> None:
+    """Raise `RoleBeyondCaller` unless a new token works in the networks of the caller's credential only, if it has any.
+
+    Otherwise a credential that was stolen could create one that works from everywhere.
+    """
+    if not is_within(networks, caller.networks):
+        raise RoleBeyondCaller(
+            f"The credential works from {', '.join(format_networks(caller.networks))} only, so what it creates must"
+            " too: give networks within these.",
+            field="networks",
+            role=role,
+        )
 
 
 def require_restriction(context: ChangeContext, restriction: Restriction, role: str) -> None:
@@ -177,6 +194,13 @@ def require_rotatable(context: ChangeContext, token_id: str) -> Token:
         require_organization_role(context, token.role, "id")
     _require_within_caller(context.caller, token)
     caller = context.caller
+    if not is_within(token.networks, caller.networks):
+        raise RoleBeyondCaller(
+            "The token works from networks beyond those of the one that this call is made with: rotate it with itself,"
+            " or with a credential that works from all of them.",
+            field="id",
+            role=token.role,
+        )
     if caller.kind is not CredentialKind.SESSION and token.expire_time > caller.expire_time:
         raise RoleBeyondCaller(
             "The token expires later than the one that this call is made with: rotate it with itself, or with a"

@@ -8,6 +8,7 @@ from rolecall.audit import Private
 from rolecall.credentials import token_format
 from rolecall.domain import Caller, CredentialKind, Page, Token, TokenState, now, rfc3339
 from rolecall.errors import InvalidField, TokenNotFound
+from rolecall.networks import format_networks
 from rolecall.policy.reload import LivePolicy
 from rolecall.services.caller_permissions import require_person
 from rolecall.services.pagination import Pagination
@@ -15,6 +16,7 @@ from rolecall.services.token_rules import (
     TokenSpec,
     expiry_of,
     require_deletable,
+    require_networks,
     require_organization_role,
     require_restriction,
     require_rotatable,
@@ -87,6 +89,7 @@ class Tokens:
             require_person(context.caller, "create tokens")
             context.require("create", "personal-tokens")
             require_restriction(context, spec.restriction, context.caller.role)
+            require_networks(context.caller, spec.networks, context.caller.role)
 
         def effect(context: ChangeContext, _: None) -> Outcome[IssuedToken]:
             return _create(context, CredentialKind.PERSONAL, None, spec)
@@ -102,6 +105,7 @@ class Tokens:
         def authorize(context: ChangeContext) -> None:
             require_organization_role(context, role)
             require_restriction(context, spec.restriction, role)
+            require_networks(context.caller, spec.networks, role)
 
         def effect(context: ChangeContext, _: None) -> Outcome[IssuedToken]:
             return _create(context, CredentialKind.ORGANIZATION, role, spec)
@@ -117,17 +121,23 @@ class Tokens:
         page: Page,
         *,
         show_deleted: bool = False,
+        expires_within: int | None = None,
     ) -> TokenPage:
         """List the tokens that match the filters and that the caller may see, the newest first.
 
-        Without a `state`, deleted ones are left out unless `show_deleted`.
+        Without a `state`, deleted ones are left out unless `show_deleted`. `expires_within`: only active ones that
+        expire within this number of microseconds.
         Raises `PermissionMissing` for a filter on tokens that the caller may not see, `InvalidField`, `PageToken`.
         """
         size = self._pages.size(page)
-        query = visible_tokens(self._live.in_force.policy, caller, kind, user_id, state, now())
+        at = now()
+        query = visible_tokens(self._live.in_force.policy, caller, kind, user_id, state, at)
         query = replace(query, show_deleted=show_deleted)
+        if expires_within is not None:
+            _require_active(state, expires_within)
+            query = replace(query, state=TokenState.ACTIVE, expires_before=at + expires_within)
         seen = (str(query.owner), str(query.organizations))
-        filters = (caller.actor, str(kind), user_id, str(state), str(show_deleted), *seen)
+        filters = (caller.actor, str(kind), user_id, str(state), str(show_deleted), str(expires_within), *seen)
         scope = ("ListTokens", caller.organization, *filters)
         position = self._pages.position(scope, page)
         after = (int(position[0]), position[1]) if position else None
@@ -190,7 +200,22 @@ def audit_details(token: Token) -> Mapping[str, Any]:
         "role": None if token.user_id else token.role,
         "restriction": None if permissions is None else [f"{item.resource} {item.action}" for item in permissions],
         "expire_time": rfc3339(token.expire_time),
+        "networks": format_networks(token.networks) or None,
     }
+
+
+def _require_active(state: TokenState | None, expires_within: int) -> None:
+    """Raise `InvalidField` unless `expires_within` is a time span, and `state` allows active tokens."""
+    if expires_within <= 0:
+        raise InvalidField(
+            "expires_within must be longer than 0, as in `1209600s`: list expired tokens by their state.",
+            field="expires_within",
+        )
+    if state not in (None, TokenState.ACTIVE):
+        raise InvalidField(
+            f"expires_within matches active tokens, and the state {state.value} others: leave one of the two out.",
+            field="state",
+        )
 
 
 def _create(context: ChangeContext, kind: CredentialKind, role: str | None, spec: TokenSpec) -> Outcome[IssuedToken]:
@@ -208,6 +233,7 @@ def _create(context: ChangeContext, kind: CredentialKind, role: str | None, spec
         caller.user_id,
         context.at,
         expire_time,
+        spec.networks,
     )
     credential_rows.add(context.tx, new)
     token = Token(
@@ -225,6 +251,7 @@ def _create(context: ChangeContext, kind: CredentialKind, role: str | None, spec
         last_use_time=None,
         revoke_time=None,
         changed=context.tx.revision,
+        networks=new.networks,
     )
     issued = IssuedToken(token, minted.text)
     return Written(issued, f"token:{token.id}", {"after": audit_details(token)})

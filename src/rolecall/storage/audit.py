@@ -240,17 +240,29 @@ def values_of(tx: Transaction, organization: str, sequences: Collection[int]) ->
 
 
 def denied_at(
-    tx: Transaction, organization: str, actor: str, action: str, reason: str, since: int, until: int
+    tx: Transaction,
+    organization: str,
+    actor: str,
+    action: str,
+    reason: str,
+    since: int,
+    until: int,
+    about: str | None = None,
 ) -> int | None:
-    """Return when a denial of this kind was last recorded, after `since` and up to `until`; None where none was."""
+    """Return when a denial of this kind was last recorded, after `since` and up to `until`; None where none was.
+
+    `about` is its object; None for any.
+    """
     recent = (
-        select(audit_entries.c.time, audit_entries.c.action, audit_entries.c.reason)
+        select(audit_entries.c.time, audit_entries.c.action, audit_entries.c.reason, audit_entries.c.object)
         .where(audit_entries.c.organization == organization, audit_entries.c.actor == actor)
         .order_by(audit_entries.c.sequence.desc())
         .limit(BATCH)
         .subquery()
     )
-    same = (recent.c.action == action, recent.c.reason == reason, recent.c.time > since, recent.c.time <= until)
+    same = [recent.c.action == action, recent.c.reason == reason, recent.c.time > since, recent.c.time <= until]
+    if about is not None:
+        same.append(recent.c.object == about)
     last: int | None = tx.connection.scalar(select(func.max(recent.c.time)).where(*same))
     return last
 

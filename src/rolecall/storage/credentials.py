@@ -1,26 +1,28 @@
-"""Queries on credentials. The queries on live ones never return an expired or revoked one."""
+"""Queries on credentials, live or not: `Validity` says whether and where a secret works."""
 
 import hmac
 import json
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from ipaddress import ip_network
+from typing import Any
 
 from sqlalchemy import ColumnElement, Join, and_, bindparam, delete, func, insert, or_, select, update
 
 from rolecall.credentials.token_format import MintedCredential
-from rolecall.domain import Caller, CredentialKind, Effect, Permission, Restriction
+from rolecall.domain import Caller, CredentialKind, Effect, Networks, Permission, Restriction, Validity
 from rolecall.storage.changes import record_change
 from rolecall.storage.tables import credentials, members, retired_secrets
 from rolecall.storage.transaction import Transaction
 
 __all__ = [
     "CredentialHolder",
-    "LiveToken",
+    "KnownToken",
     "NewCredential",
     "add",
     "credentials_with_holders",
-    "live_holders",
-    "live_tokens",
+    "holders",
+    "networks_of",
     "present_role",
     "prune_sessions",
     "record_use",
@@ -28,6 +30,7 @@ __all__ = [
     "restriction_text",
     "revoke",
     "rotate",
+    "tokens",
 ]
 
 
@@ -43,43 +46,40 @@ def present_role() -> ColumnElement[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class LiveToken:
-    """Live credential: its holder, role, restriction and expiry, and the digests of its secrets.
+class KnownToken:
+    """Credential, live or not: its holder, role and restriction, and the validity of it and of each of its secrets.
 
-    `digests` maps each working secret to its expiry; `retired` holds those that no longer work after a rotation.
+    That of the credential itself holds wherever it is, as it is named and not presented. Secrets stand by their digest.
     """
 
     user_id: str
     role: str
     restriction: Restriction
-    until: int
-    digests: dict[bytes, int]
-    retired: set[bytes]
+    validity: Validity
+    secrets: dict[bytes, Validity]
 
 
 # Built once, as SQLAlchemy takes longer to build a statement than SQLite to run it.
 _ADD = insert(credentials)
-_LIVE = (
+_KNOWN = (
     select(
         credentials.c.organization,
         credentials.c.id,
         credentials.c.kind,
         credentials.c.user_id,
         credentials.c.restriction,
+        credentials.c.networks,
         credentials.c.expire_time,
+        credentials.c.revoke_time,
         credentials.c.digest,
         members.c.email_key,
         present_role().label("role"),
     )
     .select_from(credentials_with_holders())
-    .where(
-        credentials.c.revoke_time.is_(None),
-        credentials.c.expire_time > bindparam("at"),
-        # A person's credential without its member would be a defect; it counts as revoked.
-        or_(credentials.c.user_id.is_(None), members.c.user_id.is_not(None)),
-    )
+    # A person's credential without its member would be a defect; it counts as unknown.
+    .where(or_(credentials.c.user_id.is_(None), members.c.user_id.is_not(None)))
 )
-_LIVE_SOME = _LIVE.where(credentials.c.id.in_(bindparam("ids", expanding=True)))
+_SOME = _KNOWN.where(credentials.c.id.in_(bindparam("ids", expanding=True)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,15 +95,15 @@ class NewCredential:
     creator: str
     create_time: int
     expire_time: int
+    networks: Networks = ()
 
 
 @dataclass(frozen=True, slots=True)
 class CredentialHolder:
-    """Holder of a presented credential, and the secret's expiry. `retired`: it no longer works after a rotation."""
+    """Holder of a presented credential, live or not, and the validity of the presented secret."""
 
     caller: Caller
-    until: int
-    retired: bool = False
+    validity: Validity
 
 
 def add(tx: Transaction, new: NewCredential) -> None:
@@ -118,6 +118,7 @@ def add(tx: Transaction, new: NewCredential) -> None:
             "role": new.role,
             "display_name": new.display_name,
             "restriction": restriction_text(new.restriction),
+            "networks": " ".join(str(network) for network in new.networks),
             "creator": new.creator,
             "digest": new.minted.digest,
             "last_four": new.minted.last_four,
@@ -186,10 +187,10 @@ def record_use(tx: Transaction, credential_id: str, at: int, unless_since: int) 
     )
 
 
-def live_holders(tx: Transaction, presented: Collection[tuple[str, bytes]], at: int) -> list[CredentialHolder | None]:
-    """Find the holder of each credential by id and digest, in order; None for one that isn't live at `at`."""
+def holders(tx: Transaction, presented: Collection[tuple[str, bytes]]) -> list[CredentialHolder | None]:
+    """Find the holder of each credential by id and digest, in order; None for an unknown one."""
     ids = {credential_id for credential_id, _ in presented}
-    rows = {row.id: row for row in tx.connection.execute(_LIVE_SOME, {"at": at, "ids": list(ids)})}
+    rows = {row.id: row for row in tx.connection.execute(_SOME, {"ids": list(ids)})}
     # Every digest is compared in constant time: the duration must not disclose a matching prefix.
     rotated = [
         (credential_id, digest)
@@ -197,11 +198,11 @@ def live_holders(tx: Transaction, presented: Collection[tuple[str, bytes]], at: 
         if credential_id in rows and not hmac.compare_digest(rows[credential_id].digest, digest)
     ]
     retired = _retired_secrets(tx, {credential_id for credential_id, _ in rotated}) if rotated else {}
-    holders: list[CredentialHolder | None] = []
+    found: list[CredentialHolder | None] = []
     for credential_id, digest in presented:
         row = rows.get(credential_id)
         if row is None:
-            holders.append(None)
+            found.append(None)
             continue
         caller = Caller(
             row.organization,
@@ -213,52 +214,59 @@ def live_holders(tx: Transaction, presented: Collection[tuple[str, bytes]], at: 
             restriction_of(row.restriction),
             row.expire_time,
             digest,
+            networks_of(row.networks),
         )
         if hmac.compare_digest(row.digest, digest):
-            holders.append(CredentialHolder(caller, row.expire_time))
-        elif (retired_at := retired.get((credential_id, digest))) is None:
-            holders.append(None)
+            found.append(CredentialHolder(caller, _validity(row, caller.networks)))
+        elif (retired_at := retired.get(credential_id, {}).get(digest)) is None:
+            found.append(None)
         else:
-            until = min(row.expire_time, retired_at)
+            validity = _validity(row, caller.networks, retired_at)
             # Credentials created with an old secret must not outlive it.
-            holders.append(CredentialHolder(replace(caller, expire_time=until), until, retired=retired_at <= at))
-    return holders
+            found.append(CredentialHolder(replace(caller, expire_time=validity.until), validity))
+    return found
 
 
-def _retired_secrets(tx: Transaction, credential_ids: Collection[str]) -> dict[tuple[str, bytes], int]:
-    """Read the expiry of each secret that a rotation retired, by credential and digest."""
+def _validity(row: Any, networks: Networks, retired_at: int | None = None) -> Validity:
+    """Return the validity of a credential's secret, `retired_at` being the end of an older one's overlap."""
+    until: int = row.expire_time if retired_at is None else min(row.expire_time, retired_at)
+    is_rotated, is_deleted = until < row.expire_time, row.revoke_time is not None
+    return Validity(until, networks, is_rotated=is_rotated, is_deleted=is_deleted)
+
+
+def _retired_secrets(tx: Transaction, credential_ids: Collection[str]) -> dict[str, dict[bytes, int]]:
+    """Read the end of each secret that a rotation retired, by credential and digest."""
     rows = tx.connection.execute(
         select(retired_secrets.c.credential_id, retired_secrets.c.digest, retired_secrets.c.expire_time).where(
             retired_secrets.c.credential_id.in_(credential_ids)
         )
     )
-    return {(row.credential_id, row.digest): row.expire_time for row in rows}
-
-
-def live_tokens(tx: Transaction, organization: str, credential_ids: Collection[str], at: int) -> dict[str, LiveToken]:
-    """Read the organization's credentials that are live at `at`, with their working and their retired secrets."""
-    rows = tx.connection.execute(
-        _LIVE.where(credentials.c.organization == organization, credentials.c.id.in_(credential_ids)), {"at": at}
-    )
-    found = {
-        row.id: LiveToken(
-            row.user_id or "",
-            row.role,
-            restriction_of(row.restriction),
-            row.expire_time,
-            {row.digest: row.expire_time},
-            set(),
-        )
-        for row in rows
-    }
-    old = tx.connection.execute(select(retired_secrets).where(retired_secrets.c.credential_id.in_(found)))
-    for row in old:
-        token = found[row.credential_id]
-        if row.expire_time > at:
-            token.digests[row.digest] = min(row.expire_time, token.until)
-        else:
-            token.retired.add(row.digest)
+    found: dict[str, dict[bytes, int]] = {}
+    for row in rows:
+        found.setdefault(row.credential_id, {})[row.digest] = row.expire_time
     return found
+
+
+def tokens(tx: Transaction, organization: str, credential_ids: Collection[str]) -> dict[str, KnownToken]:
+    """Read the organization's credentials with these ids, live or not, by id."""
+    rows = tx.connection.execute(
+        _KNOWN.where(credentials.c.organization == organization, credentials.c.id.in_(credential_ids))
+    ).all()
+    retired = _retired_secrets(tx, {row.id for row in rows}) if rows else {}
+    found: dict[str, KnownToken] = {}
+    for row in rows:
+        networks = networks_of(row.networks)
+        secrets = {digest: _validity(row, networks, end) for digest, end in retired.get(row.id, {}).items()}
+        secrets[row.digest] = _validity(row, networks)
+        found[row.id] = KnownToken(
+            row.user_id or "", row.role, restriction_of(row.restriction), _validity(row, ()), secrets
+        )
+    return found
+
+
+def networks_of(text: str) -> Networks:
+    """Parse the networks in a row."""
+    return tuple(ip_network(each) for each in text.split())
 
 
 def restriction_of(text: str | None) -> Restriction:

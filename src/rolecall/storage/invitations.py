@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy import Row, and_, bindparam, case, insert, or_, select, tuple_, update
 
-from rolecall.domain import Delivery, Invitation, InvitationState, LinkKind
+from rolecall.domain import Delivery, Invitation, InvitationState, MailKind
 from rolecall.storage.credentials import restriction_of, restriction_text
 from rolecall.storage.tables import invitations, mails
 from rolecall.storage.transaction import Transaction
@@ -33,7 +33,7 @@ ERASED = "[erased]"
 _newest_mail = and_(
     mails.c.about == invitations.c.id,
     mails.c.generation == invitations.c.generation,
-    mails.c.kind == LinkKind.INVITATION.value,
+    mails.c.kind == MailKind.INVITATION.value,
 )
 _INVITATIONS = select(invitations, mails.c.state.label("delivery")).select_from(
     invitations.outerjoin(mails, _newest_mail)

@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 from sqlalchemy import bindparam, case, delete, func, insert, select, update
 
-from rolecall.domain import Delivery, LinkKind
+from rolecall.domain import Delivery, MailKind
 from rolecall.storage.tables import mails, sign_ins
 from rolecall.storage.transaction import Transaction
 
 __all__ = [
+    "ExpiryNotice",
     "Mail",
     "SignInRequest",
     "add",
@@ -28,17 +30,35 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Mail:
-    """Queued mail. `target_id` is the id of an invitation or of a sign-in request.
+    """Queued mail. `target_id` is the id of an invitation or of a sign-in request, or an `ExpiryNotice` as text.
 
-    `generation` selects which of its secrets the mail holds.
+    `generation` selects which of its secrets the mail holds; of a notice it is the number.
     """
 
     id: str
     organization: str
-    kind: LinkKind
+    kind: MailKind
     target_id: str
     generation: int
     attempts: int = 0
+
+
+class ExpiryNotice(NamedTuple):
+    """Notice of a token's expiry, for one person; what its mail is about."""
+
+    token_id: str
+    user_id: str
+
+    @property
+    def text(self) -> str:
+        """The `target_id` of its mail. Ids have no blanks."""
+        return f"{self.token_id} {self.user_id}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Parse the `target_id` of a mail."""
+        token_id, _, user_id = text.partition(" ")
+        return cls(token_id, user_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +75,12 @@ class SignInRequest:
 _NEXT = (
     select(mails)
     .where(mails.c.state == Delivery.QUEUED.value, mails.c.due_time <= bindparam("at"))
-    # A sign-in link expires within minutes, an invitation within days: it must not wait behind many invitations.
-    .order_by(case((mails.c.kind == LinkKind.SIGN_IN.value, 0), else_=1), mails.c.due_time, mails.c.id)
+    # A sign-in link expires within minutes: it must not wait behind many invitations, nor these behind many notices.
+    .order_by(
+        case((mails.c.kind == MailKind.SIGN_IN.value, 0), (mails.c.kind == MailKind.TOKEN_EXPIRY.value, 2), else_=1),
+        mails.c.due_time,
+        mails.c.id,
+    )
     .limit(bindparam("limit"))
     # Several servers lease mails from one table, each those that no other has locked.
     .with_for_update(skip_locked=True)
@@ -91,16 +115,16 @@ def next_due_time(tx: Transaction) -> int | None:
 
 
 def lease(tx: Transaction, at: int, until: int, limit: int) -> list[Mail]:
-    """Lease at most `limit` mails that are due at `at`, sign-in mails first: no other server gets them before `until`.
+    """Lease at most `limit` mails that are due at `at`, sign-in mails first, and notices last.
 
-    Each counts one more attempt.
+    No other server gets them before `until`. Each counts one more attempt.
     """
     rows = tx.connection.execute(_NEXT, {"at": at, "limit": limit}).all()
     if rows:
         taken = update(mails).where(mails.c.id.in_([row.id for row in rows]))
         tx.connection.execute(taken.values(due_time=until, attempts=mails.c.attempts + 1))
     return [
-        Mail(row.id, row.organization, LinkKind(row.kind), row.about, row.generation, row.attempts + 1) for row in rows
+        Mail(row.id, row.organization, MailKind(row.kind), row.about, row.generation, row.attempts + 1) for row in rows
     ]
 
 

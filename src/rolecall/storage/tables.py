@@ -123,6 +123,7 @@ sign_ins = Table(
 )
 
 # Outbox: the invitation or sign-in request that a mail is about, and the generation of its secret; never the secret.
+# A notice is about a token and for one person, and its generation is the notice's number.
 mails = Table(
     "mails",
     metadata,
@@ -152,6 +153,8 @@ credentials = Table(
     Column[str]("display_name", Text, nullable=False),
     # JSON: [[resource, action], ...]; NULL for none.
     Column[str | None]("restriction", Text, nullable=True),
+    # Separated by blanks; empty for any network.
+    Column[str]("networks", Text, nullable=False, server_default=text("''")),
     # No foreign key: an organization's token survives its creator.
     Column[str]("creator", Text, nullable=False),
     # SHA-256 of the whole text. The text itself is stored nowhere.
@@ -163,6 +166,8 @@ credentials = Table(
     Column[int | None]("last_use_time", BigInteger, nullable=True),
     # The revision that last changed it.
     Column[int]("changed", BigInteger, nullable=False),
+    # Number of the notices of its expiry that were queued.
+    Column[int]("expiry_notices", BigInteger, nullable=False, server_default=text("0")),
     CheckConstraint("(user_id IS NULL) <> (role IS NULL)", name="holder"),
     ForeignKeyConstraint(["organization"], ["organizations.id"]),
     # A removed member's credentials are deleted with the row: a person who is invited again starts with none.
@@ -170,6 +175,8 @@ credentials = Table(
     Index(None, "organization", "user_id"),
     # Lists are ordered newest first.
     Index(None, "organization", "create_time", "id"),
+    # Notices are due by it.
+    Index(None, "expire_time"),
 )
 
 # Secrets before a rotation: they work until `expire_time`; presenting one later is recorded in the audit log.

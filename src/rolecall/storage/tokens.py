@@ -1,18 +1,29 @@
 """Queries on tokens for people who manage them: live or not, and never their secrets."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Row, and_, bindparam, false, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Row, and_, bindparam, case, false, or_, select, tuple_, update
 
 from rolecall.domain import CredentialKind, Token, TokenState
 from rolecall.storage.changes import record_change
-from rolecall.storage.credentials import credentials_with_holders, present_role, restriction_of
+from rolecall.storage.credentials import credentials_with_holders, networks_of, present_role, restriction_of
 from rolecall.storage.tables import credentials
 from rolecall.storage.transaction import Transaction
 
-__all__ = ["RoleHolder", "TokenQuery", "change_role", "created_by", "get", "holders", "page", "roles_held"]
+__all__ = [
+    "RoleHolder",
+    "TokenQuery",
+    "change_role",
+    "count_notices",
+    "created_by",
+    "expiring",
+    "get",
+    "holders",
+    "page",
+    "roles_held",
+]
 
 _TOKENS = (
     select(credentials, present_role().label("acting_role"))
@@ -31,6 +42,7 @@ class TokenQuery:
 
     `owner` selects the personal tokens of this person, of all persons (None) or none (""); `organizations` adds the
     organization's tokens, and `own` the token with this id. Without a `state`, deleted ones only with `show_deleted`.
+    `expires_before` selects those that expire by this time.
     """
 
     owner: str | None
@@ -39,6 +51,7 @@ class TokenQuery:
     at: int
     own: str = ""
     show_deleted: bool = False
+    expires_before: int | None = None
 
 
 class RoleHolder(NamedTuple):
@@ -107,6 +120,39 @@ def change_role(tx: Transaction, holder: RoleHolder, role: str) -> None:
     record_change(tx, holder.organization, "credential", holder.id)
 
 
+def expiring(tx: Transaction, at: int, notices: Sequence[int], limit: int) -> list[tuple[Token, int]]:
+    """Read at most `limit` tokens with a notice of their expiry that is due at `at`, and the notice's number, from 1.
+
+    `notices`: when each is due, in microseconds before the expiry, the longest first. Of several that are due, the last
+    is returned. A token that lives no longer than that has no such notice.
+    """
+    life = credentials.c.expire_time - credentials.c.create_time
+    due = [
+        (number, and_(credentials.c.expire_time <= at + span, life > span, credentials.c.expiry_notices < number))
+        for number, span in enumerate(notices, 1)
+    ]
+    number = case(*((condition, number) for number, condition in reversed(due)), else_=0)
+    query = (
+        select(credentials, present_role().label("acting_role"), number.label("notice"))
+        .select_from(credentials_with_holders())
+        .where(
+            credentials.c.kind.in_([CredentialKind.PERSONAL, CredentialKind.ORGANIZATION]),
+            credentials.c.revoke_time.is_(None),
+            credentials.c.expire_time.between(at + 1, at + max(notices)),
+            number > 0,
+        )
+        .order_by(credentials.c.expire_time, credentials.c.id)
+        .limit(limit)
+    )
+    return [(_token(row), row.notice) for row in tx.connection.execute(query)]
+
+
+def count_notices(tx: Transaction, token: Token, number: int) -> bool:
+    """Count the notices of a token's expiry up to `number` as queued; False where they are. Creates no revision."""
+    unqueued = (credentials.c.id == token.id, credentials.c.expiry_notices < number)
+    return tx.connection.execute(update(credentials).where(*unqueued).values(expiry_notices=number)).rowcount == 1
+
+
 def _wanted(query: TokenQuery) -> ColumnElement[bool]:
     personal: ColumnElement[bool] = credentials.c.user_id.is_not(None)
     if query.owner is not None:
@@ -116,6 +162,8 @@ def _wanted(query: TokenQuery) -> ColumnElement[bool]:
         credentials.c.user_id.is_(None) if query.organizations else false(),
         credentials.c.id == query.own if query.own else false(),
     )
+    if query.expires_before is not None:
+        whose = and_(whose, credentials.c.expire_time <= query.expires_before)
     match query.state:
         case None:
             return whose if query.show_deleted else and_(whose, credentials.c.revoke_time.is_(None))
@@ -143,4 +191,5 @@ def _token(row: Row[Any]) -> Token:
         row.last_use_time,
         row.revoke_time,
         row.changed,
+        networks_of(row.networks),
     )

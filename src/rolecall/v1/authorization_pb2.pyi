@@ -67,7 +67,7 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     REASON_UNKNOWN_ACTION: _Reason.ValueType  # 7
     """No rule matches, and the policy names no such action."""
     REASON_TOKEN_INVALID: _Reason.ValueType  # 8
-    """The organization has no such active token."""
+    """The organization has no such active token; or it has networks, and `subject_address` is not in one of them."""
     REASON_TOKEN_SCOPE: _Reason.ValueType  # 9
     """The token's own restriction does not cover the question."""
 
@@ -91,7 +91,7 @@ REASON_UNKNOWN_RESOURCE: Reason.ValueType  # 6
 REASON_UNKNOWN_ACTION: Reason.ValueType  # 7
 """No rule matches, and the policy names no such action."""
 REASON_TOKEN_INVALID: Reason.ValueType  # 8
-"""The organization has no such active token."""
+"""The organization has no such active token; or it has networks, and `subject_address` is not in one of them."""
 REASON_TOKEN_SCOPE: Reason.ValueType  # 9
 """The token's own restriction does not cover the question."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
@@ -137,6 +137,7 @@ class CheckRequest(_message.Message):
     RESOURCE_FIELD_NUMBER: _builtins.int
     AT_LEAST_REVISION_FIELD_NUMBER: _builtins.int
     EXPLAIN_FIELD_NUMBER: _builtins.int
+    SUBJECT_ADDRESS_FIELD_NUMBER: _builtins.int
     organization: _builtins.str
     """Names the organization; empty for the credential's own."""
     subject: _builtins.str
@@ -153,6 +154,10 @@ class CheckRequest(_message.Message):
     """Requests an explanation. About another subject it needs `authorization explain`. A caller without that which asks
     about itself gets the decision and the roles that would pass, and no rule.
     """
+    subject_address: _builtins.str
+    """Holds the IP address that `subject_token` was presented to your service from. Needed for tokens that may be used
+    from some networks only: the server sees your service's address. Has no effect without `subject_token`.
+    """
     def __init__(
         self,
         *,
@@ -163,10 +168,11 @@ class CheckRequest(_message.Message):
         resource: _builtins.str = ...,
         at_least_revision: _builtins.int = ...,
         explain: _builtins.bool = ...,
+        subject_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "subject", b"subject", "subject_token", b"subject_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "action", b"action", "at_least_revision", b"at_least_revision", "explain", b"explain", "organization", b"organization", "resource", b"resource", "subject", b"subject", "subject_token", b"subject_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "action", b"action", "at_least_revision", b"at_least_revision", "explain", b"explain", "organization", b"organization", "resource", b"resource", "subject", b"subject", "subject_address", b"subject_address", "subject_token", b"subject_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_about: _TypeAlias = _typing.Literal["subject", "subject_token"]  # noqa: Y015
     _WhichOneofArgType_about: _TypeAlias = _typing.Literal["about", b"about"]  # noqa: Y015
@@ -284,6 +290,7 @@ class BatchCheckItem(_message.Message):
     SUBJECT_TOKEN_FIELD_NUMBER: _builtins.int
     ACTION_FIELD_NUMBER: _builtins.int
     RESOURCE_FIELD_NUMBER: _builtins.int
+    SUBJECT_ADDRESS_FIELD_NUMBER: _builtins.int
     subject: _builtins.str
     """Holds a subject, as in CheckRequest."""
     subject_token: _builtins.str
@@ -292,6 +299,8 @@ class BatchCheckItem(_message.Message):
     """Names the action, as in CheckRequest."""
     resource: _builtins.str
     """Names the resource, as in CheckRequest."""
+    subject_address: _builtins.str
+    """Holds the address that `subject_token` was presented from, as in CheckRequest."""
     def __init__(
         self,
         *,
@@ -299,10 +308,11 @@ class BatchCheckItem(_message.Message):
         subject_token: _builtins.str = ...,
         action: _builtins.str = ...,
         resource: _builtins.str = ...,
+        subject_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "subject", b"subject", "subject_token", b"subject_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "action", b"action", "resource", b"resource", "subject", b"subject", "subject_token", b"subject_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "action", b"action", "resource", b"resource", "subject", b"subject", "subject_address", b"subject_address", "subject_token", b"subject_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_about: _TypeAlias = _typing.Literal["subject", "subject_token"]  # noqa: Y015
     _WhichOneofArgType_about: _TypeAlias = _typing.Literal["about", b"about"]  # noqa: Y015
@@ -600,6 +610,7 @@ class PlanResourcesRequest(_message.Message):
     ACTION_FIELD_NUMBER: _builtins.int
     RESOURCE_TYPE_FIELD_NUMBER: _builtins.int
     AT_LEAST_REVISION_FIELD_NUMBER: _builtins.int
+    SUBJECT_ADDRESS_FIELD_NUMBER: _builtins.int
     organization: _builtins.str
     """Names the organization; empty for the credential's own."""
     subject: _builtins.str
@@ -612,6 +623,8 @@ class PlanResourcesRequest(_message.Message):
     """Names the type, the first segment of resources: `secrets` for those beneath `secrets/`."""
     at_least_revision: _builtins.int
     """Requires a response that reflects at least this revision of the organization. 0 for any."""
+    subject_address: _builtins.str
+    """Holds the address that `subject_token` was presented from, as in CheckRequest."""
     def __init__(
         self,
         *,
@@ -621,10 +634,11 @@ class PlanResourcesRequest(_message.Message):
         action: _builtins.str = ...,
         resource_type: _builtins.str = ...,
         at_least_revision: _builtins.int = ...,
+        subject_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "subject", b"subject", "subject_token", b"subject_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "action", b"action", "at_least_revision", b"at_least_revision", "organization", b"organization", "resource_type", b"resource_type", "subject", b"subject", "subject_token", b"subject_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "action", b"action", "at_least_revision", b"at_least_revision", "organization", b"organization", "resource_type", b"resource_type", "subject", b"subject", "subject_address", b"subject_address", "subject_token", b"subject_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_about: _TypeAlias = _typing.Literal["subject", "subject_token"]  # noqa: Y015
     _WhichOneofArgType_about: _TypeAlias = _typing.Literal["about", b"about"]  # noqa: Y015

@@ -27,7 +27,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from rolecall.v1 import shared_pb2 as rolecall_dot_v1_dot_shared__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17rolecall/v1/token.proto\x12\x0brolecall.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18rolecall/v1/shared.proto\"\xa1\x03\n\x05Token\x12\n\n\x02id\x18\x01 \x01(\t\x12)\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.rolecall.v1.CredentialKind\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x0f\n\x07user_id\x18\x04 \x01(\t\x12\x0f\n\x07\x63reator\x18\x05 \x01(\t\x12\x0c\n\x04role\x18\x06 \x01(\t\x12-\n\x0brestriction\x18\x07 \x01(\x0b\x32\x18.rolecall.v1.Restriction\x12\x0e\n\x06prefix\x18\x08 \x01(\t\x12\x11\n\tlast_four\x18\t \x01(\t\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rlast_use_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x05state\x18\r \x01(\x0e\x32\x17.rolecall.v1.TokenState\x12\x0c\n\x04\x65tag\x18\x0e \x01(\t\"\xf2\x01\n\x1a\x43reatePersonalTokenRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x31\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12(\n\x03ttl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x12-\n\x0brestriction\x18\x05 \x01(\x0b\x32\x18.rolecall.v1.Restriction\x12\x12\n\nrequest_id\x18\x06 \x01(\tB\x08\n\x06\x65xpiry\"|\n\x1b\x43reatePersonalTokenResponse\x12!\n\x05token\x18\x01 \x01(\x0b\x32\x12.rolecall.v1.Token\x12\x13\n\x06secret\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x13\n\x0bsecret_lost\x18\x04 \x01(\x08\"\x84\x02\n\x1e\x43reateOrganizationTokenRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x31\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12(\n\x03ttl\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x12-\n\x0brestriction\x18\x06 \x01(\x0b\x32\x18.rolecall.v1.Restriction\x12\x12\n\nrequest_id\x18\x07 \x01(\tB\x08\n\x06\x65xpiry\"\x80\x01\n\x1f\x43reateOrganizationTokenResponse\x12!\n\x05token\x18\x01 \x01(\x0b\x32\x12.rolecall.v1.Token\x12\x13\n\x06secret\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x13\n\x0bsecret_lost\x18\x04 \x01(\x08\"\xca\x01\n\x11ListTokensRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12)\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.rolecall.v1.CredentialKind\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12&\n\x05state\x18\x04 \x01(\x0e\x32\x17.rolecall.v1.TokenState\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\x12\x14\n\x0cshow_deleted\x18\x07 \x01(\x08\"Q\n\x12ListTokensResponse\x12\"\n\x06tokens\x18\x01 \x03(\x0b\x32\x12.rolecall.v1.Token\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x84\x01\n\x12RotateTokenRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12*\n\x07overlap\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"t\n\x13RotateTokenResponse\x12!\n\x05token\x18\x01 \x01(\x0b\x32\x12.rolecall.v1.Token\x12\x13\n\x06secret\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x13\n\x0bsecret_lost\x18\x04 \x01(\x08\"X\n\x12\x44\x65leteTokenRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"J\n\x13\x44\x65leteTokenResponse\x12!\n\x05token\x18\x01 \x01(\x0b\x32\x12.rolecall.v1.Token\x12\x10\n\x08revision\x18\x02 \x01(\x03*s\n\nTokenState\x12\x1b\n\x17TOKEN_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12TOKEN_STATE_ACTIVE\x10\x01\x12\x17\n\x13TOKEN_STATE_EXPIRED\x10\x02\x12\x17\n\x13TOKEN_STATE_DELETED\x10\x03\x32\xe1\x03\n\x0cTokenService\x12h\n\x13\x43reatePersonalToken\x12\'.rolecall.v1.CreatePersonalTokenRequest\x1a(.rolecall.v1.CreatePersonalTokenResponse\x12t\n\x17\x43reateOrganizationToken\x12+.rolecall.v1.CreateOrganizationTokenRequest\x1a,.rolecall.v1.CreateOrganizationTokenResponse\x12M\n\nListTokens\x12\x1e.rolecall.v1.ListTokensRequest\x1a\x1f.rolecall.v1.ListTokensResponse\x12P\n\x0bRotateToken\x12\x1f.rolecall.v1.RotateTokenRequest\x1a .rolecall.v1.RotateTokenResponse\x12P\n\x0b\x44\x65leteToken\x12\x1f.rolecall.v1.DeleteTokenRequest\x1a .rolecall.v1.DeleteTokenResponseBR\n\x0f\x64\x65v.rolecall.v1B\nTokenProtoP\x01Z#rolecall.dev/rolecall/v1;rolecallv1\xaa\x02\x0bRolecall.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17rolecall/v1/token.proto\x12\x0brolecall.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18rolecall/v1/shared.proto\"\xb3\x03\n\x05Token\x12\n\n\x02id\x18\x01 \x01(\t\x12)\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.rolecall.v1.CredentialKind\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x0f\n\x07user_id\x18\x04 \x01(\t\x12\x0f\n\x07\x63reator\x18\x05 \x01(\t\x12\x0c\n\x04role\x18\x06 \x01(\t\x12-\n\x0brestriction\x18\x07 \x01(\x0b\x32\x18.rolecall.v1.Restriction\x12\x0e\n\x06prefix\x18\x08 \x01(\t\x12\x11\n\tlast_four\x18\t \x01(\t\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x31\n\rlast_use_time\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x05state\x18\r \x01(\x0e\x32\x17.rolecall.v1.TokenState\x12\x0c\n\x04\x65tag\x18\x0e \x01(\t\x12\x10\n\x08networks\x18\x0f \x03(\t\"\x84\x02\n\x1a\x43reatePersonalTokenRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x31\n\x0b\x65xpire_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12(\n\x03ttl\x18\x04 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x12-\n\x0brestriction\x18\x05 \x01(\x0b\x32\x18.rolecall.v1.Restriction\x12\x12\n\nrequest_id\x18\x06 \x01(\t\x12\x10\n\x08networks\x18\x07 \x03(\tB\x08\n\x06\x65xpiry\"|\n\x1b\x43reatePersonalTokenResponse\x12!\n\x05token\x18\x01 \x01(\x0b\x32\x12.rolecall.v1.Token\x12\x13\n\x06secret\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x13\n\x0bsecret_lost\x18\x04 \x01(\x08\"\x96\x02\n\x1e\x43reateOrganizationTokenRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x31\n\x0b\x65xpire_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampH\x00\x12(\n\x03ttl\x18\x05 \x01(\x0b\x32\x19.google.protobuf.DurationH\x00\x12-\n\x0brestriction\x18\x06 \x01(\x0b\x32\x18.rolecall.v1.Restriction\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\x10\n\x08networks\x18\x08 \x03(\tB\x08\n\x06\x65xpiry\"\x80\x01\n\x1f\x43reateOrganizationTokenResponse\x12!\n\x05token\x18\x01 \x01(\x0b\x32\x12.rolecall.v1.Token\x12\x13\n\x06secret\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x13\n\x0bsecret_lost\x18\x04 \x01(\x08\"\xfd\x01\n\x11ListTokensRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12)\n\x04kind\x18\x02 \x01(\x0e\x32\x1b.rolecall.v1.CredentialKind\x12\x0f\n\x07user_id\x18\x03 \x01(\t\x12&\n\x05state\x18\x04 \x01(\x0e\x32\x17.rolecall.v1.TokenState\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\x12\x14\n\x0cshow_deleted\x18\x07 \x01(\x08\x12\x31\n\x0e\x65xpires_within\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\"Q\n\x12ListTokensResponse\x12\"\n\x06tokens\x18\x01 \x03(\x0b\x32\x12.rolecall.v1.Token\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"\x84\x01\n\x12RotateTokenRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12*\n\x07overlap\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"t\n\x13RotateTokenResponse\x12!\n\x05token\x18\x01 \x01(\x0b\x32\x12.rolecall.v1.Token\x12\x13\n\x06secret\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x13\n\x0bsecret_lost\x18\x04 \x01(\x08\"X\n\x12\x44\x65leteTokenRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"J\n\x13\x44\x65leteTokenResponse\x12!\n\x05token\x18\x01 \x01(\x0b\x32\x12.rolecall.v1.Token\x12\x10\n\x08revision\x18\x02 \x01(\x03*s\n\nTokenState\x12\x1b\n\x17TOKEN_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12TOKEN_STATE_ACTIVE\x10\x01\x12\x17\n\x13TOKEN_STATE_EXPIRED\x10\x02\x12\x17\n\x13TOKEN_STATE_DELETED\x10\x03\x32\xe1\x03\n\x0cTokenService\x12h\n\x13\x43reatePersonalToken\x12\'.rolecall.v1.CreatePersonalTokenRequest\x1a(.rolecall.v1.CreatePersonalTokenResponse\x12t\n\x17\x43reateOrganizationToken\x12+.rolecall.v1.CreateOrganizationTokenRequest\x1a,.rolecall.v1.CreateOrganizationTokenResponse\x12M\n\nListTokens\x12\x1e.rolecall.v1.ListTokensRequest\x1a\x1f.rolecall.v1.ListTokensResponse\x12P\n\x0bRotateToken\x12\x1f.rolecall.v1.RotateTokenRequest\x1a .rolecall.v1.RotateTokenResponse\x12P\n\x0b\x44\x65leteToken\x12\x1f.rolecall.v1.DeleteTokenRequest\x1a .rolecall.v1.DeleteTokenResponseBR\n\x0f\x64\x65v.rolecall.v1B\nTokenProtoP\x01Z#rolecall.dev/rolecall/v1;rolecallv1\xaa\x02\x0bRolecall.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,30 +41,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEORGANIZATIONTOKENRESPONSE'].fields_by_name['secret']._serialized_options = b'\200\001\001'
   _globals['_ROTATETOKENRESPONSE'].fields_by_name['secret']._loaded_options = None
   _globals['_ROTATETOKENRESPONSE'].fields_by_name['secret']._serialized_options = b'\200\001\001'
-  _globals['_TOKENSTATE']._serialized_start=2023
-  _globals['_TOKENSTATE']._serialized_end=2138
+  _globals['_TOKENSTATE']._serialized_start=2128
+  _globals['_TOKENSTATE']._serialized_end=2243
   _globals['_TOKEN']._serialized_start=132
-  _globals['_TOKEN']._serialized_end=549
-  _globals['_CREATEPERSONALTOKENREQUEST']._serialized_start=552
-  _globals['_CREATEPERSONALTOKENREQUEST']._serialized_end=794
-  _globals['_CREATEPERSONALTOKENRESPONSE']._serialized_start=796
-  _globals['_CREATEPERSONALTOKENRESPONSE']._serialized_end=920
-  _globals['_CREATEORGANIZATIONTOKENREQUEST']._serialized_start=923
-  _globals['_CREATEORGANIZATIONTOKENREQUEST']._serialized_end=1183
-  _globals['_CREATEORGANIZATIONTOKENRESPONSE']._serialized_start=1186
-  _globals['_CREATEORGANIZATIONTOKENRESPONSE']._serialized_end=1314
-  _globals['_LISTTOKENSREQUEST']._serialized_start=1317
-  _globals['_LISTTOKENSREQUEST']._serialized_end=1519
-  _globals['_LISTTOKENSRESPONSE']._serialized_start=1521
-  _globals['_LISTTOKENSRESPONSE']._serialized_end=1602
-  _globals['_ROTATETOKENREQUEST']._serialized_start=1605
-  _globals['_ROTATETOKENREQUEST']._serialized_end=1737
-  _globals['_ROTATETOKENRESPONSE']._serialized_start=1739
-  _globals['_ROTATETOKENRESPONSE']._serialized_end=1855
-  _globals['_DELETETOKENREQUEST']._serialized_start=1857
-  _globals['_DELETETOKENREQUEST']._serialized_end=1945
-  _globals['_DELETETOKENRESPONSE']._serialized_start=1947
-  _globals['_DELETETOKENRESPONSE']._serialized_end=2021
-  _globals['_TOKENSERVICE']._serialized_start=2141
-  _globals['_TOKENSERVICE']._serialized_end=2622
+  _globals['_TOKEN']._serialized_end=567
+  _globals['_CREATEPERSONALTOKENREQUEST']._serialized_start=570
+  _globals['_CREATEPERSONALTOKENREQUEST']._serialized_end=830
+  _globals['_CREATEPERSONALTOKENRESPONSE']._serialized_start=832
+  _globals['_CREATEPERSONALTOKENRESPONSE']._serialized_end=956
+  _globals['_CREATEORGANIZATIONTOKENREQUEST']._serialized_start=959
+  _globals['_CREATEORGANIZATIONTOKENREQUEST']._serialized_end=1237
+  _globals['_CREATEORGANIZATIONTOKENRESPONSE']._serialized_start=1240
+  _globals['_CREATEORGANIZATIONTOKENRESPONSE']._serialized_end=1368
+  _globals['_LISTTOKENSREQUEST']._serialized_start=1371
+  _globals['_LISTTOKENSREQUEST']._serialized_end=1624
+  _globals['_LISTTOKENSRESPONSE']._serialized_start=1626
+  _globals['_LISTTOKENSRESPONSE']._serialized_end=1707
+  _globals['_ROTATETOKENREQUEST']._serialized_start=1710
+  _globals['_ROTATETOKENREQUEST']._serialized_end=1842
+  _globals['_ROTATETOKENRESPONSE']._serialized_start=1844
+  _globals['_ROTATETOKENRESPONSE']._serialized_end=1960
+  _globals['_DELETETOKENREQUEST']._serialized_start=1962
+  _globals['_DELETETOKENREQUEST']._serialized_end=2050
+  _globals['_DELETETOKENRESPONSE']._serialized_start=2052
+  _globals['_DELETETOKENRESPONSE']._serialized_end=2126
+  _globals['_TOKENSERVICE']._serialized_start=2246
+  _globals['_TOKENSERVICE']._serialized_end=2727
 # @@protoc_insertion_point(module_scope)

@@ -70,6 +70,7 @@ class Token(_message.Message):
     LAST_USE_TIME_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
+    NETWORKS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Identifies the token, as in `token:ID`: the part between its two underscores."""
     kind: _shared_pb2.CredentialKind.ValueType
@@ -106,6 +107,10 @@ class Token(_message.Message):
     def last_use_time(self) -> _timestamp_pb2.Timestamp:
         """Says when it was last used, to the minute; absent if it never was."""
 
+    @_builtins.property
+    def networks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Lists the networks from which the token may be used, as `10.0.0.0/8`; empty for any."""
+
     def __init__(
         self,
         *,
@@ -123,10 +128,11 @@ class Token(_message.Message):
         last_use_time: _timestamp_pb2.Timestamp | None = ...,
         state: Global___TokenState.ValueType = ...,
         etag: _builtins.str = ...,
+        networks: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time", "last_use_time", b"last_use_time", "restriction", b"restriction"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "display_name", b"display_name", "etag", b"etag", "expire_time", b"expire_time", "id", b"id", "kind", b"kind", "last_four", b"last_four", "last_use_time", b"last_use_time", "prefix", b"prefix", "restriction", b"restriction", "role", b"role", "state", b"state", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "display_name", b"display_name", "etag", b"etag", "expire_time", b"expire_time", "id", b"id", "kind", b"kind", "last_four", b"last_four", "last_use_time", b"last_use_time", "networks", b"networks", "prefix", b"prefix", "restriction", b"restriction", "role", b"role", "state", b"state", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -144,6 +150,7 @@ class CreatePersonalTokenRequest(_message.Message):
     TTL_FIELD_NUMBER: _builtins.int
     RESTRICTION_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    NETWORKS_FIELD_NUMBER: _builtins.int
     organization: _builtins.str
     """Names the organization; empty for the credential's own."""
     display_name: _builtins.str
@@ -164,6 +171,13 @@ class CreatePersonalTokenRequest(_message.Message):
         only a credential without one can give.
         """
 
+    @_builtins.property
+    def networks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Lists the networks from which the token may be used: at most 20, as `192.0.2.0/24` or `2001:db8::/32`, or single
+        addresses. Empty for any; a token with networks creates only tokens whose networks lie within its own. Behind a
+        proxy, the server sees the proxy's address. A token with networks can't be used through a Unix socket.
+        """
+
     def __init__(
         self,
         *,
@@ -173,10 +187,11 @@ class CreatePersonalTokenRequest(_message.Message):
         ttl: _duration_pb2.Duration | None = ...,
         restriction: _shared_pb2.Restriction | None = ...,
         request_id: _builtins.str = ...,
+        networks: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "expiry", b"expiry", "restriction", b"restriction", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "expire_time", b"expire_time", "expiry", b"expiry", "organization", b"organization", "request_id", b"request_id", "restriction", b"restriction", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "expire_time", b"expire_time", "expiry", b"expiry", "networks", b"networks", "organization", b"organization", "request_id", b"request_id", "restriction", b"restriction", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_expiry: _TypeAlias = _typing.Literal["expire_time", "ttl"]  # noqa: Y015
     _WhichOneofArgType_expiry: _TypeAlias = _typing.Literal["expiry", b"expiry"]  # noqa: Y015
@@ -235,6 +250,7 @@ class CreateOrganizationTokenRequest(_message.Message):
     TTL_FIELD_NUMBER: _builtins.int
     RESTRICTION_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    NETWORKS_FIELD_NUMBER: _builtins.int
     organization: _builtins.str
     """Names the organization; empty for the credential's own."""
     display_name: _builtins.str
@@ -257,6 +273,10 @@ class CreateOrganizationTokenRequest(_message.Message):
         role may.
         """
 
+    @_builtins.property
+    def networks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Lists the networks from which the token may be used, as in CreatePersonalTokenRequest."""
+
     def __init__(
         self,
         *,
@@ -267,10 +287,11 @@ class CreateOrganizationTokenRequest(_message.Message):
         ttl: _duration_pb2.Duration | None = ...,
         restriction: _shared_pb2.Restriction | None = ...,
         request_id: _builtins.str = ...,
+        networks: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "expiry", b"expiry", "restriction", b"restriction", "ttl", b"ttl"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "expire_time", b"expire_time", "expiry", b"expiry", "organization", b"organization", "request_id", b"request_id", "restriction", b"restriction", "role", b"role", "ttl", b"ttl"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "expire_time", b"expire_time", "expiry", b"expiry", "networks", b"networks", "organization", b"organization", "request_id", b"request_id", "restriction", b"restriction", "role", b"role", "ttl", b"ttl"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_expiry: _TypeAlias = _typing.Literal["expire_time", "ttl"]  # noqa: Y015
     _WhichOneofArgType_expiry: _TypeAlias = _typing.Literal["expiry", b"expiry"]  # noqa: Y015
@@ -329,6 +350,7 @@ class ListTokensRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     SHOW_DELETED_FIELD_NUMBER: _builtins.int
+    EXPIRES_WITHIN_FIELD_NUMBER: _builtins.int
     organization: _builtins.str
     """Names the organization; empty for the credential's own."""
     kind: _shared_pb2.CredentialKind.ValueType
@@ -343,6 +365,10 @@ class ListTokensRequest(_message.Message):
     """Continues after an earlier page: its `next_page_token`. The other fields must be the same."""
     show_deleted: _builtins.bool
     """Lists deleted tokens too. Has no effect with a `state`."""
+    @_builtins.property
+    def expires_within(self) -> _duration_pb2.Duration:
+        """Matches active tokens that expire within this time span from now, longer than 0. Goes with no other `state`."""
+
     def __init__(
         self,
         *,
@@ -353,10 +379,11 @@ class ListTokensRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         show_deleted: _builtins.bool = ...,
+        expires_within: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_within", b"expires_within"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "organization", b"organization", "page_size", b"page_size", "page_token", b"page_token", "show_deleted", b"show_deleted", "state", b"state", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["expires_within", b"expires_within", "kind", b"kind", "organization", b"organization", "page_size", b"page_size", "page_token", b"page_token", "show_deleted", b"show_deleted", "state", b"state", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -96,7 +96,7 @@ class TokenServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def RotateToken(self, request, context):
-        """Gives a token a new secret. Its id, role, restriction and expiry stay. For the caller's own personal
+        """Gives a token a new secret. Its id, role, restriction, networks and expiry stay. For the caller's own personal
         tokens; an organization's token needs the same as its creation; another person's token can't be rotated.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -48,7 +48,7 @@ class TokenServiceStub:
     organization's with `organization-tokens view`. Never shows a secret.
     """
     RotateToken: _grpc.UnaryUnaryMultiCallable[_token_pb2.RotateTokenRequest, _token_pb2.RotateTokenResponse]
-    """Gives a token a new secret. Its id, role, restriction and expiry stay. For the caller's own personal
+    """Gives a token a new secret. Its id, role, restriction, networks and expiry stay. For the caller's own personal
     tokens; an organization's token needs the same as its creation; another person's token can't be rotated.
     """
     DeleteToken: _grpc.UnaryUnaryMultiCallable[_token_pb2.DeleteTokenRequest, _token_pb2.DeleteTokenResponse]
@@ -77,7 +77,7 @@ class TokenServiceAsyncStub(TokenServiceStub):
     organization's with `organization-tokens view`. Never shows a secret.
     """
     RotateToken: _aio.UnaryUnaryMultiCallable[_token_pb2.RotateTokenRequest, _token_pb2.RotateTokenResponse]  # type: ignore[assignment]
-    """Gives a token a new secret. Its id, role, restriction and expiry stay. For the caller's own personal
+    """Gives a token a new secret. Its id, role, restriction, networks and expiry stay. For the caller's own personal
     tokens; an organization's token needs the same as its creation; another person's token can't be rotated.
     """
     DeleteToken: _aio.UnaryUnaryMultiCallable[_token_pb2.DeleteTokenRequest, _token_pb2.DeleteTokenResponse]  # type: ignore[assignment]
@@ -127,7 +127,7 @@ class TokenServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _token_pb2.RotateTokenRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_token_pb2.RotateTokenResponse, _abc.Awaitable[_token_pb2.RotateTokenResponse]]:
-        """Gives a token a new secret. Its id, role, restriction and expiry stay. For the caller's own personal
+        """Gives a token a new secret. Its id, role, restriction, networks and expiry stay. For the caller's own personal
         tokens; an organization's token needs the same as its creation; another person's token can't be rotated.
         """
 

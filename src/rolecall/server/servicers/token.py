@@ -4,6 +4,7 @@ from typing import TypeVar
 
 from rolecall.domain import CredentialKind, TokenState
 from rolecall.errors import InvalidField
+from rolecall.networks import parse_networks
 from rolecall.server import requests, responses
 from rolecall.server.handler import Call
 from rolecall.services.token_rules import TokenSpec
@@ -46,9 +47,16 @@ class TokenService:
     def ListTokens(self, request: pb.ListTokensRequest, call: Call) -> pb.ListTokensResponse:
         """List the tokens that the caller may see."""
         kind, state, user_id = _kind(request.kind), _state(request.state), requests.user_id(request.user_id)
+        span = requests.duration(request.expires_within, "expires_within")
         caller = call.caller_in(request.organization)
         page = self._tokens.list(
-            caller, kind, user_id, state, requests.page(request), show_deleted=request.show_deleted
+            caller,
+            kind,
+            user_id,
+            state,
+            requests.page(request),
+            show_deleted=request.show_deleted,
+            expires_within=span if request.HasField("expires_within") else None,
         )
         return pb.ListTokensResponse(
             tokens=[responses.token(token) for token in page.tokens], next_page_token=page.next_page_token
@@ -69,15 +77,14 @@ class TokenService:
 
 def _spec(request: Create) -> TokenSpec:
     """Return the specification of a new token. Raises `InvalidField`."""
-    display_name = requests.name(request.display_name, "display_name")
-    restriction = requests.restriction(request.restriction) if request.HasField("restriction") else None
-    match request.WhichOneof("expiry"):
-        case "expire_time":
-            return TokenSpec(display_name, requests.timestamp(request.expire_time, "expire_time"), None, restriction)
-        case "ttl":
-            return TokenSpec(display_name, None, requests.duration(request.ttl, "ttl"), restriction)
-        case None:
-            return TokenSpec(display_name, restriction=restriction)
+    expiry = request.WhichOneof("expiry")
+    return TokenSpec(
+        requests.name(request.display_name, "display_name"),
+        requests.timestamp(request.expire_time, "expire_time") if expiry == "expire_time" else None,
+        requests.duration(request.ttl, "ttl") if expiry == "ttl" else None,
+        requests.restriction(request.restriction) if request.HasField("restriction") else None,
+        parse_networks(request.networks),
+    )
 
 
 def _kind(number: int) -> CredentialKind | None:

@@ -17,7 +17,7 @@ from grpc_status import rpc_status
 from rolecall.errors import RateLimited
 from rolecall.identity.batch_loader import Miss
 from rolecall.server.error_status import status_of
-from rolecall.server.handler import CALL_ID, Call, CallCancelled, Metadata, Method, peer_of
+from rolecall.server.handler import CALL_ID, Call, CallCancelled, Metadata, Method
 from rolecall.server.transport import cygrpc
 from rolecall.server.transport.call_limits import CallLimits
 
@@ -151,7 +151,7 @@ class PollingCall(Call, Tag):
         return self._message
 
     def peer(self) -> str:
-        return peer_of(self._call.peer().decode())
+        return str(self._call.peer().decode())
 
     def confirm(self) -> None:
         if self._is_cancelled():

@@ -12,7 +12,7 @@ import grpc
 from google.rpc.status_pb2 import Status
 from grpc_status import rpc_status
 
-from rolecall.server.handler import CALL_ID, Call, CallCancelled, CallHandler, Method, peer_of
+from rolecall.server.handler import CALL_ID, Call, CallCancelled, CallHandler, Method
 from rolecall.server.transport.call_limits import LATE_SECONDS, CallLimits
 from rolecall.server.transport.executors import Executors
 
@@ -109,7 +109,7 @@ class _Call(Call):
         return self._message
 
     def peer(self) -> str:
-        return peer_of(self._context.peer())
+        return str(self._context.peer())
 
     def cancel(self) -> None:
         """Cancel the call."""
