@@ -74,7 +74,6 @@ STATUSES = {
 }
 RULES = CredentialRules(SHIPPED)
 DENIALS = {reason for reason, code in STATUSES.items() if code is grpc.StatusCode.PERMISSION_DENIED}
-ROTATED = "PresentRotatedSecret"
 
 TOKEN = re.compile(r"rc[pos]_[0-9A-Za-z]{22}_[0-9A-Za-z]{49}")
 BUSINESS = (t.organizations, t.members, t.credentials, t.retired_secrets, t.changes)
@@ -127,9 +126,8 @@ class TokenMachine(RuleBasedStateMachine):
         self.known: set[str] = set()
         self.entries: list[ExpectedEntry] = []
         self.denied: dict[tuple[str, str, str], ExpectedEntry] = {}
-        # Who may, and who must, be recorded for presenting an old secret.
-        self.may_have_presented: set[str] = set()
-        self.must_have_presented: set[str] = set()
+        # Presented secrets of deleted tokens, and from before rotations, by token and action.
+        self.misused: dict[tuple[str, str], ExpectedEntry] = {}
         self.answers: dict[tuple[str, str, str], tuple[bytes, Message]] = {}
         self.repeatable: list[tuple[ModelCredential, str, Message]] = []
         self.request_ids = [str(uuid.uuid4()) for _ in range(6)]
@@ -366,30 +364,19 @@ class TokenMachine(RuleBasedStateMachine):
         """Have the server write the refusals so far, and the last uses of credentials."""
         self.site.core.authenticator.last_used.flush()
         self.site.core.denials.flush(closing=True)
-        expected = Counter(self.denied.values())
-        found = Counter[ExpectedEntry]()
-        presented = []
-        wanted = len(self.denied) + len(self.may_have_presented)
+        self.site.core.misuses.flush(closing=True)
+        expected = Counter([*self.denied.values(), *self.misused.values()])
+        wanted = len(self.denied) + len(self.misused)
         new: list[ExpectedEntry] = []
         if wanted:
             request = audit_pb2.ListAuditEntriesRequest(page_size=wanted)
             page = self.ask(self.watcher, "ListAuditEntries", request).entries
             new = [self._entry(item) for item in reversed(page) if item.sequence > len(self.entries)]
-        for entry in new:
-            if entry.action == ROTATED:
-                presented.append(entry.actor)
-                assert entry.reason == "UNAUTHENTICATED_CREDENTIAL"
-                assert entry.object == f"token:{entry.credential_id}"
-            else:
-                found[entry] += 1
 
-        assert found == expected
-        assert len(presented) == len(set(presented))
-        assert self.must_have_presented <= set(presented) <= self.may_have_presented
+        assert Counter(new) == expected
         self.entries += new
         self.denied.clear()
-        self.may_have_presented.clear()
-        self.must_have_presented.clear()
+        self.misused.clear()
 
     # What holds after each of these.
 
@@ -514,11 +501,7 @@ class TokenMachine(RuleBasedStateMachine):
 
     def _expect(self, by: Secret, method: str, request: Any, expected: str) -> Any:
         """Make a call; return the answer, None where it failed for the expected reason."""
-        if not by.live and by.cred.live and by.rotated:
-            self.may_have_presented.add(by.cred.actor)
-            if not by.presented_dead:
-                self.must_have_presented.add(by.cred.actor)
-                by.presented_dead = True
+        self._note_misuse(by)
         file = SERVICES[method].DESCRIPTOR
         [service] = file.services_by_name.values()
         call: Any = self.channel.unary_unary(f"/{service.full_name}/{method}", response_deserializer=bytes)
@@ -547,6 +530,14 @@ class TokenMachine(RuleBasedStateMachine):
         about = f"token:{token_id}" if token_id else ""
         about, shown = (first.object, first.credential_id) if first else (about, cred.id)
         self.denied[key] = ExpectedEntry(cred.actor, method, about, shown, reason, count)
+
+    def _note_misuse(self, secret: Secret) -> None:
+        if action := secret.misuse:
+            cred = secret.cred
+            first = self.misused.get((cred.id, action))
+            count = (first.count or 0) + 1 if first else 1
+            entry = ExpectedEntry(cred.actor, action, f"token:{cred.id}", cred.id, "UNAUTHENTICATED_CREDENTIAL", count)
+            self.misused[cred.id, action] = entry
 
     def _refusal(self, by: Secret, method: str, request: Any) -> str:
         """Return the expected reason for which the caller is refused, by the rules; empty where it may."""
@@ -680,8 +671,7 @@ class TokenMachine(RuleBasedStateMachine):
             for resource, action in points:
                 asked = {"action": action, "resource": resource}
                 items.append(authorization_pb2.BatchCheckItem(subject_token=secret.text, **asked))
-                if secret.cred.live and secret.rotated:
-                    self.may_have_presented.add(secret.cred.actor)
+                self._note_misuse(secret)
                 expected.append(self._reason(secret.cred if secret.live else None, resource, action))
                 items.append(authorization_pb2.BatchCheckItem(subject=f"token:{secret.cred.id}", **asked))
                 expected.append(self._reason(secret.cred if secret.cred.live else None, resource, action))
@@ -825,7 +815,7 @@ class TokenMachine(RuleBasedStateMachine):
 
     def _entry(self, item: Any) -> ExpectedEntry:
         count = None
-        if item.outcome == audit_pb2.AUDIT_OUTCOME_DENIED and item.action != ROTATED:
+        if item.outcome == audit_pb2.AUDIT_OUTCOME_DENIED:
             count = int(item.details["count"])
         assert bool(item.reason) == (item.outcome == audit_pb2.AUDIT_OUTCOME_DENIED)
         return ExpectedEntry(item.actor, item.action, item.object, item.credential_id, item.reason, count)

@@ -33,12 +33,20 @@ class Secret:
     cred: ModelCredential
     text: str
     until: int | None = None
-    presented_dead: bool = False
 
     @property
     def rotated(self) -> bool:
         """Whether a rotation ended it."""
         return self.until is not None and self.until <= now()
+
+    @property
+    def misuse(self) -> str:
+        """The action of the audit entry that its use leaves; empty where it leaves none."""
+        if self.cred.gone:
+            return ""
+        if self.cred.deleted:
+            return "PresentDeletedToken"
+        return "PresentRotatedSecret" if self.rotated and self.end < self.cred.expire_time else ""
 
     @property
     def live(self) -> bool:
