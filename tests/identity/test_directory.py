@@ -6,9 +6,10 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+from unittest.mock import Mock, patch
 
 import pytest
 from sqlalchemy import event, update
@@ -28,10 +29,12 @@ from rolecall.domain import (
     now,
 )
 from rolecall.errors import OrganizationNotFound, StorageUnavailable
+from rolecall.identity import authentication, directory
 from rolecall.identity.authentication import Authenticator, OnMisuse
 from rolecall.identity.cache import RevisionCache
 from rolecall.identity.change_feed import ChangeFeed
 from rolecall.identity.directory import Directory, ResolvedSubject
+from rolecall.networks import parse_address, parse_networks
 from rolecall.storage import Storage, Transaction, tables
 from rolecall.storage import credentials as credential_rows
 from rolecall.storage import members as member_rows
@@ -482,6 +485,124 @@ def test_old_secret_works_until_its_overlap_ends(cached_parts: DirectoryParts) -
     assert [_role(parts, _presented(old)), _role(parts, _presented(new))] == [None, "OWNER"]
     assert _resolve(uncached.directory, "acme", [_presented(old)])[1] == {}
     assert misuses == [rotated] * 4
+
+
+@contextmanager
+def _clock(offset: int) -> Iterator[None]:
+    """The clock of callers and subjects goes wrong by `offset` microseconds, and is set right at the end."""
+    with (
+        patch.object(authentication, "now", lambda: now() + offset),
+        patch.object(directory, "now", lambda: now() + offset),
+    ):
+        yield
+
+
+def _states(parts: DirectoryParts, minted: MintedCredential) -> tuple[bool, bool, bool]:
+    """Whether a credential works as the caller's, named by its id, and presented in a question."""
+    by_id, presented = _role(parts, _token(minted)), _role(parts, _presented(minted))
+    return parts.authenticator.authenticate(minted.text) is not None, by_id is not None, presented is not None
+
+
+def test_credential_works_at_once_when_the_clock_is_set_right(cached_parts: DirectoryParts) -> None:
+    """A credential found expired under a fast clock works again without a query, and so does an old secret."""
+    parts, ann, old = cached_parts, cached_parts.tokens["acme/ann"], cached_parts.tokens["acme/bob"]
+    new = token_format.mint(CredentialKind.PERSONAL, old.id)
+    parts.storage.mutate("acme", lambda tx: credential_rows.rotate(tx, "acme", new, now() + HOUR // 2))
+    with _clock(2 * HOUR):
+        wrong = [_states(parts, minted) for minted in (ann, new)]
+        wrong_old = parts.authenticator.authenticate(old.text), _role(parts, _presented(old))
+    with _count_queries(parts.storage) as sent:
+        right = [_states(parts, minted) for minted in (ann, new)]
+        right_old = parts.authenticator.authenticate(old.text), _role(parts, _presented(old))
+
+    assert wrong == [(False, False, False)] * 2
+    assert wrong_old == (None, None)
+    assert right == [(True, True, True)] * 2
+    assert right_old[0] is not None
+    assert right_old[1] == "VIEWER"
+    assert sent == []
+
+
+def test_credential_ends_at_once_when_the_clock_is_set_right(cached_parts: DirectoryParts) -> None:
+    """A credential that a slow clock let live is refused as soon as the clock is right, though it is cached."""
+    parts = cached_parts
+    ann = parts.storage.mutate("acme", lambda tx: _add_token(tx, "acme", "ann", now() - 1))
+    with _clock(-HOUR):
+        wrong = _states(parts, ann)
+
+    assert wrong == (True, True, True)
+    assert _states(parts, ann) == (False, False, False)
+
+
+def test_deleted_credential_stays_dead_under_any_clock(cached_parts: DirectoryParts) -> None:
+    """No clock brings a revoked credential back, nor the wrong secret of a live one."""
+    parts, ann, bob = cached_parts, cached_parts.tokens["acme/ann"], cached_parts.tokens["acme/bob"]
+    forged = replace(ann, text=_with_secret_of(ann, bob), digest=bob.digest)
+    _revoke(parts.storage, bob)
+    for offset in (0, 2 * HOUR, -HOUR, 0):
+        with _clock(offset):
+            assert _states(parts, bob) == (False, False, False)
+            assert parts.authenticator.authenticate(forged.text) is None
+            assert _role(parts, _presented(forged)) is None
+
+
+def test_token_with_networks_works_from_these_only(cached_parts: DirectoryParts) -> None:
+    """Cached or not, the peer must be in one of the networks; a mapped address is its IPv4 one, and others fail."""
+    parts, minted = cached_parts, token_format.mint(CredentialKind.PERSONAL)
+    networks = parse_networks(["10.0.0.0/8", "2001:db8::/32"])
+    new = NewCredential(minted, "acme", "ann", None, "office", None, "user:ann", 1, now() + HOUR, networks)
+    parts.storage.mutate("acme", lambda tx: credential_rows.add(tx, new))
+    peers = {
+        "ipv4:11.0.0.1:4711": False,
+        "ipv4:10.1.2.3:4711": True,
+        "ipv6:%5B2001:db8::7%5D:4711": True,
+        "ipv6:%5B2001:db9::7%5D:4711": False,
+        "ipv6:%5B::ffff:10.1.2.3%5D:4711": True,
+        "ipv6:%5B::ffff:11.0.0.1%5D:4711": False,
+        "unix:/run/rolecall.sock": False,
+        "unix:": False,
+        "": False,
+        "somewhere": False,
+    }
+    found = {peer: parts.authenticator.authenticate(minted.text, lambda: peer) for peer in peers}  # noqa: B023
+    uncached = make_parts(parts.storage, parts.tokens)
+    again = {peer: uncached.authenticator.authenticate(minted.text, lambda: peer) for peer in peers}  # noqa: B023
+
+    assert {peer: caller is not None for peer, caller in found.items()} == peers
+    assert {peer: caller is not None for peer, caller in again.items()} == peers
+    caller = found["ipv4:10.1.2.3:4711"]
+    assert caller is not None
+    assert caller.networks == networks
+
+
+def test_peer_of_a_token_without_networks_is_not_asked_for(cached_parts: DirectoryParts) -> None:
+    """A cached credential that may be used from everywhere costs no look at the connection."""
+    parts = cached_parts
+    peer = Mock(return_value="ipv4:192.0.2.7:4711")
+    first = parts.authenticator.authenticate(parts.tokens["acme/ann"].text, peer)
+    peer.reset_mock()
+
+    assert first is not None
+    assert parts.authenticator.authenticate(parts.tokens["acme/ann"].text, peer) == first
+    assert peer.call_count == 0
+
+
+def test_presented_token_with_networks_needs_the_address(cached_parts: DirectoryParts) -> None:
+    """In a question, the address that the service names must be in a network; without one the token is invalid."""
+    parts, minted = cached_parts, token_format.mint(CredentialKind.PERSONAL)
+    new = NewCredential(
+        minted, "acme", "ann", None, "office", None, "user:ann", 1, now() + HOUR, parse_networks(["10.0.0.0/8"])
+    )
+    parts.storage.mutate("acme", lambda tx: credential_rows.add(tx, new))
+    addresses = [parse_address(text) for text in ("10.1.2.3", "11.0.0.1", "::ffff:10.1.2.3", "::1")]
+    subjects = [Subject(SubjectKind.PRESENTED, minted.id, minted.digest, address) for address in (*addresses, None)]
+    alone = [_role(parts, subject) for subject in subjects for _ in range(2)]
+    together = parts.directory.resolve("acme", subjects).subjects
+
+    assert alone == ["OWNER"] * 2 + [None] * 2 + ["OWNER"] * 2 + [None] * 4
+    assert [found and found.role for found in together] == ["OWNER", None, "OWNER", None, None]
+    # Named by its id, it is not used from anywhere.
+    assert _role(parts, _token(minted)) == "OWNER"
 
 
 def test_unknown_credential_costs_one_query(cached_parts: DirectoryParts) -> None:

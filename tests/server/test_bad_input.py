@@ -1,20 +1,33 @@
 """Malformed and forbidden requests: the status, the reason, the field, and what to do."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grpc
 import pytest
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
 
 from rolecall import Client
 from rolecall.domain import Effect, Reason
 from rolecall.errors import InvalidField, OrganizationNotFound, PageToken, PermissionMissing, RevisionNotReached
+from rolecall.v1 import audit_pb2, invitation_pb2, member_pb2, organization_pb2, policy_pb2, session_pb2, token_pb2
 from rolecall.v1 import authorization_pb2 as pb
-from support.server_calls import failure_of
+from support.server_calls import SiteCalls, failure_of
 from support.sites import Site
 
 CHECK = "/rolecall.v1.AuthorizationService/Check"
 BATCH = "/rolecall.v1.AuthorizationService/BatchCheck"
+
+FILES = [pb, audit_pb2, invitation_pb2, member_pb2, organization_pb2, policy_pb2, session_pb2, token_pb2]
+REQUESTS = [
+    GetMessageClass(method.input_type)
+    for file in FILES
+    for service in file.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+    if not method.server_streaming
+]
 
 FIELDS = [
     ("", "view", "secrets", "subject"),
@@ -84,15 +97,105 @@ def test_each_malformed_field_is_named_with_what_to_do(owner: Callable[[str, byt
 
 
 def test_unset_subject_is_refused_not_taken_as_the_caller(owner: Callable[[str, bytes], bytes]) -> None:
-    """An absent or empty subject or token doesn't mean the caller."""
+    """An absent or empty subject doesn't mean the caller."""
     for request in (
         pb.CheckRequest(action="view", resource="secrets"),
-        pb.CheckRequest(subject_token="", action="view", resource="secrets"),
+        pb.CheckRequest(subject="", action="view", resource="secrets"),
     ):
         with pytest.raises(grpc.RpcError) as caught:
             owner(CHECK, request.SerializeToString())
 
         assert failure_of(caught.value).field == "subject"
+
+
+def test_empty_token_is_no_live_token(owner: Callable[[str, bytes], bytes]) -> None:
+    """An empty token is as invalid as any other text that is none, alone and in a batch."""
+    texts = ("", "garbage", "rcp_")
+    for text in texts:
+        request = pb.CheckRequest(subject_token=text, action="view", resource="secrets")
+        answer = pb.CheckResponse.FromString(owner(CHECK, request.SerializeToString()))
+
+        assert (answer.decision, answer.reason) == (pb.DECISION_DENY, pb.REASON_TOKEN_INVALID), text
+    items = [pb.BatchCheckItem(subject_token=text, action="view", resource="secrets") for text in texts]
+    batch = pb.BatchCheckResponse.FromString(owner(BATCH, pb.BatchCheckRequest(checks=items).SerializeToString()))
+
+    assert [result.reason for result in batch.results] == [pb.REASON_TOKEN_INVALID] * 3
+    assert not any(result.HasField("error") for result in batch.results)
+
+
+@pytest.mark.parametrize("text", ["here", "192.0.2.7:4711", "192.0.2.0/24", "::ffff:1.2.3.4.5", "1" * 65, "\0"])
+def test_malformed_address_of_a_token_is_named_as_the_client_names_it(
+    owner: Callable[[str, bytes], bytes], text: str
+) -> None:
+    """The field at fault is `subject_address`, in a Check and in an item of a batch."""
+    asked = {"subject_token": "x", "subject_address": text, "action": "view", "resource": "secrets"}
+    with pytest.raises(grpc.RpcError) as caught:
+        owner(CHECK, pb.CheckRequest(**asked).SerializeToString())
+    batch = pb.BatchCheckRequest(checks=[pb.BatchCheckItem(**asked)])  # type: ignore[arg-type]
+    answer = pb.BatchCheckResponse.FromString(owner(BATCH, batch.SerializeToString()))
+
+    assert failure_of(caught.value).field == "subject_address"
+    assert answer.results[0].error.field == "subject_address"
+
+
+def test_every_field_at_fault_is_one_of_the_request(sqlite_site: Site) -> None:
+    """Whatever field of whatever request is spoilt, the error names a field by its path in that request."""
+    calls = SiteCalls(sqlite_site)
+    named = set()
+    for request in REQUESTS:
+        for spoilt in spoilt_messages(request):
+            try:
+                calls.send("OWNER", spoilt)
+            except grpc.RpcError as error:
+                failure = failure_of(error)
+                if failure.field:
+                    named.add(failure.field)
+                    assert has_field(request.DESCRIPTOR, failure.field), (request, failure.field)
+
+    assert {"organization.id", "restriction.permissions[0].resource", "networks[0]", "filter.start_time"} <= named
+
+
+def spoilt_messages(request: type[Message]) -> Iterator[Message]:
+    """Yield the request with one field after the other filled with nonsense, those of its messages too."""
+    for path in field_paths(request.DESCRIPTOR):
+        message: Any = request()
+        inner = message
+        for field in path[:-1]:
+            inner = getattr(inner, field.name).add() if field.is_repeated else getattr(inner, field.name)
+            inner.SetInParent()
+        # Without its name, nothing else of a request is looked at.
+        if "display_name" in request.DESCRIPTOR.fields_by_name:
+            message.display_name = "x"
+        if request is organization_pb2.UpdateOrganizationRequest:
+            message.organization.display_name = "x"
+        field = path[-1]
+        value: Any = "\0" * 70 if field.type == field.TYPE_STRING else -1
+        if field.type == field.TYPE_BOOL:
+            continue
+        if field.is_repeated:
+            getattr(inner, field.name).append(value)
+        else:
+            setattr(inner, field.name, value)
+        yield message
+
+
+def field_paths(descriptor: Any) -> Iterator[list[Any]]:
+    """Yield the path to each field that holds no message."""
+    for field in descriptor.fields:
+        if field.message_type is None:
+            yield [field]
+        else:
+            yield from ([field, *rest] for rest in field_paths(field.message_type))
+
+
+def has_field(descriptor: Any, path: str) -> bool:
+    """Whether a message has a field at this path, as in `invitations[3].email`."""
+    for name in path.split("."):
+        field = descriptor.fields_by_name.get(name.partition("[")[0]) if descriptor else None
+        if field is None or ("[" in name) > field.is_repeated:
+            return False
+        descriptor = field.message_type
+    return True
 
 
 def test_action_and_resource_of_maximum_length_are_accepted(sqlite_site: Site) -> None:

@@ -92,17 +92,17 @@ class Client(ClientBase):
         return convert.result(self._connection.call(self._authorization.Check, request))
 
     def check_token(
-        self, token: str, action: str, resource: str, *, address: str = "", at_least_revision: int = 0
+        self, token: str, action: str, resource: str, *, subject_address: str = "", at_least_revision: int = 0
     ) -> CheckResult:
         """Decide whether the holder of `token`, presented by a third party, may do `action` on `resource`.
 
-        `address`: the third party's IP address, needed for tokens that may be used from some networks only. A token
-        that is not live is a DENY with the reason TOKEN_INVALID, not an error. Raises as `check`.
+        `subject_address`: the third party's IP address, needed for tokens that may be used from some networks only. A
+        token that is not live is a DENY with the reason TOKEN_INVALID, not an error. Raises as `check`.
         """
         request = pb.CheckRequest(
             organization=self._organization,
             subject_token=token,
-            subject_address=address,
+            subject_address=subject_address,
             action=action,
             resource=resource,
             at_least_revision=at_least_revision,

@@ -116,15 +116,15 @@ class Call:
         """Raise `CallCancelled` where the client cancelled, or the deadline is over."""
         raise NotImplementedError
 
-    def caller_in(self, organization: str) -> Caller:
-        """The caller, for a request that names `organization`; empty is the credential's own.
+    def caller_in(self, organization: str, field: str = "organization") -> Caller:
+        """The caller, for a request that names `organization` in `field`; empty is the credential's own.
 
         Raises `OrganizationNotFound` for any other, whether it exists or not.
         """
         if organization and organization != self.caller.organization:
             if len(organization) > _MAX_ORGANIZATION:
-                message = f"organization has {len(organization)} characters, more than {_MAX_ORGANIZATION}: name yours."
-                raise InvalidField(message, field="organization")
+                message = f"{field} has {len(organization)} characters, more than {_MAX_ORGANIZATION}: name yours."
+                raise InvalidField(message, field=field)
             raise OrganizationNotFound.named(organization)
         return self.caller
 
@@ -133,7 +133,7 @@ class Call:
         named = request.organization
         # An update has the organization itself as a message, whose id names it.
         is_name = isinstance(named, str)
-        caller = self.caller_in(named if is_name else named.id)
+        caller = self.caller_in(named) if is_name else self.caller_in(named.id, "organization.id")
         if "request_id" not in request.DESCRIPTOR.fields_by_name:
             return ChangeRequest(caller, self.action, self.call_id, confirm=self.confirm)
         key = requests.request_id(request.request_id)
