@@ -69,6 +69,7 @@ CHANGES = {
         lambda _: token_pb2.CreatePersonalTokenRequest(
             display_name="laptop",
             restriction=shared_pb2.Restriction(permissions=[shared_pb2.Permission(resource="secrets", action="view")]),
+            networks=["10.0.0.0/8", "::ffff:192.0.2.7"],
         ),
         lambda _, answer: f"token:{answer.token.id}",
         {
@@ -78,6 +79,7 @@ CHANGES = {
                 "role": None,
                 "restriction": ["secrets view"],
                 "expire_time": ...,
+                "networks": ["10.0.0.0/8", "192.0.2.7/32"],
             }
         },
     ),
@@ -92,6 +94,7 @@ CHANGES = {
                 "role": "VIEWER",
                 "restriction": None,
                 "expire_time": ...,
+                "networks": None,
             }
         },
     ),
@@ -112,6 +115,7 @@ CHANGES = {
                 "role": "VIEWER",
                 "restriction": None,
                 "expire_time": ...,
+                "networks": None,
             }
         },
     ),
@@ -205,7 +209,8 @@ def test_each_operator_command_leaves_an_entry(site: Site) -> None:
         ("PruneAuditLog", "organization:globex"),
     ]
     details = [to_dict(entry)["details"] for entry in found]
-    token = {"kind": "personal", "display_name": "[erased]", "role": None, "restriction": None, "expire_time": ...}
+    unset = {"role": None, "restriction": None, "networks": None}
+    token = {"kind": "personal", "display_name": "[erased]", "expire_time": ..., **unset}
     member = {"user": founded.owner.user_id, "role": "OWNER", "email": "[erased]"}
     assert matches_expected(details[0], {"members": [member], "token": founded.token.id})
     assert matches_expected(details[1], {"after": token})

@@ -36,7 +36,12 @@ def mail_content(kind: MailKind = MailKind.INVITATION, **others: Any) -> MailCon
         "inviter": "Ann",
         "role": "VIEWER",
         "name": "Bob",
+        "token": "laptop",
+        "token_id": "0123456789abcdefghijkl",
+        "holder": "ann@acme.io",
     }
+    if kind is MailKind.TOKEN_EXPIRY:
+        values["secret"] = ""
     return MailContent(kind, **{**values, **others})
 
 
@@ -71,12 +76,36 @@ def test_mail_says_what_to_do(kind: MailKind, command: str, form: str) -> None:
     assert mail["Subject"] == ("Ann invites you to Acme" if kind is MailKind.INVITATION else "Sign in to Acme")
 
 
+@pytest.mark.parametrize("form", ["plain", "html"])
+def test_notice_says_which_token_expires_and_what_to_do(form: str) -> None:
+    """Text and HTML: the token by name and id, its holder, until when it works, its last use, and the commands."""
+    used = mail_content(MailKind.TOKEN_EXPIRY, last_use_time=1_799_000_000_000_000)
+    mail = sent(used, public_address="rolecall.acme.io:443", link_template="https://acme.io/#{secret}")
+    body = " ".join(body_of(mail, form).split())
+    unused = body_of(sent(mail_content(MailKind.TOKEN_EXPIRY, token="", holder="")), form)
+
+    for words in (
+        "laptop",
+        "(0123456789abcdefghijkl) of ann@acme.io in Acme stops working on 2027-01-15 08:00 UTC.",
+        "last used on 2027-01-03 18:13 UTC",
+        "ROLECALL_ADDRESS=rolecall.acme.io:443 rolecall tokens create NAME",
+        "rolecall tokens delete 0123456789abcdefghijkl",
+    ):
+        assert words in body
+    assert "href" not in body
+    assert mail["Subject"] == "A token of Acme stops working on 2027-01-15 08:00 UTC"
+    assert mail["To"] == "bob@acme.io"
+    assert "never used" in unused
+    assert "the token 0123456789abcdefghijkl of" in " ".join(unused.split())
+    assert "a member in Acme" in " ".join(unused.split())
+
+
 def test_names_are_escaped_in_html() -> None:
     """Tags, entities and quotes in them stay what they are, in the text as in the HTML."""
     name = "<b>Böse</b> & \"Söhne' <script>"
     for kind in MailKind:
         mail = sent(
-            mail_content(kind, organization=name, inviter=name, role=name, name=name),
+            mail_content(kind, organization=name, inviter=name, role=name, name=name, token=name, holder=name),
             link_template="https://acme.io/?a&b#{secret}",
         )
         html = body_of(mail, "html")
@@ -85,7 +114,7 @@ def test_names_are_escaped_in_html() -> None:
         assert name not in html
         assert "<script>" not in html
         assert "&lt;b&gt;Böse&lt;/b&gt; &amp; &#34;Söhne&#39; &lt;script&gt;" in html
-        assert f'href="https://acme.io/?a&amp;b#{SECRET}"' in html
+        assert (f'href="https://acme.io/?a&amp;b#{SECRET}"' in html) is (kind is not MailKind.TOKEN_EXPIRY)
 
 
 @pytest.mark.parametrize("end", LINE_ENDS)
@@ -93,12 +122,12 @@ def test_name_cannot_inject_a_header(end: str) -> None:
     """A name with any line end leaves the mail its usual headers, and one body of each kind."""
     name = f"Eve{end}Bcc: eve@acme.io{end}{end}Body"
     for kind in MailKind:
-        mail = sent(mail_content(kind, organization=name, inviter=name, role=name, name=name))
+        mail = sent(mail_content(kind, organization=name, inviter=name, role=name, name=name, token=name, holder=name))
 
         assert mail.keys() == HEADERS
         assert "Eve Bcc: eve@acme.io Body" in mail["Subject"]
         assert [part.get_content_type() for part in mail.iter_parts()] == ["text/plain", "text/html"]
-        assert secret_in(mail) == SECRET
+        assert kind is MailKind.TOKEN_EXPIRY or secret_in(mail) == SECRET
 
 
 @pytest.mark.parametrize(
@@ -112,7 +141,7 @@ def test_encoded_name_cannot_inject_a_header(name: str) -> None:
 
         assert mail.keys() == HEADERS
         assert [part.get_content_type() for part in mail.iter_parts()] == ["text/plain", "text/html"]
-        assert secret_in(mail) == SECRET
+        assert kind is MailKind.TOKEN_EXPIRY or secret_in(mail) == SECRET
 
 
 def test_names_that_would_break_a_line_are_refused(sqlite_site: Site) -> None:

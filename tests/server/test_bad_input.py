@@ -128,10 +128,10 @@ def test_malformed_address_of_a_token_is_named_as_the_client_names_it(
     owner: Callable[[str, bytes], bytes], text: str
 ) -> None:
     """The field at fault is `subject_address`, in a Check and in an item of a batch."""
-    asked = {"subject_token": "x", "subject_address": text, "action": "view", "resource": "secrets"}
+    asked: Any = {"subject_token": "x", "subject_address": text, "action": "view", "resource": "secrets"}
     with pytest.raises(grpc.RpcError) as caught:
         owner(CHECK, pb.CheckRequest(**asked).SerializeToString())
-    batch = pb.BatchCheckRequest(checks=[pb.BatchCheckItem(**asked)])  # type: ignore[arg-type]
+    batch = pb.BatchCheckRequest(checks=[pb.BatchCheckItem(**asked)])
     answer = pb.BatchCheckResponse.FromString(owner(BATCH, batch.SerializeToString()))
 
     assert failure_of(caught.value).field == "subject_address"

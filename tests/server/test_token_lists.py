@@ -3,6 +3,7 @@
 import time
 from typing import Any
 
+from google.protobuf.duration_pb2 import Duration
 from sqlalchemy import update
 
 from rolecall.domain import CredentialKind, now
@@ -77,6 +78,14 @@ def test_joined_pages_are_the_whole_list(site: Site) -> None:
         ("OWNER", {"state": DELETED}, 1),
         ("OWNER", {"state": ACTIVE, "show_deleted": True}, 14),
         ("CONTRIBUTOR", {"state": ACTIVE}, 5),
+        # Those put directly live for twelve days, the first ones for ninety.
+        ("OWNER", {"expires_within": Duration(seconds=13 * 86_400)}, 8),
+        ("OWNER", {"expires_within": Duration(seconds=13 * 86_400), "state": ACTIVE, "show_deleted": True}, 8),
+        ("OWNER", {"expires_within": Duration(seconds=13 * 86_400), "kind": ORGANIZATION}, 4),
+        ("OWNER", {"expires_within": Duration(seconds=11 * 86_400)}, 0),
+        ("OWNER", {"expires_within": Duration(seconds=91 * 86_400)}, 14),
+        ("OWNER", {"expires_within": Duration(seconds=315_576_000_000)}, 14),
+        ("CONTRIBUTOR", {"expires_within": Duration(seconds=13 * 86_400)}, 4),
         ("OWNER", {"kind": ORGANIZATION, "state": DELETED}, 0),
     ]
     for who, filters, count in cases:
@@ -119,6 +128,11 @@ def test_bad_filters_and_pages_are_refused(site: Site) -> None:
         (pb.ListTokensRequest(kind=9), "INVALID_FIELD", "kind"),  # type: ignore[arg-type]
         (pb.ListTokensRequest(state=9), "INVALID_FIELD", "state"),  # type: ignore[arg-type]
         (pb.ListTokensRequest(kind=ORGANIZATION, user_id=member), "INVALID_FIELD", "user_id"),
+        (pb.ListTokensRequest(expires_within=Duration()), "INVALID_FIELD", "expires_within"),
+        (pb.ListTokensRequest(expires_within=Duration(seconds=-1)), "INVALID_FIELD", "expires_within"),
+        (pb.ListTokensRequest(expires_within=Duration(seconds=2**60)), "INVALID_FIELD", "expires_within"),
+        (pb.ListTokensRequest(expires_within=Duration(seconds=1), state=EXPIRED), "INVALID_FIELD", "state"),
+        (pb.ListTokensRequest(expires_within=Duration(seconds=1), state=DELETED), "INVALID_FIELD", "state"),
         (pb.ListTokensRequest(page_size=-1), "INVALID_FIELD", "page_size"),
         (pb.ListTokensRequest(page_size=-(2**31)), "INVALID_FIELD", "page_size"),
     ]
@@ -126,7 +140,8 @@ def test_bad_filters_and_pages_are_refused(site: Site) -> None:
     tampered = ("x", "é", first[:-2], f"{first}=", first[:5] + other + first[6:], filtered, roles)
     invalid += [(pb.ListTokensRequest(page_size=1, page_token=page), "PAGE_TOKEN", "page_token") for page in tampered]
     invalid.append((pb.ListTokensRequest(page_size=1, page_token=abroad.next_page_token), "PAGE_TOKEN", "page_token"))
-    for filters in ({"kind": PERSONAL}, {"state": ACTIVE}, {"user_id": member}, {"show_deleted": True}):
+    spans: list[Any] = [{"expires_within": Duration(seconds=seconds)} for seconds in (1, 86_400)]
+    for filters in ({"kind": PERSONAL}, {"state": ACTIVE}, {"user_id": member}, {"show_deleted": True}, *spans):
         request = pb.ListTokensRequest(page_token=first, **filters)
         invalid.append((request, "PAGE_TOKEN", "page_token"))
 
