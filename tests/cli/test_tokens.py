@@ -180,9 +180,30 @@ def test_list_is_filtered_by_its_options(server_workspace: Workspace, sqlite_sit
         only_line(server_workspace.run("tokens", "list", "--kind", "personal", "--user", viewer, "--json"))
     )
     expired = json.loads(only_line(server_workspace.run("tokens", "list", "--state", "expired", "--json")))
+    soon = [
+        len(json.loads(only_line(server_workspace.run("tokens", "list", "--expires-within", days, "--json"))))
+        for days in ("89.5", "91")
+    ]
+    never = server_workspace.run("tokens", "list", "--expires-within", "0")
 
     assert {token["user_id"] for token in of_viewer} == {viewer}
     assert expired == []
+    assert soon == [0, 6]
+    assert never.returncode == 2
+    assert "expires_within must be longer than 0" in error_of(never)
+
+
+def test_token_is_bound_to_networks(server_workspace: Workspace, sqlite_site: Site, owner: Client) -> None:
+    """Each --network binds the token; the list and the line about a new token have them; a malformed one is named."""
+    bound = server_workspace.run("tokens", "create", "a", "--network", "192.0.2.0/24", "--network", "2001:db8::/32")
+    table = server_workspace.run("tokens", "list").stdout
+    malformed = server_workspace.run("tokens", "create", "b", "--network", "192.0.2.1/24")
+
+    assert not is_live(sqlite_site.address, only_line(bound))
+    assert "(a, OWNER, from 192.0.2.0/24 2001:db8::/32 only), shown this once" in bound.stderr
+    assert "192.0.2.0/24 2001:db8::/32" in table
+    assert malformed.returncode == 2
+    assert "write `192.0.2.0/24` for the network" in error_of(malformed)
 
 
 def test_rotated_token_has_a_new_secret(server_workspace: Workspace, sqlite_site: Site, owner: Client) -> None:
