@@ -258,16 +258,15 @@ class CallHandler:
             error = Internal(f"The server failed: its log says more under the call id {call_id}.")
         elif isinstance(error, StorageUnavailable | Internal):
             self._log_outage(error, call_id)
-        elif request is not None and isinstance(error, UnauthenticatedCredential | InvitationNotFound):
-            # Before there was a request, the failure was noted with its cause.
-            if method.open:
-                self._note_failed(call, Refusal.MAILED_SECRET)
-            elif isinstance(error, UnauthenticatedCredential):
-                self._note_failed(call, Refusal.ENDED, call.caller.credential_id)
         elif method.managing and not method.open and request is not None:
             # Of several errors, a refusal is recorded even where another one comes first in the status.
             for denial in [each for each in (error, *error.all) if each.status == "PERMISSION_DENIED"][:1]:
                 self._denials.note(_denied(method, call, request, denial))
+        # Before there was a request, a failure was noted with its cause.
+        if request is not None and method.open and isinstance(error, UnauthenticatedCredential | InvitationNotFound):
+            self._note_failed(call, Refusal.MAILED_SECRET)
+        elif request is not None and isinstance(error, UnauthenticatedCredential):
+            self._note_failed(call, Refusal.ENDED, call.caller.credential_id)
         _log.debug("refused", method=method.name, call_id=call_id, reason=error.reason)
         return status_of(error, call_id)
 
