@@ -103,7 +103,7 @@ def test_use_of_a_token_is_recorded_once_an_hour(make_site: MakeSite, database_u
 
 
 def test_unknown_secret_of_a_deleted_token_is_not_recorded(sqlite_site: Site) -> None:
-    """Whoever knows a token's id alone can't write into the log; nor does another organization's use of a token."""
+    """A token's id alone, or its use in another organization, writes nothing into the log."""
     site = sqlite_site
     stranger = found_other(site)
     with Client(site.address, site.tokens["OWNER"], timeout=20) as owner:

@@ -171,7 +171,7 @@ def test_processes_queue_each_notice_once(make_site: MakeSite, database_url: str
 def test_recipients_are_chosen_by_permission_and_bounded(
     make_site: MakeSite, sqlite_url: str, policy_folder: Path
 ) -> None:
-    """Whoever may `member-tokens view` gets the notice, by whatever role, and at most a hundred besides the holder."""
+    """Members who may `member-tokens view` get the notice, by any role, and at most a hundred besides the holder."""
     policy = policy_folder / "policy.csv"
     policy.write_text(policy.read_text() + "p, VIEWERNOSECRETS, member-tokens, view, allow\n")
     tests = policy_folder / "policy_test.csv"

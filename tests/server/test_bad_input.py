@@ -139,7 +139,7 @@ def test_malformed_address_of_a_token_is_named_as_the_client_names_it(
 
 
 def test_every_field_at_fault_is_one_of_the_request(sqlite_site: Site) -> None:
-    """Whatever field of whatever request is spoilt, the error names a field by its path in that request."""
+    """An error names a field by its path in the request, for each field of each request that is spoilt."""
     calls = SiteCalls(sqlite_site)
     named = set()
     for request in REQUESTS:

@@ -5,6 +5,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from rolecall import Client
+from rolecall.domain import PlanKind
 from rolecall.errors import UnauthenticatedCredential
 from rolecall.v1 import authorization_pb2 as authorization
 from rolecall.v1 import session_pb2 as session
@@ -75,7 +76,7 @@ def test_malformed_networks_are_refused_by_their_place(sqlite_site: Site) -> Non
 
 
 def test_token_with_networks_creates_and_rotates_none_beyond_them(site: Site) -> None:
-    """What a token with networks creates lies within them, and it rotates no token that works elsewhere."""
+    """A token with networks creates tokens within them only, and rotates no token that works elsewhere."""
     calls = SiteCalls(site)
     owner = put_session(site, "OWNER")
     narrow = calls.send(owner, Personal(display_name="narrow", networks=["127.0.0.0/16"]))
@@ -144,7 +145,12 @@ def test_question_about_a_token_with_networks_names_its_address(make_site: MakeS
     batch = calls.send("OWNER", authorization.BatchCheckRequest(checks=items))
     with Client(site.address, site.tokens["OWNER"]) as client:
         passing = client.check_token(made.secret, "view", "secrets", subject_address="192.0.2.7")
+        plans = [
+            client.plan_token_resources(made.secret, "view", "secrets", subject_address=address).kind
+            for address in expected
+        ]
 
     assert alone == list(expected.values())
     assert [result.reason for result in batch.results] == list(expected.values())
     assert passing
+    assert plans == [PlanKind.ALWAYS if reason == valid else PlanKind.NEVER for reason in expected.values()]

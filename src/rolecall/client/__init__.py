@@ -164,12 +164,13 @@ class Client(ClientBase):
         return convert.plan(self._connection.call(self._authorization.PlanResources, request), resource_type)
 
     def plan_token_resources(
-        self, token: str, action: str, resource_type: str, *, at_least_revision: int = 0
+        self, token: str, action: str, resource_type: str, *, subject_address: str = "", at_least_revision: int = 0
     ) -> ResourcePlan:
-        """Plan as `plan_resources`, for the holder of `token`, presented by a third party."""
+        """Plan as `plan_resources`, for the holder of `token`, presented by a third party as for `check_token`."""
         request = pb.PlanResourcesRequest(
             organization=self._organization,
             subject_token=token,
+            subject_address=subject_address,
             action=action,
             resource_type=resource_type,
             at_least_revision=at_least_revision,

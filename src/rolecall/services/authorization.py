@@ -338,7 +338,10 @@ def _explain(policy: Policy, question: Question, result: CheckResult, *, rules: 
         )
         return Explanation(f"The subject is no member of the organization: check {how}.", roles_that_pass=passing)
     if result.reason is Reason.TOKEN_INVALID:
-        return Explanation("The organization has no such live token: it may be mistyped, expired or deleted.")
+        return Explanation(
+            "The organization has no such live token: it may be mistyped, expired or deleted, or have networks of which"
+            " none has the `subject_address`."
+        )
     if result.reason is Reason.TOKEN_SCOPE:
         return Explanation(
             f"{result.role} may `{question.action}` on `{question.resource}`, but the token is restricted to less:"
