@@ -70,12 +70,18 @@ class Validity:
 
     It depends on the clock of each moment, so that a clock that is set right again has an effect at once.
     `is_rotated`: the secret is not the credential's newest, and `until` is the end of the rotation's overlap.
+    `everywhere_until`: the time until which it works from everywhere, with no more to be evaluated; 0 for none.
     """
 
     until: int
     networks: Networks = ()
     is_rotated: bool = False
     is_deleted: bool = False
+    everywhere_until: int = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Derive `everywhere_until`."""
+        object.__setattr__(self, "everywhere_until", 0 if self.networks or self.is_deleted else self.until)
 
     def ended(self, at: int) -> Refusal | None:
         """Return why the secret doesn't work at the time `at`, wherever it is used; None where it does."""

@@ -37,7 +37,7 @@ OnMisuse = Callable[[Refusal, str, str, str], None]
 class _CachedHolder(NamedTuple):
     """A credential's holder, the entry that says at which revision it was read, and the cache's epoch then.
 
-    `until`: the time until which it may be used from everywhere; 0 for one that is deleted, or has networks.
+    `until` is the `everywhere_until` of its validity, here because it is read with each call.
     """
 
     holder: CredentialHolder
@@ -130,8 +130,7 @@ class CredentialCache:
         names = tuple(filter(None, (presented.id, holder.caller.user_id)))
         entry = self._feed.cache.external_entry(holder.caller.organization, revision, holder, names, epoch)
         if entry is not None:
-            until = 0 if validity.networks or validity.is_deleted else validity.until
-            self._holders.put(presented.digest, _CachedHolder(holder, entry, epoch, until))
+            self._holders.put(presented.digest, _CachedHolder(holder, entry, epoch, validity.everywhere_until))
 
     def put_unknown(self, presented: PresentedCredential) -> None:
         """Cache that no credential has this secret."""

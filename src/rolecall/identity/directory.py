@@ -78,8 +78,13 @@ class SubjectCache:
         cached = feed.cache.get_one(organization, subject.key)
         if cached is None or cached[0] < at_least:
             return None
-        if subject.is_token and cached[1]:
-            return cached[0], self._valid_token(organization, subject, cached[1])
+        token = cached[1]
+        if not subject.is_token or token is None:
+            return cached
+        if token.validity.everywhere_until <= now():
+            return cached[0], self._valid_token(organization, subject, token)
+        if subject.digest:
+            self._note_use(subject.value)
         return cached
 
     def resolve(self, organization: str, subjects: Collection[Subject], at_least: int = 0) -> ResolvedSubjects | None:
