@@ -150,13 +150,14 @@ def test_listed_tokens_show_no_secret(server_workspace: Workspace, sqlite_site: 
     header, first, *others = cells(table)
     assert table.stderr == ""
     assert header == [
-        "id", "token", "name", "role", "restricted to", "holder", "created", "by", "expires", "last used", "state",
+        "id", "token", "name", "role", "restricted to", "networks", "holder", "created", "by", "expires", "last used",
+        "state",
     ]  # fmt: skip
-    assert first[:6] == [
-        made.token.id, f"rco_…{made.secret[-4:]}", "billing", "VIEWER", "members view", "(organization)",
+    assert first[:7] == [
+        made.token.id, f"rco_…{made.secret[-4:]}", "billing", "VIEWER", "members view", "", "(organization)",
     ]  # fmt: skip
-    assert first[7] == sqlite_site.members["OWNER"].user_id
-    assert first[9:] == ["never", "active"]
+    assert first[8] == sqlite_site.members["OWNER"].user_id
+    assert first[10:] == ["never", "active"]
     assert len(others) == 6
     assert [(token["display_name"], token["state"]) for token in listed[:2]] == [
         ("gone", "deleted"),
@@ -188,7 +189,7 @@ def test_list_is_filtered_by_its_options(server_workspace: Workspace, sqlite_sit
 
     assert {token["user_id"] for token in of_viewer} == {viewer}
     assert expired == []
-    assert soon == [0, 6]
+    assert soon == [0, 7]
     assert never.returncode == 2
     assert "expires_within must be longer than 0" in error_of(never)
 
