@@ -3,6 +3,7 @@
 import threading
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from google.protobuf.duration_pb2 import Duration
@@ -406,3 +407,23 @@ def test_another_process_waits_for_the_minute_without_writing(site: Site, monkey
 
     assert writes == []
     assert counts(site) == [1]
+
+
+def test_entry_is_about_the_denials_that_it_counts(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A denial that comes while the first is written doesn't get into its entry, but has one of its own."""
+    storage = site.server.storage
+    kept, write = Denials(storage, log_of(site)), storage.write
+
+    def interrupted(work: Any) -> Any:
+        if not kept._pending[kept._key(refusal())].count:
+            kept.note(replace(refusal(), call_id="second"))
+        return write(work)
+
+    monkeypatch.setattr(storage, "write", interrupted)
+    kept.note(replace(refusal(), call_id="first"))
+    kept.flush()
+    monkeypatch.undo()
+    kept.flush(closing=True)
+
+    assert [entry.call_id for entry in denied(site)] == ["first", "second"]
+    assert counts(site) == [1, 1]

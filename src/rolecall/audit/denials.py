@@ -91,6 +91,8 @@ class Denials:
         with self._lock:
             pending = self._pending[key]
             count, pending.count = pending.count, 0
+            # The next denial replaces it, perhaps before this one is written.
+            event = pending.event
             pending.quiet_until = at + self._seconds
             if not count:
                 # The time passed without a further denial.
@@ -99,9 +101,9 @@ class Denials:
                 return
         try:
             # Another process may have recorded one of this kind; checking that must lock nothing.
-            left = 0.0 if closing else self._storage.read(lambda tx: self._seconds_left(tx, pending.event))
+            left = 0.0 if closing else self._storage.read(lambda tx: self._seconds_left(tx, event))
             if not left:
-                left = self._storage.write(lambda tx: self._record(tx, pending.event, count, closing=closing))
+                left = self._storage.write(lambda tx: self._record(tx, event, count, closing=closing))
         except OrganizationNotFound:
             return
         except BaseException as error:
