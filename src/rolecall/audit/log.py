@@ -33,11 +33,11 @@ _log = structlog.get_logger("rolecall.audit")
 
 @dataclass(frozen=True, slots=True)
 class Private:
-    """Personal value in the details of an event: an address or name of the person with this user id, erasable later."""
+    """Personal value in the details of an event, erasable later: an address, name or external id of this person."""
 
     person: str
     value: str
-    kind: Literal["name", "email"] = "name"
+    kind: Literal["name", "email", "external_id"] = "name"
 
 
 @dataclass(frozen=True, slots=True)

@@ -81,6 +81,7 @@ def member(message: shared_pb2.Member, organization: str) -> Member:
         message.role,
         _microseconds(message.create_time),
         _microseconds(message.update_time),
+        message.external_id,
     )
 
 

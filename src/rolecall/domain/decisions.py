@@ -37,6 +37,7 @@ class SubjectKind(StrEnum):
     """Form in which a request names its subject."""
 
     USER_ID = "user:<id>"
+    EXTERNAL_ID = "user:<external id>"
     EMAIL = "user:<address>"
     TOKEN_ID = "token:<id>"  # noqa: S105 - a form, not a secret
     PRESENTED = "a presented token"
@@ -45,6 +46,7 @@ class SubjectKind(StrEnum):
 
 _FORMS = {
     SubjectKind.USER_ID: "user:",
+    SubjectKind.EXTERNAL_ID: "user:",
     SubjectKind.EMAIL: "user:",
     SubjectKind.TOKEN_ID: "token:",
     SubjectKind.PRESENTED: "token:",
@@ -54,7 +56,7 @@ _FORMS = {
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Subject of a decision. `value` is the id, the address key or the role; `digest` a presented token's SHA-256.
+    """Subject of a decision. `value` is an id, the address key or the role; `digest` a presented token's SHA-256.
 
     `key` is the cache key: a string, because Python computes its hash only once. It is empty for a role, which needs no
     look-up.

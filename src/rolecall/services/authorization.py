@@ -284,6 +284,8 @@ def _is_self(caller: Caller, subject: Subject) -> bool:
             return subject.value == caller.credential_id
         case Kind.ROLE:
             return False
+        case Kind.EXTERNAL_ID:
+            return subject.value == caller.external_id != ""
 
 
 def _require_revision(revision: int, at_least: int) -> None:

@@ -1,4 +1,4 @@
-"""Members: list them, change their roles, remove them. An organization never loses its last owner."""
+"""Members: list them, change their roles and external ids, remove them. An organization never loses its last owner."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from rolecall.errors import InvalidField, LastOwner, MemberNotFound, PermissionM
 from rolecall.policy import join_names
 from rolecall.policy.reload import LivePolicy
 from rolecall.services.caller_permissions import require, require_any, require_handling, require_known, require_person
+from rolecall.services.external_id_rules import take
 from rolecall.services.pagination import Pagination
 from rolecall.services.unit_of_work import (
     Answer,
@@ -34,7 +35,7 @@ MAX_TOKENS = 1000
 
 @dataclass(frozen=True, slots=True)
 class ChangedMember(Answer):
-    """Answer to a change of a member's role."""
+    """Answer to a change of a member's role or external id."""
 
     member: Member
 
@@ -64,8 +65,12 @@ class Members:
         self._live = live
         self._pages = pages
 
-    def list(self, caller: Caller, role: str, text: str, order: MemberOrder, page: Page) -> MemberPage:
-        """List the members with this role and with this text in address or name; an empty filter matches all.
+    def list(
+        self, caller: Caller, role: str, text: str, order: MemberOrder, page: Page, *, external_id: str = ""
+    ) -> MemberPage:
+        """List the members with this role, with this text in address or name, and with this external id.
+
+        An empty filter matches all.
 
         Raises `PermissionMissing`, `InvalidField`, `UnknownRoleName`, `PageToken`.
         """
@@ -74,12 +79,14 @@ class Members:
         require(policy, caller, "view", "members")
         if role:
             require_known(policy, role, "role")
-        scope = ("ListMembers", caller.organization, role, text, order.value)
+        scope = ("ListMembers", caller.organization, role, text, external_id, order.value)
         position = self._pages.position(scope, page)
         after: tuple[str | int, str] | None = None
         if position:
             after = (int(position[0]) if order is MemberOrder.NEWEST else position[0], position[1])
-        found = self._storage.read(lambda tx: rows.page(tx, caller.organization, role, text, order, after, size + 1))
+        found = self._storage.read(
+            lambda tx: rows.page(tx, caller.organization, role, text, external_id, order, after, size + 1)
+        )
         more = len(found) > size
         token = self._pages.token(scope, [str(part) for part in found[size - 1][0]]) if more else ""
         return MemberPage(tuple(member for _, member in found[:size]), token)
@@ -118,6 +125,28 @@ class Members:
             return Written(ChangedMember(changed), f"user:{user_id}", details)
 
         return self._unit_of_work.run(request, ChangedMember, authorize, effect)
+
+    def change_external_id(self, request: ChangeRequest, user_id: str, external_id: str, etag: str) -> ChangedMember:
+        """Give a member another external id, or with an empty one none; the present one changes nothing.
+
+        Raises `PermissionMissing`, `RoleBeyondCaller`, `MemberNotFound`, `ExternalIdTaken`, `EtagMismatch`.
+        """
+
+        def effect(context: ChangeContext, member: Member) -> Outcome[ChangedMember]:
+            require_etag(etag, member.etag)
+            if member.external_id == external_id:
+                return Unchanged(ChangedMember(member))
+            take(context, external_id, "external_id")
+            rows.change_external_id(context.tx, member, external_id, max(context.at, member.update_time + 1))
+            changed = rows.get(context.tx, member.organization, user_id) or member
+            before, after = ({"external_id": _audited_external_id(each)} for each in (member, changed))
+            details = {"before": before, "after": after}
+            return Written(ChangedMember(changed), f"user:{user_id}", details)
+
+        # The holder of the external id acts with the member's role, so this is as if that role were given.
+        return self._unit_of_work.run(
+            request, ChangedMember, lambda context: _require_member(context, "update", user_id), effect
+        )
 
     def remove(self, request: ChangeRequest, user_id: str, etag: str) -> RemovedMember:
         """Remove a member, and revoke their tokens and sessions in the same transaction.
@@ -173,11 +202,18 @@ class Members:
 
 def audit_details(member: Member) -> Mapping[str, Any]:
     """Details of a member for the audit log."""
-    return {
+    details: dict[str, Any] = {
         "role": member.role,
         "email": Private(member.user_id, member.email, "email"),
         "display_name": Private(member.user_id, member.display_name),
     }
+    if member.external_id:
+        details["external_id"] = _audited_external_id(member)
+    return details
+
+
+def _audited_external_id(member: Member) -> Private | str:
+    return Private(member.user_id, member.external_id, "external_id") if member.external_id else ""
 
 
 def _require_member(context: ChangeContext, verb: str, user_id: str) -> Member:

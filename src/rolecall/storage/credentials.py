@@ -69,6 +69,7 @@ _LIVE = (
         credentials.c.expire_time,
         credentials.c.digest,
         members.c.email_key,
+        members.c.external_id,
         present_role().label("role"),
     )
     .select_from(credentials_with_holders())
@@ -213,6 +214,7 @@ def live_holders(tx: Transaction, presented: Collection[tuple[str, bytes]], at: 
             restriction_of(row.restriction),
             row.expire_time,
             digest,
+            row.external_id or "",
         )
         if hmac.compare_digest(row.digest, digest):
             holders.append(CredentialHolder(caller, row.expire_time))

@@ -14,6 +14,7 @@ __all__ = [
     "add",
     "by_email",
     "by_emails",
+    "change_external_id",
     "change_role",
     "get",
     "holders",
@@ -22,6 +23,7 @@ __all__ = [
     "page_with_roles",
     "remove",
     "roles_by_email",
+    "roles_by_external_id",
     "roles_by_id",
     "roles_held",
 ]
@@ -40,6 +42,9 @@ _BY_ID = select(members.c.user_id, members.c.role).where(
 _BY_EMAIL = select(members.c.email_key, members.c.role, members.c.user_id).where(
     members.c.organization == bindparam("named"), members.c.email_key.in_(bindparam("keys", expanding=True))
 )
+_BY_EXTERNAL_ID = select(members.c.external_id, members.c.role, members.c.user_id).where(
+    members.c.organization == bindparam("named"), members.c.external_id.in_(bindparam("keys", expanding=True))
+)
 
 
 def add(tx: Transaction, member: Member, email_key: str) -> None:
@@ -54,6 +59,7 @@ def add(tx: Transaction, member: Member, email_key: str) -> None:
             role=member.role,
             create_time=member.create_time,
             update_time=member.update_time,
+            external_id=member.external_id or None,
         )
     )
     record_change(tx, member.organization, "member", member.user_id)
@@ -91,6 +97,13 @@ def change_role(tx: Transaction, member: Member, role: str, at: int) -> None:
     record_change(tx, member.organization, "member", member.user_id)
 
 
+def change_external_id(tx: Transaction, member: Member, external_id: str, at: int) -> None:
+    """Give the member another external id; an empty one stands for none."""
+    values = {"external_id": external_id or None, "update_time": at}
+    tx.connection.execute(update(members).where(_named(member)).values(values))
+    record_change(tx, member.organization, "member", member.user_id)
+
+
 def remove(tx: Transaction, member: Member) -> None:
     """Delete the member, and with the row all their credentials."""
     tx.connection.execute(delete(members).where(_named(member)))
@@ -102,17 +115,20 @@ def page(
     organization: str,
     role: str,
     text: str,
+    external_id: str,
     order: MemberOrder,
     after: tuple[str | int, str] | None,
     limit: int,
 ) -> list[tuple[tuple[str | int, str], Member]]:
     """Read at most `limit` members with their positions in the order, those after the position `after`.
 
-    `role` and `text`, in lower case, are empty for any.
+    `role`, `text`, in lower case, and `external_id` are empty for any.
     """
     query = select(members).where(members.c.organization == organization)
     if role:
         query = query.where(members.c.role == role)
+    if external_id:
+        query = query.where(members.c.external_id == external_id)
     if text:
         columns = (members.c.email_key, members.c.email, members.c.display_name)
         query = query.where(or_(*(column.icontains(text, autoescape=True) for column in columns)))
@@ -138,6 +154,14 @@ def roles_by_email(tx: Transaction, organization: str, email_keys: Collection[st
     """Map each of the addresses that is a member's to the role and the user id."""
     rows = tx.connection.execute(_BY_EMAIL, {"named": organization, "keys": list(email_keys)})
     return {email_key: (role, user_id) for email_key, role, user_id in rows}
+
+
+def roles_by_external_id(
+    tx: Transaction, organization: str, external_ids: Collection[str]
+) -> dict[str, tuple[str, str]]:
+    """Map each of the external ids that is a member's to the role and the user id."""
+    rows = tx.connection.execute(_BY_EXTERNAL_ID, {"named": organization, "keys": list(external_ids)})
+    return {external_id: (role, user_id) for external_id, role, user_id in rows}
 
 
 def page_with_roles(
@@ -176,5 +200,12 @@ def _named(member: Member) -> ColumnElement[bool]:
 
 def _member(row: Row[Any]) -> Member:
     return Member(
-        row.organization, row.user_id, row.email, row.display_name, row.role, row.create_time, row.update_time
+        row.organization,
+        row.user_id,
+        row.email,
+        row.display_name,
+        row.role,
+        row.create_time,
+        row.update_time,
+        row.external_id or "",
     )

@@ -2,6 +2,7 @@
 
 from typing import TypeVar
 
+from rolecall import display_names
 from rolecall.domain import CredentialKind, TokenState
 from rolecall.errors import InvalidField
 from rolecall.server import requests, responses
@@ -69,7 +70,7 @@ class TokenService:
 
 def _spec(request: Create) -> TokenSpec:
     """Return the specification of a new token. Raises `InvalidField`."""
-    display_name = requests.name(request.display_name, "display_name")
+    display_name = display_names.parse(request.display_name, "display_name")
     restriction = requests.restriction(request.restriction) if request.HasField("restriction") else None
     match request.WhichOneof("expiry"):
         case "expire_time":
