@@ -48,9 +48,9 @@ def test_from_invitation_to_removal(server_workspace: Workspace, sqlite_site: Si
 
     assert invited.returncode == 0
     assert "2 invited" in invited.stderr
-    assert sorted([*row[:3], row[4]] for row in cells(listed)[1:]) == [
-        ["bob@x.io", "ADMIN", "pending", "ann@acme.io"],
-        ["eve@x.io", "ADMIN", "pending", "ann@acme.io"],
+    assert sorted([*row[:5], row[6]] for row in cells(listed)[1:]) == [
+        ["bob@x.io", "", "ADMIN", "", "pending", "ann@acme.io"],
+        ["eve@x.io", "", "ADMIN", "", "pending", "ann@acme.io"],
     ]
     assert session.startswith("rcs_")
     assert session not in accepted.stderr
@@ -69,7 +69,7 @@ def test_members_are_listed(server_workspace: Workspace, sqlite_site: Site) -> N
     viewers = cells(server_workspace.run("members", "list", "--role", "VIEWER"))
     found = json.loads(only_line(server_workspace.run("members", "list", "--text", "X.io", "--json")))
 
-    assert newest[0] == ["address", "name", "role", "user id", "since"]
+    assert newest[0] == ["address", "name", "role", "user id", "external id", "since"]
     assert newest[1][0] == "zed@x.io"
     assert [row[0] for row in viewers[1:]] == ["viewer@acme.io", "zed@x.io"]
     assert [member["email"] for member in found] == ["zed@x.io"]
@@ -143,7 +143,7 @@ def test_binary_file_is_refused(server_workspace: Workspace) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("a@x.io,VIEWER,more\n", "people.csv:1: write an address, a comma and a role"),
+        ("a@x.io,VIEWER,A,idp:a,more\n", "people.csv:1: write an address, a comma and a role"),
         ("\n# nobody\n", "people.csv lists nobody"),
         ("\x00\xff", "can't be read"),
     ],
@@ -187,7 +187,7 @@ def test_roles_to_be_given_are_shown_and_confirmed(server_workspace: Workspace, 
         assert asked.returncode == 2
         assert "Programs pass --yes." in asked.stderr
     assert none[1:] == []
-    assert cells(made)[1:] == [["kim@x.io", "VIEWER"], ["lee@x.io", "OWNER"]]
+    assert cells(made)[1:] == [["kim@x.io", "VIEWER", "", ""], ["lee@x.io", "OWNER", "", ""]]
     assert "2 invited" in made.stderr
 
 

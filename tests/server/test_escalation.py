@@ -18,6 +18,7 @@ from support.sites import QUICK_LIMITS, MakeSite, Site, without_rates
 # mail below.
 MINTS_OR_GRANTS = {
     "AcceptInvitation",
+    "ChangeMemberExternalId",
     "ChangeMemberRole",
     "CreateInvitations",
     "CreateOrganizationToken",
@@ -26,6 +27,7 @@ MINTS_OR_GRANTS = {
     "ResendInvitation",
     "RotateToken",
     "SignIn",
+    "UpdateInvitation",
 }
 TAKES_AWAY = {"DeleteInvitation", "DeleteToken", "RemoveMember"}
 DOES_NEITHER = {

@@ -41,12 +41,17 @@ def requests_of(site: Site, request_id: str) -> list[Any]:
     """One request to each RPC that takes a `request_id`."""
     owner = site.members["OWNER"].user_id
     rotated, deleted = (id_of(put_credential(site, owner)) for _ in range(2))
+    invitee = invitations.Invitee(email=f"{new_id()}@acme.io", role="VIEWER")
+    sent = SiteCalls(site).send("OWNER", invitations.CreateInvitationsRequest(invitations=[invitee])).invitations[0]
+    changed = invitations.Invitation(id=sent.id, role="ADMIN")
     return [
         Personal(display_name="laptop", request_id=request_id, restriction=restriction(*CHECK_ONLY)),
         Organizational(display_name="deploy", role="VIEWER", request_id=request_id),
         pb.RotateTokenRequest(id=rotated, overlap=Duration(seconds=60), request_id=request_id),
         pb.DeleteTokenRequest(id=deleted, request_id=request_id),
         Rename(organization=organization.Organization(display_name="Acme, Inc."), request_id=request_id),
+        members.ChangeMemberExternalIdRequest(user_id=owner, external_id="auth0|1", request_id=request_id),
+        invitations.UpdateInvitationRequest(invitation=changed, request_id=request_id),
     ]
 
 

@@ -48,6 +48,7 @@ __all__ = [
 T = TypeVar("T")
 
 _COMMANDS = {
+    "ChangeMemberExternalId": "members set-external-id",
     "ChangeMemberRole": "members set-role",
     "AcceptInvitation": "accept",
     "DeleteInvitation": "invitations delete",
@@ -63,6 +64,7 @@ _COMMANDS = {
     "ResendInvitation": "invitations resend",
     "RotateToken": "tokens rotate",
     "SignIn": "sign-in",
+    "UpdateInvitation": "invitations set-role",
 }
 _RPC = re.compile(rf"\b({'|'.join(_COMMANDS)})\b")
 
