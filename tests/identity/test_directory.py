@@ -429,7 +429,16 @@ def test_caller_is_the_tokens_holder(parts: DirectoryParts) -> None:
     token = parts.storage.mutate("other", lambda tx: _add_token(tx, "other", "ann", expires))
 
     assert parts.authenticator.authenticate(token.text) == Caller(
-        "other", token.id, CredentialKind.PERSONAL, "ann", "ann@acme.io", "VIEWER", None, expires, token.digest
+        "other",
+        token.id,
+        CredentialKind.PERSONAL,
+        "ann",
+        "ann@acme.io",
+        "VIEWER",
+        None,
+        expires,
+        token.digest,
+        "idp:ann",
     )
 
 

@@ -354,15 +354,17 @@ def test_a_repeated_request_has_one_effect(site: Site) -> None:
     key = str(uuid.uuid4())
     (made,) = calls.invite("OWNER", ("live@x.io", "VIEWER"))
     create = inviting(("ann@x.io", "VIEWER"), ("bob@x.io", "ADMIN"), request_id=key)
+    update = Update(invitation=Change(id=made.id, role="ADMIN"), request_id=key)
     resend, delete = Resend(id=made.id, request_id=key), Delete(id=made.id, request_id=key)
     others: list[Message] = [
         inviting(("ann@x.io", "ADMIN"), request_id=key),
         inviting(("zoe@x.io", "VIEWER"), request_id=key),
         inviting(("zoe@x.io", "VIEWER"), request_id=key, validate_only=True),
+        Update(invitation=Change(id=made.id, role="VIEWER"), request_id=key),
         Resend(id=made.id, etag=made.etag, request_id=key),
         Delete(id=made.id, etag="x", request_id=key),
     ]
-    requests: list[Message] = [create, resend, delete]
+    requests: list[Message] = [create, update, resend, delete]
     answers = []
     for request in requests:
         answers.append(calls.send("OWNER", request))

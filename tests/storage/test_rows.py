@@ -345,7 +345,18 @@ def test_live_credential_has_its_holder(acme: Storage) -> None:
     """A live credential gives its holder's address key and role, and its expiry; the digest must be the right one."""
     _add(acme, _member("ann", "EDITOR"), _member("bob", "OWNER"))
     token, bobs = _add_token(acme, "ann"), _add_token(acme, "bob")
-    held = ("acme", token.id, CredentialKind.PERSONAL, "ann", "ann@acme.io", "EDITOR", None, EXPIRES, token.digest)
+    held = (
+        "acme",
+        token.id,
+        CredentialKind.PERSONAL,
+        "ann",
+        "ann@acme.io",
+        "EDITOR",
+        None,
+        EXPIRES,
+        token.digest,
+        "idp:ann",
+    )
     unknown = token_format.mint(CredentialKind.PERSONAL)
 
     assert _holder(acme, token) == CredentialHolder(Caller(*held), EXPIRES)
