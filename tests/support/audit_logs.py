@@ -15,6 +15,8 @@ from rolecall.storage.audit import StoredEntry
 from rolecall.storage.tables import metadata
 from rolecall.v1 import audit_pb2
 from rolecall.v1.audit_pb2_grpc import AuditServiceStub
+from rolecall.v1.invitation_pb2_grpc import InvitationServiceStub
+from rolecall.v1.member_pb2_grpc import MemberServiceStub
 from rolecall.v1.organization_pb2_grpc import OrganizationServiceStub
 from rolecall.v1.session_pb2_grpc import SessionServiceStub
 from rolecall.v1.token_pb2_grpc import TokenServiceStub
@@ -151,6 +153,8 @@ def call(site: Site, rpc: str, request: Any, token: str, request_id: str = "") -
     service = request.DESCRIPTOR.file.name.rpartition("/")[2].removesuffix(".proto")
     stubs: dict[str, Callable[[grpc.Channel], Any]] = {
         "audit": AuditServiceStub,
+        "invitation": InvitationServiceStub,
+        "member": MemberServiceStub,
         "organization": OrganizationServiceStub,
         "session": SessionServiceStub,
         "token": TokenServiceStub,

@@ -34,6 +34,8 @@ _COLUMNS = ("address", "role", "name", "external id")
 _HEADERS = {"address": 0, "email": 0, "role": 1, "name": 2, "display_name": 2, "external id": 3, "external_id": 3}
 # What spreadsheets put between two cells. None of it stands in an address or a header.
 _SEPARATOR = re.compile(r"[,;\t]")
+# What a line without a value may hold.
+_BLANK = ",;\t "
 _ENTRY = re.compile(r"\binvitations\[(\d{1,3})\]")
 
 
@@ -203,15 +205,15 @@ def _named_people(addresses: str, alike: Invitee) -> list[_Person]:
 def _read_file(file: Path) -> list[_Person]:
     """Read the people to invite from a CSV file. Raises `InvalidField`."""
     text = _read_text(file)
-    first = next((line for line in text.splitlines() if line.strip(",;\t ") and not line.startswith("#")), "")
+    first = next((line for line in text.splitlines() if line.strip(_BLANK) and not line.startswith("#")), "")
     separator = found[0] if (found := _SEPARATOR.search(first)) else ","
     try:
-        reader = csv.reader(StringIO(text, newline=""), delimiter=separator, strict=True)
+        reader = csv.reader(StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
         # Spreadsheets fill lines up with empty cells, also behind the last column.
         rows = [(reader.line_num, _trimmed(row)) for row in reader]
     except csv.Error as error:
         raise InvalidField(f"The file {file} can't be read: {error}.", field="file") from error
-    rows = [(number, row) for number, row in rows if row and not row[0].startswith("#")]
+    rows = [(number, row) for number, row in rows if "".join(row).strip(_BLANK) and not row[0].startswith("#")]
     order = _header(file, *rows[0]) if rows else []
     people: list[_Person] = []
     for number, row in rows[1:] if order else rows:

@@ -28,9 +28,10 @@ def taken_errors(context: ChangeContext, external_ids: Mapping[str, str]) -> lis
             message = f"The invitation `{invited[external_id]}` has the external id `{external_id}`: change that first."
             errors.append(ExternalIdTaken(message, field=field, id=invited[external_id]))
         elif external_id in first:
-            message = f"{first[external_id]} has the external id `{external_id}` too: leave one out."
+            message = f"`{external_id}` is the external id of {first[external_id]} too: leave one out."
             errors.append(ExternalIdTaken(message, field=field))
-        first.setdefault(external_id, field)
+        # Of the entry that has the field.
+        first.setdefault(external_id, field.rpartition(".")[0])
     return errors
 
 

@@ -80,15 +80,14 @@ def parse_batch(invitees: Sequence[Invitee]) -> InvitationBatch:
             batch.entries.append(BatchEntry(place, address, invitee))
         try:
             if invitee.display_name:
-                display_names.parse(invitee.display_name, f"{place}.display_name")
+                display_names.parse(invitee.display_name, "display_name")
         except InvalidField as error:
-            batch.malformed.append(error)
+            batch.malformed.append(_with_field(error, f"{place}.display_name"))
         try:
             if invitee.external_id:
-                path = f"{place}.external_id"
-                batch.external_ids[path] = external_ids.parse(invitee.external_id, path)
+                batch.external_ids[f"{place}.external_id"] = external_ids.parse(invitee.external_id, "external_id")
         except InvalidField as error:
-            batch.malformed.append(error)
+            batch.malformed.append(_with_field(error, f"{place}.external_id"))
     return batch
 
 
