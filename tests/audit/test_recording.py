@@ -141,12 +141,12 @@ CHANGES = {
     "UpdateInvitation": Change(
         "UpdateInvitation",
         lambda ids: invitation_pb2.UpdateInvitationRequest(
-            invitation=invitation_pb2.Invitation(id=ids.invitation, role="ADMIN", external_id="auth0|7")
+            invitation=invitation_pb2.Invitation(id=ids.invitation, role="ADMIN", external_id="auth0|8")
         ),
         lambda ids, _: f"invitation:{ids.invitation}",
         {
             "before": {"invitation": ..., "email": "kim@x.io", "role": "VIEWER"},
-            "after": {"invitation": ..., "email": "kim@x.io", "role": "ADMIN", "external_id": "auth0|7"},
+            "after": {"invitation": ..., "email": "kim@x.io", "role": "ADMIN", "external_id": "auth0|8"},
         },
     ),
     "SignOut": Change("SignOut", lambda _: session_pb2.SignOutRequest(), lambda _, __: "", {"kind": "personal"}),
