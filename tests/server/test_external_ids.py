@@ -84,7 +84,7 @@ def database_untouched(monkeypatch: pytest.MonkeyPatch, site: Site) -> Iterator[
 
 
 def test_external_id_is_a_subject_wherever_one_is_accepted(site: Site) -> None:
-    """Check, BatchCheck and ListPermissions answer for the external id what they answer for the user id."""
+    """Check, BatchCheck, ListPermissions and PlanResources answer for the external id as for the user id."""
     calls = PeopleCalls(site)
     for external_id in EXTERNAL_IDS:
         answer = calls.send("OWNER", renamed(site, "CONTRIBUTOR", external_id))
@@ -93,12 +93,14 @@ def test_external_id_is_a_subject_wherever_one_is_accepted(site: Site) -> None:
             checks = [client.check(subject, "create", "projects", explain=True) for subject in subjects]
             batch = client.batch_check([(subject, "create", "projects") for subject in subjects])
             permissions = [list(client.permissions(subject)) for subject in subjects]
+            plans = [client.plan_resources(subject, "create", "projects") for subject in subjects]
             found = next(member for member in client.subjects("create", "projects") if member.role == "CONTRIBUTOR")
 
         assert checks == [checks[0]] * 3, external_id
         assert (checks[0].role, checks[0].reason) == ("CONTRIBUTOR", Reason.GRANTED)
         assert batch == [batch[0]] * 3
         assert batch[0]
+        assert plans == [plans[0]] * 3
         assert permissions == [permissions[0]] * 3
         assert permissions[0]
         assert found.external_id == answer.member.external_id == external_id
