@@ -202,6 +202,6 @@ def test_a_policy_that_drops_held_roles_is_activated_with_moves(operator: Worksp
         member.email: moves.get(role, role) for role, member in sqlite_site.members.items() if role != "OWNER"
     }
     assert (organization_token.role, invitation.role) == ("EDITOR", "EDITOR")
-    assert (entry.action, entry.actor) == ("ActivatePolicy", "operator")
+    assert (entry.action, entry.actor) == ("MoveRoles", "operator")
     assert to_dict(entry)["details"]["moves"]["OWNER"] == "ADMIN"
     assert sqlite_site.server.live.in_force.activation.activator.startswith("operator at ")

@@ -10,7 +10,7 @@ import structlog
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
-from rolecall.audit import AuditLog, Denials, Event, check_key
+from rolecall.audit import ActivationEntries, AuditLog, Denials, Event, check_key
 from rolecall.audit.decision_log import DecisionLog
 from rolecall.background import PeriodicThread
 from rolecall.config import Settings, check_listening, split_address
@@ -274,6 +274,7 @@ def _build_core(
         "background",
         denials.flush,
         authenticator.last_used.flush,
+        ActivationEntries(storage, log, lambda: live.in_force.activation.sequence).run,
         Cleanup(storage, limits).run,
         interval=BACKGROUND_SECONDS,
     )

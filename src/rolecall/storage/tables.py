@@ -253,6 +253,8 @@ audit_heads = Table(
     Column[bytes]("start_hash", LargeBinary(32), nullable=False),
     Column[bytes]("start_signature", LargeBinary(32), nullable=False),
     Column[str]("key_id", Text, nullable=False),
+    # Sequence number of the last activation of a policy that the log records.
+    Column[int]("activation", BigInteger, nullable=False, server_default=text("0")),
     ForeignKeyConstraint(["organization"], ["organizations.id"]),
 )
 
