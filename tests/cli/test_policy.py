@@ -2,7 +2,10 @@
 
 import csv
 import io
+import json
+import os
 import re
+import socket
 
 from support.commands import (
     Workspace,
@@ -11,6 +14,8 @@ from support.commands import (
 )
 from support.environment import PERMISSIONS_FILE, ROOT
 from support.roles import ROLES
+from support.sites import Site
+from support.waiting import wait_until
 
 
 def test_lint_of_a_clean_policy_prints_what_it_checked(empty: Workspace) -> None:
@@ -103,3 +108,24 @@ def test_policy_explain_of_a_broken_policy_is_an_error(empty: Workspace) -> None
     message = error_of(empty.run("policy", "explain", "VIEWER", "view", "secrets"))
 
     assert re.search(r"policy\.csv:\d+:27: error", message)
+
+
+def test_show_names_the_policy_in_force(server_workspace: Workspace, sqlite_site: Site) -> None:
+    """The version, since when, by whom, which process serves it, and why the folder isn't in force."""
+    in_force = sqlite_site.server.live.in_force
+    with (sqlite_site.policy_folder / "policy.csv").open("a") as file:
+        file.write("p, VIEWER, secrets, view, alow\n")
+    wait_until(lambda: sqlite_site.server.live.in_force.refusal is not None)
+
+    shown = server_workspace.run("policy", "show")
+    as_json = json.loads(server_workspace.run("policy", "show", "--json").stdout)
+
+    lines = shown.stdout.splitlines()
+    assert shown.returncode == 0, shown.stderr
+    assert lines[0].startswith(f"in force: {in_force.policy.version}, since 20")
+    assert lines[0].endswith(f"activated by {in_force.activation.activator}")
+    assert lines[1].startswith(f"served by {socket.gethostname()}/{os.getpid()}: {in_force.policy.version} (5 roles")
+    assert lines[2].startswith("refused: ")
+    assert "policy.csv:" in lines[3]
+    assert "Fix: Write `allow` or `deny`" in lines[3]
+    assert as_json["policy"]["policy_version"] == in_force.policy.version

@@ -1,4 +1,4 @@
-"""`rolecall policy`: lint, test and explain a policy folder, without a server."""
+"""`rolecall policy`: lint, test and explain a policy folder; show the policy that a server serves."""
 
 from dataclasses import asdict
 from enum import StrEnum
@@ -11,14 +11,14 @@ from rolecall import config
 from rolecall import policy as policies
 from rolecall.cli import output
 from rolecall.cli.commands import Commands
-from rolecall.cli.connect import Json
+from rolecall.cli.connect import Json, open_client, to_dict
 from rolecall.domain import Reason
 from rolecall.errors import InvalidField
-from rolecall.policy import TEST_FILE, Policy, PolicyError
+from rolecall.policy import TEST_FILE, Policy, PolicyError, Severity
 
 __all__ = ["app"]
 
-app = Commands("Lint, test and explain a policy folder.")
+app = Commands("Lint, test and explain a policy folder; show the policy that a server serves.")
 
 Folder = Annotated[Path | None, typer.Argument(help="The policy folder; default: ROLECALL_POLICY, or `policies`.")]
 
@@ -143,6 +143,34 @@ def explain(
         output.print_value(f"{decision.decision.upper()}: {decision.reason.value}.")
         output.print_explanation(explanation)
     raise typer.Exit(output.ALLOW if decision.reason is Reason.GRANTED else output.DENY)
+
+
+@app.command()
+def show(json: Json = False) -> None:
+    """Show the policy in force, since when and by whom, and whether the server that answers is behind it."""
+    with open_client() as client:
+        state = to_dict(client.policy())
+    if json:
+        output.print_json(state)
+        return
+    policy, ahead, refusal = state["policy"], state["ahead"], state["refusal"]
+    in_force = ahead or policy
+    since = output.short_time(in_force["activate_time"])
+    output.print_value(f"in force: {in_force['policy_version']}, since {since}, activated by {in_force['activator']}")
+    size = f"{policy['role_count']} roles, {policy['rule_count']} rules"
+    served = f"{policy['policy_version']} ({size}), since {output.short_time(policy['load_time'])}"
+    output.print_value(f"served by {state['process']}: {served}")
+    if ahead:
+        output.print_value(f"this process is behind: {ahead['problem'] or 'it is building the policy in force.'}")
+    if refusal:
+        what = (
+            f"refused: {refusal['policy_version'] or 'the folder'}, since {output.short_time(refusal['refuse_time'])}"
+        )
+        output.print_value(what)
+    for finding in (*(refusal["findings"] if refusal else ()), *policy["warnings"]):
+        place = f"{finding['file']}:{finding['line']}:{finding['column']}" if finding["line"] else finding["file"]
+        severity = Severity.ERROR if finding["blocking"] else Severity.WARNING
+        output.print_value(f"  {place}: {severity}: {finding['message']} Fix: {finding['fix']}")
 
 
 def _folder(given: Path | None) -> Path:

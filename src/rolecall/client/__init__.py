@@ -178,7 +178,7 @@ class Client(ClientBase):
         return convert.plan(self._connection.call(self._authorization.PlanResources, request), resource_type)
 
     def policy(self) -> policy_pb2.GetPolicyResponse:
-        """Return the policy in force, and why a later one was refused. Raises as `check`."""
+        """Return the policy that the server serves, and what differs from it. Raises as `check`."""
         return self._connection.call(
             self._policy.GetPolicy, policy_pb2.GetPolicyRequest(organization=self._organization)
         )

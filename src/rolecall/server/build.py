@@ -48,6 +48,7 @@ from rolecall.services.invitations import Invitations
 from rolecall.services.members import Members
 from rolecall.services.organizations import Organizations
 from rolecall.services.pagination import Pagination
+from rolecall.services.policies import Policies
 from rolecall.services.sessions import Sessions
 from rolecall.services.tokens import Tokens
 from rolecall.services.unit_of_work import UnitOfWork
@@ -262,7 +263,7 @@ def _build_core(
     decisions = DecisionLog(settings)
     services = {
         authorization_pb2.DESCRIPTOR: AuthorizationService(authorizer, decisions),
-        policy_pb2.DESCRIPTOR: PolicyService(authorizer, live),
+        policy_pb2.DESCRIPTOR: PolicyService(authorizer, Policies(storage, live)),
         token_pb2.DESCRIPTOR: TokenService(Tokens(unit_of_work, storage, live, pages)),
         session_pb2.DESCRIPTOR: SessionService(Sessions(unit_of_work, storage, live, links, limits)),
         member_pb2.DESCRIPTOR: MemberService(Members(unit_of_work, storage, live, pages)),

@@ -49,9 +49,9 @@ def activate(
     """Put the policy in force for all servers of the database, all or nothing.
 
     Each member, organization token and pending invitation with a role in `moves` gets the role that it maps to; each
-    organization concerned has an audit entry of that, after the one about the activation. Raises `UnknownRoleName` for a role to move to
-    that the policy doesn't have, `PolicyInvalid` where the policy doesn't fit the members and tokens even so,
-    `WriteConflict`, `StorageUnavailable`.
+    organization concerned has an audit entry of that, after the one about the activation. Raises `UnknownRoleName` for
+    a role to move to that the policy doesn't have, `PolicyInvalid` where the policy doesn't fit the members and tokens
+    even so, `WriteConflict`, `StorageUnavailable`.
     """
     policy = built.policy
     assert policy is not None  # noqa: S101 - for the type checker: callers pass no policy with errors

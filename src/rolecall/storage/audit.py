@@ -79,7 +79,8 @@ class PersonalValue:
 class Head:
     """End of a log, and the last entry that was pruned; sequence number 0 for none.
 
-    `activation` is the sequence number of the last activation of a policy that the log records, or that is older than it.
+    `activation` is the sequence number of the last activation of a policy that the log records, or of the last before
+    the log began.
     """
 
     organization: str

@@ -52,7 +52,8 @@ class PolicyServiceServicer:
     """
 
     def GetPolicy(self, request, context):
-        """Gets the policy in force, and why a later one was refused. Needs `policy view`.
+        """Gets the policy that the answering process serves, whether that is the one in force, and why a later one was
+        refused. Needs `policy view`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
