@@ -163,10 +163,8 @@ def show(json: Json = False) -> None:
     if ahead:
         output.print_value(f"this process is behind: {ahead['problem'] or 'it is building the policy in force.'}")
     if refusal:
-        what = (
-            f"refused: {refusal['policy_version'] or 'the folder'}, since {output.short_time(refusal['refuse_time'])}"
-        )
-        output.print_value(what)
+        refused = refusal["policy_version"] or "the folder"
+        output.print_value(f"refused: {refused}, since {output.short_time(refusal['refuse_time'])}")
     for finding in (*(refusal["findings"] if refusal else ()), *policy["warnings"]):
         place = f"{finding['file']}:{finding['line']}:{finding['column']}" if finding["line"] else finding["file"]
         severity = Severity.ERROR if finding["blocking"] else Severity.WARNING
