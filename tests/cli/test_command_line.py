@@ -80,6 +80,7 @@ def test_every_command_is_listed_in_this_test() -> None:
         "members",
         "members list",
         "members set-role",
+        "members move",
         "members remove",
         "members leave",
         "invitations",

@@ -22,6 +22,7 @@ MINTS_OR_GRANTS = {
     "CreateInvitations",
     "CreateOrganizationToken",
     "CreatePersonalToken",
+    "MoveMembers",
     "RequestSignIn",
     "ResendInvitation",
     "RotateToken",

@@ -155,6 +155,7 @@ def test_the_other_rpcs_answer_too(sqlite_site: Site) -> None:
         f"{MEMBERS}/ListMembers": {"role": "VIEWER", "order": "MEMBER_ORDER_NEWEST"},
         f"{MEMBERS}/GetMember": {"user_id": viewer},
         f"{MEMBERS}/ChangeMemberRole": {"user_id": viewer, "role": "CONTRIBUTOR"},
+        f"{MEMBERS}/MoveMembers": {"from_role": "CONTRIBUTOR", "to_role": "VIEWER", "validate_only": True},
         f"{MEMBERS}/RemoveMember": {"user_id": viewer},
         f"{INVITATIONS}/CreateInvitations": {"invitations": [{"email": "x@acme.io", "role": "OWNER"}]},
         f"{INVITATIONS}/ListInvitations": {"state": "INVITATION_STATE_PENDING", "page_size": 1},

@@ -183,6 +183,16 @@ def change_member_role(checks: GrantChecks, presenter: CredentialCase, text: str
             change_rows(checks.site, tables.members, target.user_id, role=old)
 
 
+def move_members(checks: GrantChecks, presenter: CredentialCase, text: str) -> None:
+    """Move from and to every role, without effect, as presenters have these roles; the owners stay anyway."""
+    for old, new in {pair for role in ROLES if role != "VIEWER" for pair in ((role, "VIEWER"), ("VIEWER", role))}:
+        may = presenter.handles("update", old, new)
+        if old != "OWNER" or not may:
+            checks.target(old)
+            request = member.MoveMembersRequest(from_role=old, to_role=new, validate_only=True)
+            checks.check_request(presenter, text, request, allowed=may)
+
+
 def remove_member(checks: GrantChecks, presenter: CredentialCase, text: str) -> None:
     """Remove people of every role."""
     for role in ROLES:
@@ -245,6 +255,7 @@ def accept_invitation(checks: GrantChecks, presenter: CredentialCase, text: str)
 CHECKS: dict[str, Callable[[GrantChecks, CredentialCase, str], None]] = {
     "AcceptInvitation": accept_invitation,
     "ChangeMemberRole": change_member_role,
+    "MoveMembers": move_members,
     "CreateInvitations": create_invitations,
     "CreateOrganizationToken": create_organization_token,
     "CreatePersonalToken": create_personal_token,

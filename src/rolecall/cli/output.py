@@ -58,6 +58,7 @@ _COMMANDS = {
     "ListMembers": "members list",
     "ListRoles": "policy matrix",
     "ListTokens": "tokens list",
+    "MoveMembers": "members move",
     "RemoveMember": "members remove",
     "RequestSignIn": "sign-in ADDRESS",
     "ResendInvitation": "invitations resend",

@@ -279,14 +279,14 @@ def credential_id(text: str) -> str:
     return text
 
 
-def role(text: str) -> str:
+def role(text: str, field: str = "role") -> str:
     """Validate the shape of a role's name; whether the policy has it, the service decides. Raises `InvalidField`."""
     if not text:
-        raise InvalidField("role is not set: name a role of the policy.", field="role")
+        raise InvalidField(f"{field} is not set: name a role of the policy.", field=field)
     if "\0" in text:
-        raise InvalidField("role holds a NUL: name a role of the policy.", field="role")
+        raise InvalidField(f"{field} holds a NUL: name a role of the policy.", field=field)
     if len(text) > MAX_ROLE:
-        raise InvalidField(f"role has {len(text)} characters, more than any role: see ListRoles.", field="role")
+        raise InvalidField(f"{field} has {len(text)} characters, more than any role: see ListRoles.", field=field)
     return text
 
 

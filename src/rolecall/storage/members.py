@@ -3,10 +3,10 @@
 from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, bindparam, delete, exists, insert, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Row, and_, bindparam, case, delete, exists, insert, or_, select, tuple_, update
 
 from rolecall.domain import Member, MemberOrder
-from rolecall.storage.changes import record_change
+from rolecall.storage.changes import record_change, record_changes
 from rolecall.storage.tables import members, organizations
 from rolecall.storage.transaction import Transaction
 
@@ -17,6 +17,7 @@ __all__ = [
     "change_role",
     "get",
     "holders",
+    "move",
     "organizations_without",
     "page",
     "page_with_roles",
@@ -24,6 +25,7 @@ __all__ = [
     "roles_by_email",
     "roles_by_id",
     "roles_held",
+    "versions_with_role",
 ]
 
 # Columns of each order; the second makes it total.
@@ -89,6 +91,29 @@ def change_role(tx: Transaction, member: Member, role: str, at: int) -> None:
     """Give the member another role."""
     tx.connection.execute(update(members).where(_named(member)).values(role=role, update_time=at))
     record_change(tx, member.organization, "member", member.user_id)
+
+
+def versions_with_role(tx: Transaction, organization: str, role: str, limit: int) -> list[tuple[str, int]]:
+    """Return the ids of at most `limit` members with this role, with the time of each one's last change, by id."""
+    query = select(members.c.user_id, members.c.update_time).where(
+        members.c.organization == organization, members.c.role == role
+    )
+    rows = tx.connection.execute(query.order_by(members.c.user_id).limit(limit))
+    return [(row.user_id, row.update_time) for row in rows]
+
+
+def move(tx: Transaction, organization: str, from_role: str, to_role: str, at: int) -> list[str]:
+    """Give all members with `from_role`, at least one, the role `to_role`. Returns their ids."""
+    moved = (
+        update(members)
+        .where(members.c.organization == organization, members.c.role == from_role)
+        # An etag must never occur twice, even where the clock was set back.
+        .values(role=to_role, update_time=case((members.c.update_time >= at, members.c.update_time + 1), else_=at))
+        .returning(members.c.user_id)
+    )
+    user_ids = sorted(tx.connection.scalars(moved))
+    record_changes(tx, organization, "member", user_ids)
+    return user_ids
 
 
 def remove(tx: Transaction, member: Member) -> None:

@@ -45,6 +45,10 @@ class MemberServiceStub:
     """Gives a member another role. Needs `members update` or `owners update`, as above, for both the old and the new
     role.
     """
+    MoveMembers: _grpc.UnaryUnaryMultiCallable[_member_pb2.MoveMembersRequest, _member_pb2.MoveMembersResponse]
+    """Gives all members with one role another role, all or nobody, as when the policy gets another name for a role. Needs
+    what ChangeMemberRole needs for these two roles.
+    """
     RemoveMember: _grpc.UnaryUnaryMultiCallable[_member_pb2.RemoveMemberRequest, _member_pb2.RemoveMemberResponse]
     """Removes a member, whose tokens and sessions stop working. Needs `members remove` or `owners remove`, as above.
     The caller itself is removed by LeaveOrganization.
@@ -68,6 +72,10 @@ class MemberServiceAsyncStub(MemberServiceStub):
     ChangeMemberRole: _aio.UnaryUnaryMultiCallable[_member_pb2.ChangeMemberRoleRequest, _member_pb2.ChangeMemberRoleResponse]  # type: ignore[assignment]
     """Gives a member another role. Needs `members update` or `owners update`, as above, for both the old and the new
     role.
+    """
+    MoveMembers: _aio.UnaryUnaryMultiCallable[_member_pb2.MoveMembersRequest, _member_pb2.MoveMembersResponse]  # type: ignore[assignment]
+    """Gives all members with one role another role, all or nobody, as when the policy gets another name for a role. Needs
+    what ChangeMemberRole needs for these two roles.
     """
     RemoveMember: _aio.UnaryUnaryMultiCallable[_member_pb2.RemoveMemberRequest, _member_pb2.RemoveMemberResponse]  # type: ignore[assignment]
     """Removes a member, whose tokens and sessions stop working. Needs `members remove` or `owners remove`, as above.
@@ -107,6 +115,16 @@ class MemberServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_member_pb2.ChangeMemberRoleResponse, _abc.Awaitable[_member_pb2.ChangeMemberRoleResponse]]:
         """Gives a member another role. Needs `members update` or `owners update`, as above, for both the old and the new
         role.
+        """
+
+    @_abc_1.abstractmethod
+    def MoveMembers(
+        self,
+        request: _member_pb2.MoveMembersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_member_pb2.MoveMembersResponse, _abc.Awaitable[_member_pb2.MoveMembersResponse]]:
+        """Gives all members with one role another role, all or nobody, as when the policy gets another name for a role. Needs
+        what ChangeMemberRole needs for these two roles.
         """
 
     @_abc_1.abstractmethod
