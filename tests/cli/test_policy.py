@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import socket
 
 from support.commands import (
@@ -129,3 +130,23 @@ def test_show_names_the_policy_in_force(server_workspace: Workspace, sqlite_site
     assert "policy.csv:" in lines[3]
     assert "Fix: Write `allow` or `deny`" in lines[3]
     assert as_json["policy"]["policy_version"] == in_force.policy.version
+
+
+def test_lint_asks_the_running_server(server_workspace: Workspace, sqlite_site: Site) -> None:
+    """A folder without errors of its own is refused where the server's members hold a role that it drops."""
+    folder = server_workspace.folder / "edited"
+    shutil.copytree(sqlite_site.policy_folder, folder)
+    accepted = server_workspace.run("policy", "lint", str(folder), "--live")
+    for name in ("policy.csv", "policy_test.csv"):
+        (folder / name).write_text((folder / name).read_text().replace("CONTRIBUTOR", "EDITOR"))
+
+    alone = server_workspace.run("policy", "lint", str(folder))
+    refused = server_workspace.run("policy", "lint", str(folder), "--live")
+
+    version = sqlite_site.server.live.in_force.policy.version
+    assert accepted.returncode == 0, accepted.stderr
+    assert f"The server would accept it, as {version}." in accepted.stderr
+    assert alone.returncode == 0
+    assert refused.returncode == 1
+    assert refused.stdout.startswith(f"{folder}/policy.csv: error: Members or tokens have the role `CONTRIBUTOR`")
+    assert "Errors: 1. The server would refuse this policy." in refused.stderr

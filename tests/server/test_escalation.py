@@ -48,6 +48,7 @@ DOES_NEITHER = {
     "PlanResources",
     "SignOut",
     "UpdateOrganization",
+    "ValidatePolicy",
     "VerifyAuditLog",
     "WhoAmI",
 }

@@ -137,6 +137,7 @@ def test_the_other_rpcs_answer_too(sqlite_site: Site) -> None:
         f"{SERVICE}/ListSubjects": {"action": "manage", "resource": "account"},
         f"{SERVICE}/PlanResources": {"subject": "role:VIEWERNOSECRETS", "action": "view", "resource_type": "secrets"},
         "rolecall.v1.PolicyService/GetPolicy": {},
+        "rolecall.v1.PolicyService/ValidatePolicy": {"model": "[x]", "policy": "p", "tests": "role"},
         "rolecall.v1.PolicyService/ListRoles": {"page_size": 1},
         "rolecall.v1.TokenService/CreatePersonalToken": {"display_name": "laptop", "ttl": "3600s"},
         "rolecall.v1.TokenService/CreateOrganizationToken": {

@@ -1,9 +1,10 @@
 """`rolecall policy`: lint, test and explain a policy folder; show the policy that a server serves."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -14,7 +15,7 @@ from rolecall.cli.commands import Commands
 from rolecall.cli.connect import Json, open_client, to_dict
 from rolecall.domain import Reason
 from rolecall.errors import InvalidField
-from rolecall.policy import TEST_FILE, Policy, PolicyError, Severity
+from rolecall.policy import TEST_FILE, Build, Finding, Policy, PolicyError, Severity
 
 __all__ = ["app"]
 
@@ -36,6 +37,9 @@ def lint(
     folder: Folder = None,
     full: Annotated[
         bool, typer.Option("--full", help="Compare all decisions with Casbin's, without a time limit.")
+    ] = False,
+    live: Annotated[
+        bool, typer.Option("--live", help="Ask the server, too, whether it would accept the policy now.")
     ] = False,
     json: Json = False,
 ) -> None:
@@ -64,6 +68,8 @@ def lint(
         f"{folder}: {len(result.policy.roles)} roles, {len(result.policy.rules)} rules, {result.tests} tests,"
         f" no error. {result.comparisons} decisions compared with Casbin's: all equal."
     )
+    if live:
+        _ask_server(folder, result)
 
 
 @app.command("test")
@@ -166,9 +172,28 @@ def show(json: Json = False) -> None:
         refused = refusal["policy_version"] or "the folder"
         output.print_value(f"refused: {refused}, since {output.short_time(refusal['refuse_time'])}")
     for finding in (*(refusal["findings"] if refusal else ()), *policy["warnings"]):
-        place = f"{finding['file']}:{finding['line']}:{finding['column']}" if finding["line"] else finding["file"]
-        severity = Severity.ERROR if finding["blocking"] else Severity.WARNING
-        output.print_value(f"  {place}: {severity}: {finding['message']} Fix: {finding['fix']}")
+        output.print_value(f"  {_format(finding)}")
+
+
+def _ask_server(folder: Path, built: Build) -> None:
+    """Print what keeps the server from accepting the policy, and exit with 1 then."""
+    with open_client() as client:
+        answer = to_dict(client.validate_policy(*built.files))
+    # The warnings were printed already.
+    blocking = [finding for finding in answer["findings"] if finding["blocking"]]
+    for finding in blocking:
+        output.print_value(f"{folder}/{_format(finding)}")
+    if not answer["accepted"]:
+        output.say(f"Errors: {len(blocking)}. The server would refuse this policy.")
+        raise typer.Exit(1)
+    output.say(f"The server would accept it, as {answer['policy_version']}.")
+
+
+def _format(finding: Mapping[str, Any]) -> str:
+    """Format a finding of a server as `lint` prints its own."""
+    severity = Severity.ERROR if finding["blocking"] else Severity.WARNING
+    place = (finding["file"], finding["line"], finding["column"])
+    return str(Finding(*place, finding["message"], finding["fix"], severity))
 
 
 def _folder(given: Path | None) -> Path:

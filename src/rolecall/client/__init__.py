@@ -23,6 +23,9 @@ from rolecall.v1 import policy_pb2
 from rolecall.v1.authorization_pb2_grpc import AuthorizationServiceStub
 from rolecall.v1.policy_pb2_grpc import PolicyServiceStub
 
+# A policy of 100,000 rules takes several seconds.
+VALIDATION_SECONDS = 30.0
+
 __all__ = ["Client", "UnauthenticatedClient", "audit_filter", "to_dict"]
 
 
@@ -182,6 +185,16 @@ class Client(ClientBase):
         return self._connection.call(
             self._policy.GetPolicy, policy_pb2.GetPolicyRequest(organization=self._organization)
         )
+
+    def validate_policy(self, model: str, policy: str, tests: str) -> policy_pb2.ValidatePolicyResponse:
+        """Ask whether the server would accept the texts of model.conf, policy.csv and policy_test.csv.
+
+        Raises as `check`.
+        """
+        request = policy_pb2.ValidatePolicyRequest(
+            organization=self._organization, model=model, policy=policy, tests=tests
+        )
+        return self._connection.call(self._policy.ValidatePolicy, request, at_least=VALIDATION_SECONDS)
 
     def roles(self) -> Iterator[Role]:
         """List the roles of the policy with their own rules, fetched page by page. Raises as `check`."""

@@ -21,6 +21,7 @@ __all__ = [
     "PolicyTestCase",
     "Rule",
     "Severity",
+    "clean",
     "lines_of",
 ]
 
@@ -37,12 +38,22 @@ MAX_MESSAGE = 400
 _HIDDEN_LINE_END = re.compile("[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 
+def clean(text: str) -> str:
+    """Return the text of a file with LF line ends and without a byte order mark."""
+    return text.removeprefix("\ufeff").replace("\r\n", "\n")
+
+
 class PolicyFiles(NamedTuple):
     """Texts of the three files of a policy folder, with LF line ends and no byte order mark; empty where unreadable."""
 
     model: str
     policy: str
     tests: str
+
+    @classmethod
+    def cleaned(cls, model: str, policy: str, tests: str) -> "PolicyFiles":
+        """Return the files with these texts, in which line ends and byte order marks may be of any kind."""
+        return cls(*(clean(text) for text in (model, policy, tests)))
 
     @property
     def version(self) -> str:

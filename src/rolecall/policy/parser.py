@@ -20,6 +20,7 @@ from rolecall.policy.parsed import (
     PolicyTestCase,
     Rule,
     Severity,
+    clean,
     lines_of,
 )
 from rolecall.policy.syntax import MAX_ACTION, NAME, RESOURCE, ROLE, has_dot_segment, value_problem, value_warning
@@ -29,8 +30,6 @@ __all__ = ["parse", "read", "read_files"]
 MAX_FILE_BYTES = 64 * 1024 * 1024
 # Fast path: rows that are well-formed without further checks.
 _ROW = re.compile(rf" *p *, *({ROLE}) *, *({RESOURCE}) *, *({NAME}|\*) *, *(allow|deny) *")
-# The byte order mark, which Casbin reads as a part of the first rule.
-_BOM = b"\xef\xbb\xbf"
 
 
 def read(folder: Path) -> ParsedPolicy:
@@ -78,7 +77,7 @@ def _text(folder: Path, name: str, parsed: ParsedPolicy) -> str:
         if status.st_size > MAX_FILE_BYTES:
             parsed.add(name, 0, 0, f"The file is larger than {MAX_FILE_BYTES} bytes.", "Split it, or drop rules.")
             return ""
-        raw = path.read_bytes().removeprefix(_BOM)
+        raw = path.read_bytes()
     except FileNotFoundError:
         fix = "Create it in the policy folder"
         if name == TEST_FILE:
@@ -96,7 +95,7 @@ def _text(folder: Path, name: str, parsed: ParsedPolicy) -> str:
         line, column = before.count(b"\n") + 1, error.start - (before.rfind(b"\n") + 1) + 1
         parsed.add(name, line, column, f"Byte 0x{raw[error.start]:02x} is not UTF-8.", "Save the file as UTF-8.")
         return ""
-    text = text.replace("\r\n", "\n")
+    text = clean(text)
     if not text.strip():
         parsed.add(name, 0, 0, "The file is empty.", "Restore it: an empty policy could be a truncated one.")
         return ""

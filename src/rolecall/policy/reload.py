@@ -381,8 +381,9 @@ def find_conflicts(tx: Transaction, policy: Policy) -> tuple[tuple[Finding, ...]
     findings = [
         _finding(
             f"Members or tokens have the role `{role}`, which this policy doesn't define.",
-            f"Keep `{role}` until no member or token has it; the operator can give its holders another role:"
-            f" `rolecall operator policy activate --move {role}=ROLE`.",
+            f"Keep `{role}` until no member or token has it: `rolecall members move {role} ROLE` gives the members of"
+            f" one organization another role, the operator's `rolecall operator policy activate --move {role}=ROLE` all"
+            " holders.",
         )
         for role in sorted((member_rows.roles_held(tx) | held_by_tokens) - set(policy.roles))
     ]

@@ -263,7 +263,7 @@ def _build_core(
     decisions = DecisionLog(settings)
     services = {
         authorization_pb2.DESCRIPTOR: AuthorizationService(authorizer, decisions),
-        policy_pb2.DESCRIPTOR: PolicyService(authorizer, Policies(storage, live)),
+        policy_pb2.DESCRIPTOR: PolicyService(authorizer, Policies(storage, live, limits)),
         token_pb2.DESCRIPTOR: TokenService(Tokens(unit_of_work, storage, live, pages)),
         session_pb2.DESCRIPTOR: SessionService(Sessions(unit_of_work, storage, live, links, limits)),
         member_pb2.DESCRIPTOR: MemberService(Members(unit_of_work, storage, live, pages)),

@@ -23,9 +23,17 @@ from rolecall.domain import (
     SubjectKind,
 )
 from rolecall.errors import BatchSize, InvalidField
-from rolecall.policy import pattern_problem, request_problem, value_problem
+from rolecall.policy import (
+    MODEL_FILE,
+    POLICY_FILE,
+    TEST_FILE,
+    PolicyFiles,
+    pattern_problem,
+    request_problem,
+    value_problem,
+)
 from rolecall.v1 import authorization_pb2 as pb
-from rolecall.v1 import shared_pb2
+from rolecall.v1 import policy_pb2, shared_pb2
 
 __all__ = [
     "action",
@@ -36,6 +44,7 @@ __all__ = [
     "is_id",
     "name",
     "page",
+    "policy_files",
     "question",
     "questions",
     "request_id",
@@ -248,6 +257,15 @@ def name(text: str, field: str) -> str:
     if not any(unicodedata.category(character)[0] in _VISIBLE for character in text):
         raise InvalidField(f"{field} shows nothing: give it a letter, a digit or another sign.", field=field)
     return text
+
+
+def policy_files(message: policy_pb2.ValidatePolicyRequest) -> PolicyFiles:
+    """Return the texts of a policy folder. Raises `InvalidField` where one is empty."""
+    files = PolicyFiles.cleaned(message.model, message.policy, message.tests)
+    for field, name, text in zip(files._fields, (MODEL_FILE, POLICY_FILE, TEST_FILE), files, strict=True):
+        if not text.strip():
+            raise InvalidField(f"{field} is empty: give the text of {name}.", field=field)
+    return files
 
 
 def is_id(text: str) -> bool:

@@ -1,7 +1,7 @@
 """Members: list them, change their roles, remove them. An organization never loses its last owner."""
 
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -265,7 +265,7 @@ def _require_other_owner(context: ChangeContext, leaving: Member, field: str = "
         raise _last_owner(leaving.organization, owners, field)
 
 
-def _last_owner(organization: str, owner_roles: Collection[str], field: str) -> LastOwner:
+def _last_owner(organization: str, owner_roles: Sequence[str], field: str) -> LastOwner:
     return LastOwner(
         f"Nobody else holds the role {join_names(owner_roles, ' or ')} in {organization}: give it to a second"
         " person first, with ChangeMemberRole or an invitation.",

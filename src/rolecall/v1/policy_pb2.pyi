@@ -253,6 +253,86 @@ class GetPolicyResponse(_message.Message):
 Global___GetPolicyResponse: _TypeAlias = GetPolicyResponse  # noqa: Y015
 
 @_typing.final
+class ValidatePolicyRequest(_message.Message):
+    """Request to validate the files of a policy folder, at most 4 MiB together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    TESTS_FIELD_NUMBER: _builtins.int
+    organization: _builtins.str
+    """Names the organization; empty for the credential's own."""
+    model: _builtins.str
+    """Holds the text of model.conf."""
+    policy: _builtins.str
+    """Holds the text of policy.csv."""
+    tests: _builtins.str
+    """Holds the text of policy_test.csv."""
+    def __init__(
+        self,
+        *,
+        organization: _builtins.str = ...,
+        model: _builtins.str = ...,
+        policy: _builtins.str = ...,
+        tests: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "organization", b"organization", "policy", b"policy", "tests", b"tests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ValidatePolicyRequest: _TypeAlias = ValidatePolicyRequest  # noqa: Y015
+
+@_typing.final
+class ValidatePolicyResponse(_message.Message):
+    """Whether a policy would be accepted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    FINDING_COUNT_FIELD_NUMBER: _builtins.int
+    TEST_COUNT_FIELD_NUMBER: _builtins.int
+    COMPARISON_COUNT_FIELD_NUMBER: _builtins.int
+    accepted: _builtins.bool
+    """Says whether the server would put it in force now, if it were in its folder."""
+    policy_version: _builtins.str
+    """Identifies the contents."""
+    finding_count: _builtins.int
+    """Counts all findings."""
+    test_count: _builtins.int
+    """Counts the tests that were run."""
+    comparison_count: _builtins.int
+    """Counts the decisions that were compared with Casbin's."""
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyFinding]:
+        """Lists errors, then warnings, at most 100 findings. Those about members and tokens hold for all organizations of the
+        server, and name none.
+        """
+
+    def __init__(
+        self,
+        *,
+        accepted: _builtins.bool = ...,
+        policy_version: _builtins.str = ...,
+        findings: _abc.Iterable[Global___PolicyFinding] | None = ...,
+        finding_count: _builtins.int = ...,
+        test_count: _builtins.int = ...,
+        comparison_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "comparison_count", b"comparison_count", "finding_count", b"finding_count", "findings", b"findings", "policy_version", b"policy_version", "test_count", b"test_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ValidatePolicyResponse: _TypeAlias = ValidatePolicyResponse  # noqa: Y015
+
+@_typing.final
 class Role(_message.Message):
     """A role of the policy."""
 

@@ -17,7 +17,7 @@ MAX_PERMISSIONS = 1000
 
 
 class PolicyService:
-    """Shows the policy that is in force."""
+    """Shows the policy that is in force, and validates others."""
 
     def __init__(self, authorizer: Authorizer, policies: Policies) -> None:
         self._authorizer = authorizer
@@ -39,6 +39,19 @@ class PolicyService:
         refusal = _refusal(served.refusal) if served.refusal else None
         ahead = _in_force(state.ahead, state.problem) if state.ahead else None
         return pb.GetPolicyResponse(policy=policy, refusal=refusal, ahead=ahead, process=state.process)
+
+    def ValidatePolicy(self, request: pb.ValidatePolicyRequest, call: Call) -> pb.ValidatePolicyResponse:
+        """Say whether the files would be accepted."""
+        caller = call.caller_in(request.organization)
+        validated = self._policies.validate(caller, requests.policy_files(request))
+        return pb.ValidatePolicyResponse(
+            accepted=validated.accepted,
+            policy_version=validated.build.version,
+            findings=[_finding(finding) for finding in validated.findings[:MAX_FINDINGS]],
+            finding_count=len(validated.findings),
+            test_count=validated.build.tests,
+            comparison_count=validated.build.comparisons,
+        )
 
     def ListRoles(self, request: pb.ListRolesRequest, call: Call) -> pb.ListRolesResponse:
         """List the roles with what their own rows say."""
