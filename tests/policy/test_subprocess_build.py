@@ -162,7 +162,7 @@ def test_killed_child_is_a_finding(tmp_path: Path) -> None:
     assert results[0].policy is None
     assert [(f.file, f.line, f.column) for f in results[0].errors] == [("policy.csv", 0, 0)]
     assert "ended early or ran out of time" in results[0].errors[0].message
-    assert "standard error output" in results[0].errors[0].fix
+    assert "server's log" in results[0].errors[0].fix
 
 
 def test_child_that_takes_too_long_is_a_finding(tmp_path: Path) -> None:

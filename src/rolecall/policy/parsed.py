@@ -8,6 +8,7 @@ from enum import StrEnum
 from typing import NamedTuple
 
 from rolecall.domain import Effect
+from rolecall.policy.spreadsheet import plain_rows
 
 __all__ = [
     "MODEL_FILE",
@@ -21,7 +22,6 @@ __all__ = [
     "PolicyTestCase",
     "Rule",
     "Severity",
-    "clean",
     "lines_of",
 ]
 
@@ -38,13 +38,11 @@ MAX_MESSAGE = 400
 _HIDDEN_LINE_END = re.compile("[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 
-def clean(text: str) -> str:
-    """Return the text of a file with LF line ends and without a byte order mark."""
-    return text.removeprefix("\ufeff").replace("\r\n", "\n")
-
-
 class PolicyFiles(NamedTuple):
-    """Texts of the three files of a policy folder, with LF line ends and no byte order mark; empty where unreadable."""
+    """Texts of the three files of a policy folder, as `cleaned` makes them; empty where unreadable.
+
+    `policy` has plain rows, so that Casbin reads what the parser reads.
+    """
 
     model: str
     policy: str
@@ -52,8 +50,9 @@ class PolicyFiles(NamedTuple):
 
     @classmethod
     def cleaned(cls, model: str, policy: str, tests: str) -> "PolicyFiles":
-        """Return the files with these texts, in which line ends and byte order marks may be of any kind."""
-        return cls(*(clean(text) for text in (model, policy, tests)))
+        """Return the files with these texts, which may have CRLF line ends, a byte order mark, quoted rows."""
+        model, policy, tests = (text.removeprefix("\ufeff").replace("\r\n", "\n") for text in (model, policy, tests))
+        return cls(model, plain_rows(policy), tests)
 
     @property
     def version(self) -> str:
