@@ -208,7 +208,7 @@ def test_mistyped_deny_does_not_allow(effect: str, tmp_path: Path) -> None:
     errors = _errors(tmp_path, rows)
 
     assert (errors[0].line, errors[0].column) == (2, 19 if effect else 17)
-    assert "Write `allow` or `deny`" in errors[0].fix
+    assert ("Write `allow` or `deny`" if effect else "Add the effect") in errors[0].fix
 
 
 def test_chain_that_casbin_cuts_off_is_refused(tmp_path: Path) -> None:

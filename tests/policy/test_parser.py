@@ -507,7 +507,16 @@ BAD_ROWS = [
     ("p, A, docs, read/write, allow", 13, "`read/write` holds a slash", "one word"),
     ("p, 1A, docs, read, allow", 4, "`1A` is not a valid name", "Start with a letter"),
     ("p, A/B, docs, read, allow", 4, "`A/B` is not a valid name", "Start with a letter"),
-    ("p, user:ann@acme.io, docs, read, allow", 4, "is not a valid name", "Start with a letter"),
+    (
+        "p, user:ann@acme.io, docs, read, allow",
+        4,
+        "is a person's address",
+        "`rolecall members set-role ann@acme.io ROLE`",
+    ),
+    ("g, bob@acme.io, TOP", 4, "people don't stand", "`rolecall members set-role bob@acme.io TOP`"),
+    ("g, TOP, bob@acme.io", 9, "people don't stand", "`rolecall members set-role bob@acme.io TOP`"),
+    ('"g","bob@acme.io","TOP"', 6, "people don't stand", "`rolecall members set-role bob@acme.io TOP`"),
+    ("g, bob@, TOP", 4, "`bob@` is not a valid name", "Start with a letter"),
     ("g, A, B!", 7, "`B!` is not a valid name", "Start with a letter"),
     ("g, , B", 4, "The role is empty.", "Name the role."),
     (f"p, {LONG_ROLE}, docs, read, allow", 4, "The role has 65 characters, more than 64.", "Shorten it."),
@@ -787,6 +796,26 @@ def test_roles_that_differ_in_case_only_are_a_warning(tmp_path: Path) -> None:
     assert result.policy.decide("viewer", "read", "docs").decision is Effect.DENY
     assert [(_place(f), f.severity) for f in result.findings] == [(("policy.csv", 2, 1), Severity.WARNING)]
     assert "`VIEWER` and `Viewer` differ only in case" in result.findings[0].message
+
+
+@pytest.mark.parametrize(
+    ("rows", "lines"),
+    [
+        ("g, alice, TOP\n", [2]),
+        ("g, alice, TOP\np, A, docs, read, allow\ng, alice, A\n", [2]),
+        ("g, alice, B\ng, B, TOP\n", [2]),
+        ("g, LEAD, TOP\np, LEAD, docs, read, deny\n", []),
+        ("g, LEAD, TOP\ng, CHIEF, LEAD\np, CHIEF, docs, read, deny\n", []),
+    ],
+)
+def test_name_that_only_inherits_is_a_warning(rows: str, lines: list[int], tmp_path: Path) -> None:
+    """A role without a rule from which none inherits is named once, with the command for a person."""
+    result = _build(tmp_path, OWNER_ROW + rows)
+
+    assert result.policy is not None
+    assert [(finding.line, finding.severity) for finding in result.findings] == [(n, Severity.WARNING) for n in lines]
+    assert all("`alice` has no rule of its own" in finding.message for finding in result.findings)
+    assert all("rolecall members set-role ADDRESS" in finding.fix for finding in result.findings)
 
 
 # Expectations

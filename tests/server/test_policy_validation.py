@@ -101,7 +101,7 @@ def test_a_role_that_is_held_is_kept(make_site: MakeSite, database_url: str) -> 
 
 
 def test_other_organizations_are_not_named(sqlite_site: Site, capfd: pytest.CaptureFixture[str]) -> None:
-    """What other organizations hold keeps a policy out, and no name of theirs is in the answer."""
+    """Roles held in other organizations keep a policy out, and no name of theirs is in the answer."""
     site = sqlite_site
     organizations.create(site.storage, site.log, site.server.live.in_force.policy, "globex", "gus@globex.io")
     add_member(site.storage, "globex", "hank@globex.io", "RETIRED")

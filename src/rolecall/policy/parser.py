@@ -28,6 +28,8 @@ from rolecall.policy.syntax import MAX_ACTION, NAME, RESOURCE, ROLE, has_dot_seg
 
 __all__ = ["parse", "read", "read_files"]
 
+# A person's address where a role belongs, perhaps as a subject is written.
+_ADDRESS = re.compile(r"(?:user:)?([^\s@:\"'`]+@[^\s@:\"'`]+)")
 _QUOTED_COMMA = re.compile(r'"[^"]*,[^"]*"')
 # Maximum characters of a row that a finding repeats.
 MAX_SHOWN = 100
@@ -160,6 +162,11 @@ def _read_row(number: int, line: str, parsed: ParsedPolicy) -> None:
                 message = f"The effect `{value}` is unknown, and Casbin would ignore the row."
                 fix = "Write `allow` or `deny`, in lower case."
                 problems.append((column, message, "Put the comment on a line of its own." if "#" in value else fix))
+        elif kind == "role" and (address := _ADDRESS.fullmatch(value)):
+            other = values[3 - values.index(value)] if values[0] == "g" and len(values) == 3 else "ROLE"
+            message = f"`{value}` is a person's address, and people don't stand in policy files."
+            fix = f"Delete the row; give the member a role: `rolecall members set-role {address[1]} {other}`."
+            problems.append((column, message, fix))
         elif problem := value_problem(kind, value):
             problems.append((column, *problem))
         elif warning := value_warning(kind, value):
