@@ -700,7 +700,7 @@ def test_contradictory_rows_are_refused(rows: str, expected: list[tuple[int, str
 
 def test_chain_of_nine_links_is_accepted(tmp_path: Path) -> None:
     """The longest chain that Casbin follows is served to its end."""
-    result = _build(tmp_path, OWNER_ROW + _chain(9))
+    result = _build(tmp_path, f"{OWNER_ROW}{_chain(9)}p, r0, files, read, allow\n")
 
     assert result.findings == ()
     assert result.policy is not None
@@ -720,7 +720,7 @@ def test_longest_chain_counts_where_chains_join(tmp_path: Path) -> None:
 
 def test_role_defined_by_inheriting_is_defined(tmp_path: Path) -> None:
     """A role without a rule of its own may be inherited from when it inherits itself."""
-    result = _build(tmp_path, f"{OWNER_ROW}g, A, B\ng, B, C\np, C, docs, read, allow\n")
+    result = _build(tmp_path, f"{OWNER_ROW}g, A, B\ng, B, C\np, C, docs, read, allow\np, A, files, read, allow\n")
 
     assert result.findings == ()
     assert result.policy is not None
@@ -783,14 +783,16 @@ def test_redundant_inherited_rule_is_only_a_warning(resource: str, effect: str, 
 )
 def test_rule_that_says_something_new_is_no_warning(row: str, tmp_path: Path) -> None:
     """A row that differs from the inherited one in anything is left alone."""
-    result = _build(tmp_path, f"{OWNER_ROW}g, A, B\np, B, docs, read, allow\n{row}\n")
+    result = _build(tmp_path, f"{OWNER_ROW}g, A, B\np, B, docs, read, allow\np, A, files, read, allow\n{row}\n")
 
     assert result.findings == ()
 
 
 def test_roles_that_differ_in_case_only_are_a_warning(tmp_path: Path) -> None:
     """Two spellings of one role name are pointed out, and still two roles."""
-    result = _build(tmp_path, f"{OWNER_ROW}p, Viewer, docs, read, allow\ng, VIEWER, Viewer\n")
+    result = _build(
+        tmp_path, f"{OWNER_ROW}p, Viewer, docs, read, allow\ng, VIEWER, Viewer\np, VIEWER, files, read, allow\n"
+    )
 
     assert result.policy is not None
     assert result.policy.decide("viewer", "read", "docs").decision is Effect.DENY
