@@ -17,7 +17,7 @@ from rolecall.storage import audit as rows
 
 __all__ = ["ActivationEntries"]
 
-# Logs in one transaction, which delays other changes in these organizations (on SQLite: in all) by about 10 ms.
+# Logs in one transaction, which delays changes in these organizations (on SQLite: in all) by 10 to 50 ms.
 BATCH = 20
 # Pause between two transactions, in which other writers have their turn.
 PAUSE_SECONDS = 0.02
