@@ -102,7 +102,7 @@ def _check_spelling(parsed: ParsedPolicy) -> None:
 
 
 def _check_leaves(parents: dict[str, list[str]], parsed: ParsedPolicy) -> None:
-    """Warn of a role without a rule from which no other inherits: as in `g, alice, OWNER`, it may be a person."""
+    """Warn of a role without a rule from which no other inherits: as in `g, alice, TOP`, it may be a person."""
     used = {rule.role for rule in parsed.rules} | {row.parent for row in parsed.inheritances}
     for row in parsed.inheritances:
         # At its first row only.
