@@ -10,15 +10,11 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-import structlog
-
 from rolecall.policy.build import Build
 from rolecall.policy.index import Policy
 from rolecall.policy.parsed import POLICY_FILE, Finding, PolicyFiles
 
 __all__ = ["build_in_subprocess", "send"]
-
-_log = structlog.get_logger("rolecall.policy")
 
 # Maximum seconds of a build; a folder that takes longer is refused. 100,000 rules take a few seconds.
 MAX_SECONDS = 60.0
@@ -49,7 +45,9 @@ def build_in_subprocess(source: Path | PolicyFiles, casbin_seconds: float, max_s
                 watchdog.cancel()
             return result
     except Exception as error:  # noqa: BLE001 - any failure of the child is a refused policy
-        _log.warning("policy build failed", error=str(error))
+        import structlog  # noqa: PLC0415 - the child would import it for nothing, which delays every reload
+
+        structlog.get_logger("rolecall.policy").warning("policy build failed", error=str(error))
         message = "The policy could not be built: the building process ended early or ran out of time."
         fix = "Read the server's log; then save the file again."
         return Build(None, (Finding(POLICY_FILE, 0, 0, message, fix),))
