@@ -185,7 +185,7 @@ class LivePolicy:
         result = build_in_subprocess(self._folder, casbin_seconds)
         findings = result.errors
         if result.policy is not None:
-            activation, findings = self._activate(result)
+            activation, findings = self._activate(result, is_start=True)
             if activation is not None:
                 return InForce(result.policy, result.files, activation, _warnings(result))
             self._candidate, self._retry_at = result, 0.0
@@ -260,7 +260,7 @@ class LivePolicy:
             self._candidate = None
             self._in_force = InForce(result.policy, result.files, activation, _warnings(result))
 
-    def _activate(self, result: Build) -> tuple[Activation | None, tuple[Finding, ...]]:
+    def _activate(self, result: Build, *, is_start: bool = False) -> tuple[Activation | None, tuple[Finding, ...]]:
         """Put the policy in force for all processes; return its activation, or None and what keeps it out.
 
         A policy that is kept out stays the candidate, unless another one is activated meanwhile: that is newer.
@@ -301,14 +301,15 @@ class LivePolicy:
             return None, outcome
         activation = outcome
         is_new = before is not None and before.version != result.version
-        _log.info(
-            "policy in force",
-            **_logged(activation),
-            replaced=before.version if before and is_new else "",
-            files_changed=_files(before).differing(result.files) if before else [],
-            rules=len(policy.rules),
-            comparisons=result.comparisons,
-        )
+        if is_new or not is_start:
+            _log.info(
+                "policy in force",
+                **_logged(activation),
+                replaced=before.version if before and is_new else "",
+                files_changed=_files(before).differing(result.files) if before else [],
+                rules=len(policy.rules),
+                comparisons=result.comparisons,
+            )
         return activation, ()
 
     def _stored(self, activation: Activation, refusal: Refusal | None) -> InForce:
