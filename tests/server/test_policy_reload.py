@@ -562,5 +562,5 @@ def test_a_process_that_cannot_follow_says_so(
     assert state.ahead.activate_time.ToMicroseconds() == activation.time
     assert "can't build the policy in force" in state.ahead.problem
     log = capfd.readouterr().out
-    assert log.count("process is behind the policy in force") == 1
-    assert served in log.partition("process is behind")[2]
+    assert log.count("policy in force can't be followed") == 1
+    assert served in log.partition("policy in force can't be followed")[2]

@@ -223,9 +223,7 @@ class LivePolicy:
             self._behind.set()
             if self._follow_problem != error.message:
                 served = self._in_force.activation
-                _log.warning(
-                    "process is behind the policy in force", **_logged(served, "served"), problem=error.message
-                )
+                _log.warning("policy in force can't be followed", **_logged(served, "served"), problem=error.message)
             self._follow_problem = error.message
         else:
             self._follow_problem = ""
