@@ -143,10 +143,13 @@ def test_lint_asks_the_running_server(server_workspace: Workspace, sqlite_site: 
     alone = server_workspace.run("policy", "lint", str(folder))
     refused = server_workspace.run("policy", "lint", str(folder), "--live")
 
+    as_json = json.loads(server_workspace.run("policy", "lint", str(folder), "--live", "--json").stdout)
+
     version = sqlite_site.server.live.in_force.policy.version
     assert accepted.returncode == 0, accepted.stderr
+    assert (as_json["served"], len(as_json["findings"])) == (False, 1)
     assert f"The server would accept it, as {version}." in accepted.stderr
     assert alone.returncode == 0
     assert refused.returncode == 1
     assert refused.stdout.startswith(f"{folder}/policy.csv: error: Members or tokens have the role `CONTRIBUTOR`")
-    assert "Errors: 1. The server would refuse this policy." in refused.stderr
+    assert "Errors: 1. The server would refuse this policy now." in refused.stderr

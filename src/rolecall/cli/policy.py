@@ -46,20 +46,23 @@ def lint(
     """Report the errors and warnings of a policy. Exits with 1 if a server would refuse it."""
     folder = _folder(folder)
     result = policies.build(folder, None if full else 2.0)
+    refusals = _ask_server(result) if live and result.policy else []
+    findings = [*result.findings, *refusals]
+    would_serve = result.policy is not None and not refusals
     if json:
         output.print_json(
             {
-                "served": result.policy is not None,
+                "served": would_serve,
                 "policy_version": result.version,
                 "roles": len(result.policy.roles) if result.policy else 0,
                 "rules": len(result.policy.rules) if result.policy else 0,
                 "tests": result.tests,
                 "comparisons": result.comparisons,
-                "findings": [asdict(finding) for finding in result.findings],
+                "findings": [asdict(finding) for finding in findings],
             }
         )
-        raise typer.Exit(0 if result.policy else 1)
-    for finding in result.findings:
+        raise typer.Exit(0 if would_serve else 1)
+    for finding in findings:
         output.print_value(f"{folder}/{finding}")
     if result.policy is None:
         output.say(f"Errors: {len(result.errors)}. A server would refuse this policy.")
@@ -68,8 +71,11 @@ def lint(
         f"{folder}: {len(result.policy.roles)} roles, {len(result.policy.rules)} rules, {result.tests} tests,"
         f" no error. {result.comparisons} decisions compared with Casbin's: all equal."
     )
+    if refusals:
+        output.say(f"Errors: {len(refusals)}. The server would refuse this policy now.")
+        raise typer.Exit(1)
     if live:
-        _ask_server(folder, result)
+        output.say(f"The server would accept it, as {result.version}.")
 
 
 @app.command("test")
@@ -172,28 +178,21 @@ def show(json: Json = False) -> None:
         refused = refusal["policy_version"] or "the folder"
         output.print_value(f"refused: {refused}, since {output.short_time(refusal['refuse_time'])}")
     for finding in (*(refusal["findings"] if refusal else ()), *policy["warnings"]):
-        output.print_value(f"  {_format(finding)}")
+        output.print_value(f"  {_finding(finding)}")
 
 
-def _ask_server(folder: Path, built: Build) -> None:
-    """Print what keeps the server from accepting the policy, and exit with 1 then."""
+def _ask_server(built: Build) -> list[Finding]:
+    """Return what keeps the server from accepting a policy that has no error of its own."""
     with open_client() as client:
         answer = to_dict(client.validate_policy(*built.files))
-    # The warnings were printed already.
-    blocking = [finding for finding in answer["findings"] if finding["blocking"]]
-    for finding in blocking:
-        output.print_value(f"{folder}/{_format(finding)}")
-    if not answer["accepted"]:
-        output.say(f"Errors: {len(blocking)}. The server would refuse this policy.")
-        raise typer.Exit(1)
-    output.say(f"The server would accept it, as {answer['policy_version']}.")
+    # The warnings are those of the build.
+    return [_finding(finding) for finding in answer["findings"] if finding["blocking"]]
 
 
-def _format(finding: Mapping[str, Any]) -> str:
-    """Format a finding of a server as `lint` prints its own."""
-    severity = Severity.ERROR if finding["blocking"] else Severity.WARNING
-    place = (finding["file"], finding["line"], finding["column"])
-    return str(Finding(*place, finding["message"], finding["fix"], severity))
+def _finding(found: Mapping[str, Any]) -> Finding:
+    """Convert a finding of a server, which prints as one of `lint`."""
+    severity = Severity.ERROR if found["blocking"] else Severity.WARNING
+    return Finding(found["file"], found["line"], found["column"], found["message"], found["fix"], severity)
 
 
 def _folder(given: Path | None) -> Path:
