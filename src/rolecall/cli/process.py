@@ -10,7 +10,7 @@ import structlog
 
 from rolecall import __version__
 from rolecall.cli import logs
-from rolecall.config import Settings
+from rolecall.config import Settings, socket_path
 
 if TYPE_CHECKING:
     from rolecall.server.build import Server
@@ -63,9 +63,9 @@ def next_event(events: "SimpleQueue[Any]") -> Any:
 
 
 def serve_until_stopped(server: "Server", signals: "SimpleQueue[Any]") -> None:
-    """Serve until SIGTERM or SIGINT; SIGHUP reads the policy folder again."""
+    """Serve until SIGTERM or SIGINT; SIGHUP reads the policy folder and the TLS files again."""
     while next_event(signals) == signal.SIGHUP:
-        server.live.wake()
+        server.reload()
 
 
 def stop_server(server: "Server") -> None:
@@ -83,6 +83,7 @@ def announce(settings: Settings, text: str) -> None:
 
 def announce_start(settings: Settings, address: str, policy_version: str, mail: str, workers: int = 1) -> None:
     """Write the message that the server answers calls: its address, processes, policy and mail transport."""
-    how = ("TLS" if settings.tls else "plain text") + (f", {workers} workers" if workers > 1 else "")
+    kind = "TLS" if settings.tls else f"mode {settings.socket_mode}" if socket_path(address) else "plain text"
+    how = kind + (f", {workers} workers" if workers > 1 else "")
     where = f"Rolecall {__version__} answers on {address} ({how})"
     announce(settings, f"{where}, policy {policy_version} from {settings.policy}. {mail}")

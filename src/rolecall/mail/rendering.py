@@ -9,11 +9,12 @@ from datetime import UTC, datetime
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP
+from pathlib import Path
 
 from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
 from jinja2.sandbox import SandboxedEnvironment
 
-from rolecall.config import Settings, split_address
+from rolecall.config import Settings, socket_path, split_address
 from rolecall.domain import LinkKind
 from rolecall.errors import ConfigError
 
@@ -124,6 +125,9 @@ class MailRenderer:
 
 def _public_address(listen: str) -> str:
     """Return the address at which people reach a server that listens there: this host's name for all interfaces."""
+    if path := socket_path(listen):
+        # For commands on this machine.
+        return f"unix:{Path(path).absolute()}"
     host, port = split_address(listen)
     try:
         is_wildcard = ipaddress.ip_address(host).is_unspecified

@@ -110,6 +110,8 @@ class LivePolicy:
         self._behind = threading.Event()
         # Until then a policy in force that couldn't be built here is not tried again.
         self._catch_up_at = 0.0
+        # Sequence number of the activation that couldn't be followed.
+        self._failed_sequence = 0
         self._in_force = self._start(limits.casbin_seconds)
         self._watch = PeriodicThread("policy-watch", self._poll, interval=POLL_SECONDS)
 
@@ -117,6 +119,11 @@ class LivePolicy:
     def in_force(self) -> InForce:
         """The policy that is served now."""
         return self._in_force
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether this process failed to follow an activation, and serves an earlier policy."""
+        return self._failed_sequence > self._in_force.activation.sequence
 
     def policy_in(self, tx: Transaction) -> Policy:
         """Return the policy in force in the transaction. Raises `PolicyChanged` where it isn't the served one."""
@@ -139,7 +146,11 @@ class LivePolicy:
                     raise StorageUnavailable(_UNBUILDABLE)
                 # Each attempt holds up the calls that wait for the lock.
                 self._catch_up_at = time.monotonic() + RETRY_SECONDS
-                self._in_force = self._stored(activation, self._difference(activation))
+                try:
+                    self._in_force = self._stored(activation, self._difference(activation))
+                except StorageUnavailable:
+                    self._failed_sequence = activation.sequence
+                    raise
                 self._catch_up_at = 0.0
             _log.info(
                 "policy in force", policy_version=activation.version, activator=activation.activator, followed=True
