@@ -1,9 +1,9 @@
 """`rolecall serve` as its users run it: what it refuses to start with, and how it runs, reloads and stops."""
 
 import re
+import shutil
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -27,7 +27,9 @@ from support.broken_workspaces import (
     other_model,
     setting,
 )
+from support.certificates import make_certificate
 from support.commands import Serve, Workspace, error_of
+from support.waiting import wait_until
 
 
 @pytest.mark.parametrize(
@@ -152,25 +154,9 @@ def test_many_sighups_are_harmless(workspace: Workspace, token: str, serve: Serv
     assert serving.process.wait(timeout=20) == 0
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A self-signed certificate for 127.0.0.1, and its key."""
-    folder = tmp_path_factory.mktemp("tls")
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=rolecall"
-    subprocess.run(
-        [*command.split(), "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert],
-        check=True,
-        capture_output=True,
-    )
-    return cert, key
-
-
-def test_tls_server_answers_only_over_tls(
-    workspace: Workspace, token: str, certificate: tuple[Path, Path], serve: Serve
-) -> None:
+def test_tls_server_answers_only_over_tls(workspace: Workspace, token: str, serve: Serve) -> None:
     """A TLS server answers a client with its certificate as CA; one in plain text, or with other CAs, fails."""
-    cert, key = certificate
+    cert, key = make_certificate(workspace.folder)
     serving = serve(workspace, "--tls-cert", str(cert), "--tls-key", str(key))
     address = serving.wait_for(r"answers on (\S+) \(TLS\)")[1]
     workspace.variables |= {"ROLECALL_ADDRESS": address, "ROLECALL_TOKEN": token, "ROLECALL_CA_FILE": str(cert)}
@@ -185,3 +171,30 @@ def test_tls_server_answers_only_over_tls(
 
     assert over_tls
     assert from_shell.returncode == 0, from_shell.stderr
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("hint", ["files", "SIGHUP"])
+def test_all_processes_serve_a_renewed_certificate(
+    workspace: Workspace, token: str, serve: Serve, tmp_path: Path, workers: str, hint: str
+) -> None:
+    """Each worker follows the files, and reads them on SIGHUP; it refuses a pair that doesn't fit."""
+    served = make_certificate(workspace.folder)
+    new = make_certificate(tmp_path)
+    serving = serve(workspace, "--workers", workers, "--log-format", "json", *served.flags)
+    address = serving.wait_for(r"answers on (\S+) \(TLS")[1]
+    count = int(workers)
+
+    def read(log: str, times: int) -> None:
+        if hint == "SIGHUP":
+            serving.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: serving.log.read_text().count(log) >= times)
+
+    shutil.copy(new.cert, served.cert)
+    read("TLS files refused, the last good certificate stays in force", count)
+    shutil.copy(new.key, served.key)
+    read("TLS certificate in force", count)
+
+    for _ in range(8):
+        with Client(address, token, ca_file=new.cert) as client:
+            assert client.check("ann@acme.io", "view", "secrets")

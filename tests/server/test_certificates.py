@@ -74,7 +74,7 @@ def test_new_connections_get_a_renewed_certificate(
     site: Site, served: CertificateFiles, tmp_path: Path, logged: Callable[[], str]
 ) -> None:
     """Connections that exist go on with the old one, new ones get the new one, again and again."""
-    old = shutil.copy(served.cert, tmp_path / "old.crt")
+    old = Path(shutil.copy(served.cert, tmp_path / "old.crt"))
     with Client(site.address, site.tokens["OWNER"], ca_file=old) as client:
         assert client.check("ann@acme.io", "view", "members")
         for number in range(3):
@@ -198,7 +198,7 @@ def test_unusable_files_are_refused_and_the_old_certificate_stays(
     problem: str,
 ) -> None:
     """The log names the defect once, and the server serves what it had, until usable files are there."""
-    old = shutil.copy(served.cert, tmp_path / "old.crt")
+    old = Path(shutil.copy(served.cert, tmp_path / "old.crt"))
 
     spoil(served, tmp_path)
     wait_until(lambda: "TLS files refused, the last good certificate stays in force" in logged())

@@ -30,6 +30,11 @@ class CertificateFiles(NamedTuple):
     cert: Path
     key: Path
 
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """The flags of `rolecall serve`."""
+        return "--tls-cert", str(self.cert), "--tls-key", str(self.key)
+
 
 def make_certificate(
     folder: Path,
