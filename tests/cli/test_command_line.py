@@ -70,6 +70,7 @@ def test_every_command_is_listed_in_this_test() -> None:
         "init",
         "serve",
         "serve-worker",
+        "health",
         "check",
         "permissions",
         "resources",

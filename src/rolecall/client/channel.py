@@ -23,7 +23,9 @@ _CLOSED = re.compile("Socket closed|Connection reset|Broken pipe|closed the conn
 _SERVICE_CONFIG = json.dumps(
     {
         "methodConfig": [
-            # Not retried: the first attempt may have ended the credential or used up the secret; a second fails.
+            # Not retried: whoever asks for the health asks again.
+            {"name": [{"service": "grpc.health.v1.Health"}]},
+            # Nor these: the first attempt may have ended the credential or used up the secret; a second fails.
             {
                 "name": [
                     {"service": "rolecall.v1.SessionService", "method": "SignOut"},
@@ -104,33 +106,39 @@ def open_channel(endpoint: Endpoint, server_name: str = "") -> grpc.Channel:
     return grpc.secure_channel(target, grpc.ssl_channel_credentials(roots), options)
 
 
+_SPEAKS_PLAIN_TEXT = (
+    "the server speaks plain text, and this client TLS: unset ROLECALL_CA_FILE for a loopback address; for another one,"
+    " have the server use TLS, or set ROLECALL_PLAINTEXT_EXPOSES_TOKENS=true in a trusted network."
+)
+_SPEAKS_TLS = (
+    "the connection was closed at once. If the server uses TLS, set ROLECALL_CA_FILE to a PEM file with its authority."
+)
+
+
 def explain_failure(endpoint: Endpoint, details: str) -> str:
     """Return what keeps a client from connecting, and what to do, by the details of gRPC's UNAVAILABLE."""
     trusted = f"{endpoint.ca_file} (ROLECALL_CA_FILE)" if endpoint.ca_file else "the authorities that gRPC trusts"
-    for texts, problem in (
-        (("certificate has expired",), "the server's certificate has expired: renew it at the server."),
+    untrusted = (
+        f"{trusted} did not sign the server's certificate: set ROLECALL_CA_FILE to a PEM file with its authority."
+    )
+    other_name = f"{trusted} signed the server's certificate, but for another name: call the server by the name in it."
+    problems = (
+        (("certificate has expired",), "the server's certificate has expired: renew it there."),
         (("not yet valid",), "the server's certificate is not yet valid: compare the clocks of both machines."),
-        (
-            ("CERTIFICATE_VERIFY_FAILED",),
-            f"{trusted} did not sign the server's certificate: set ROLECALL_CA_FILE to a PEM file with its authority.",
-        ),
-        (
-            ("Hostname Verification", "is not in peer certificate"),
-            f"{trusted} signed the server's certificate, but for another name: call the server by the name in it.",
-        ),
-        (
-            ("WRONG_VERSION_NUMBER",),
-            "the server speaks plain text, this client TLS: unset ROLECALL_CA_FILE, and call it on a loopback address.",
-        ),
+        (("CERTIFICATE_VERIFY_FAILED",), f"{trusted} {untrusted}"),
+        (("Hostname Verification", "is not in peer certificate"), f"{trusted} {other_name}"),
+        (("WRONG_VERSION_NUMBER",), _SPEAKS_PLAIN_TEXT),
         (("handshake failed",), f"TLS failed, with {trusted}."),
+        (
+            ("receiving SETTINGS",),
+            "connections are accepted there, but nothing is answered: is that a Rolecall server?",
+        ),
         (("Permission denied",), "this user may not connect to that socket: see the server's setting socket_mode."),
-        (("resolving", "resolution failed"), "the name of the host is not found."),
-    ):
+        (("resolving", "resolution failed"), "the host is not found."),
+    )
+    for texts, problem in problems:
         if any(text in details for text in texts):
             return problem
     if endpoint.is_plaintext and not endpoint.address.startswith("unix:") and _CLOSED.search(details):
-        return (
-            "the connection was closed at once. If the server uses TLS, set ROLECALL_CA_FILE to a PEM file with the"
-            " authority that signed its certificate."
-        )
+        return _SPEAKS_TLS
     return "is a server running there?"
