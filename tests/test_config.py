@@ -278,7 +278,7 @@ def test_unix_address_names_a_path(address: str, path: str) -> None:
 
 @pytest.mark.parametrize("address", ["https://auth.acme.io", "http://127.0.0.1:50051", "dns:///auth.acme.io:443"])
 def test_url_is_no_address(address: str) -> None:
-    """Whoever pastes a URL is told which part of it is the address."""
+    """A pasted URL is refused with the part of it that is the address."""
     with pytest.raises(ValueError, match="is a URL: write only its host and port"):
         config.split_address(address, default_port=443)
 

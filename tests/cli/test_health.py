@@ -45,7 +45,7 @@ def test_probe_follows_the_server(probe: Workspace, serve: Serve) -> None:
 
 
 def test_probe_in_the_pod_of_a_tls_server(probe: Workspace, make_site: MakeSite, sqlite_url: str) -> None:
-    """It calls the loopback address, and trusts the very certificate that is served under another name."""
+    """A probe calls the loopback address, and trusts the very certificate that is served under another name."""
     cert, key = make_certificate(probe.folder, names="DNS:auth.acme.io")
     site = make_site(sqlite_url, tls_cert=cert, tls_key=key)
     address = ("--address", site.address)

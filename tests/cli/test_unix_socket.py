@@ -76,7 +76,7 @@ def test_clients_and_commands_call_a_unix_socket(workspace: Workspace, token: st
 
 @each_number
 def test_mode_of_the_socket_is_a_setting(workspace: Workspace, serve: Serve, workers: str) -> None:
-    """Whatever the umask, the file has that mode; the workers' own sockets are for this user only."""
+    """The file has that mode whatever the umask is; the workers' own sockets are for this user only."""
     workspace.variables["ROLECALL_SOCKET_MODE"] = "0666"
     _, path = start(serve, workspace, workers)
 
@@ -166,7 +166,7 @@ def test_unusable_path_is_named(workspace: Workspace, listen: str, problem: str)
 
 
 def test_socket_with_tls_files_is_refused(workspace: Workspace) -> None:
-    """Nobody believes that such a server uses TLS."""
+    """An operator who set TLS files must not believe that a socket uses them."""
     message = error_of(
         workspace.run("serve", "--listen", "unix:r.sock", "--tls-cert", "tls.crt", "--tls-key", "tls.key")
     )

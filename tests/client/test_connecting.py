@@ -36,7 +36,7 @@ def test_port_follows_from_the_use_of_tls(address: str, options: dict[str, objec
 
 
 def test_variable_for_plain_text_chooses_its_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever accepts plain text in a network calls the plain-text port."""
+    """A client that accepts plain text in a network calls the plain-text port."""
     monkeypatch.setenv("ROLECALL_PLAINTEXT_EXPOSES_TOKENS", "true")
 
     assert find_endpoint("auth.example.com", None, plaintext=None).address == "auth.example.com:50051"

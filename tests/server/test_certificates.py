@@ -250,7 +250,7 @@ def test_certificate_outside_its_life_is_logged(
     life: dict[str, str],
     warning: str,
 ) -> None:
-    """It is served, as the clock may be wrong, and the log says that clients refuse it."""
+    """Such a certificate is served, as the clock may be wrong, and the log says that clients refuse it."""
     replace(served, make_certificate(tmp_path, "new", **life))
 
     wait_until(lambda: warning in logged())
@@ -275,7 +275,7 @@ def test_certificate_that_expires_while_it_is_served_is_logged(
 
 
 def test_key_that_others_can_read_is_a_warning(tmp_path: Path, logged: Callable[[], str]) -> None:
-    """It is served all the same; one that only the group can read is fine."""
+    """Such a key is used all the same; one that only the group can read is fine."""
     pair = make_certificate(tmp_path)
     pair.key.chmod(0o640)
     Certificates(*pair)

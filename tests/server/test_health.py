@@ -141,7 +141,7 @@ def impatient(each_transport: str, make_site: MakeSite, sqlite_url: str) -> Site
 
 
 def test_ready_turns_with_the_answers_to_checks(impatient: Site) -> None:
-    """It is NOT_SERVING while Checks are STALE, and SERVING again after that; the process is SERVING all the time."""
+    """The name is NOT_SERVING while Checks are STALE, then SERVING again; the process is SERVING all the time."""
     site = impatient
     seen: list[tuple[bool, int]] = []
 
@@ -206,7 +206,7 @@ def test_watchers_that_read_nothing_do_not_block_notifications(impatient: Site) 
 
 
 def test_server_that_cannot_build_the_policy_in_force_is_not_ready(site: Site) -> None:
-    """It serves an earlier policy, so others should be asked; once its own folder is in force, it is ready."""
+    """A server with an earlier policy isn't ready; once its own folder is in force, it is."""
     unknown = StoredPolicy("f" * 16, "[model]", "p, ALL, *", "tests", 0)
     site.storage.exclusive(lambda tx: policy_rows.activate(tx, unknown, "another version", now()))
 

@@ -47,9 +47,10 @@ class Client(ClientBase):
         """Set up the client without connecting: the first call connects.
 
         An argument that is None or empty is read from ROLECALL_ADDRESS, ROLECALL_TOKEN, ROLECALL_ORGANIZATION or
-        ROLECALL_CA_FILE. `timeout`: seconds that one call may take, its retries included. The connection is in plain
-        text to a loopback address, unless a CA file is given, and with TLS to any other, unless
-        ROLECALL_PLAINTEXT_EXPOSES_TOKENS=true; `plaintext` overrides both. `page_size`: entries fetched at once of a
+        ROLECALL_CA_FILE. `address`: `host:port`, `host` (port 443 with TLS, else 50051), or `unix:path`. `timeout`:
+        seconds that one call may take, its retries included. The connection is in plain text to a Unix socket, and to a
+        loopback address unless a CA file is given; it uses TLS to any other, unless
+        ROLECALL_PLAINTEXT_EXPOSES_TOKENS=true; `plaintext` overrides this. `page_size`: entries fetched at once of a
         list, 1 to 1,000. Raises `ConfigError` if no token is given, or the address is malformed.
         """
         token = token or os.environ.get(f"{PREFIX}TOKEN", "")

@@ -131,7 +131,7 @@ def explain_failure(endpoint: Endpoint, details: str) -> str:
         (("handshake failed",), f"TLS failed, with {trusted}."),
         (
             ("receiving SETTINGS",),
-            "connections are accepted there, but nothing is answered: is that a Rolecall server?",
+            "connections are accepted there, but nothing is answered: is it Rolecall?",
         ),
         (("Permission denied",), "this user may not connect to that socket: see the server's setting socket_mode."),
         (("resolving", "resolution failed"), "the host is not found."),

@@ -45,7 +45,7 @@ def create(
 def list_organizations(
     config_file: ConfigFile = None, database: Database = None, key_file: KeyFile = None, json: Json = False
 ) -> None:
-    """List all organizations, and whether their audit logs still have their end: nothing else can be changed there."""
+    """List all organizations. CUT_OFF: the end of the audit log was removed, and nothing can be changed there."""
     from rolecall.storage import audit, organizations
 
     with open_database(config_file, database, key_file) as (storage, _):
