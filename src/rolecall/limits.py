@@ -80,7 +80,8 @@ class Limits:
     Storage and policy:
     `database_seconds`: maximum wait of a statement for another writer's lock, and for a connection from the pool.
     `cleanup_seconds`: time between two deletions of rows that are no longer needed.
-    `casbin_seconds`: maximum time of the check of the policy against Casbin at the start of a server.
+    `casbin_seconds`: maximum time of the check of a new policy against Casbin at the start of a server. A fifth of that
+    compares all permissions of the shipped policy for each role; the rest are borders.
     """
 
     waiting_calls: int = 10_000
@@ -123,7 +124,7 @@ class Limits:
 
     database_seconds: float = 2.0
     cleanup_seconds: float = 600.0
-    casbin_seconds: float = 2.0
+    casbin_seconds: float = 0.5
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for a number below 1 or a time below 0: a queue without a place would wait for ever."""

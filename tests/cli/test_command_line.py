@@ -92,6 +92,7 @@ def test_every_command_is_listed_in_this_test() -> None:
         "policy lint",
         "policy test",
         "policy matrix",
+        "policy new",
         "policy explain",
         "tokens",
         "tokens create",

@@ -1,6 +1,7 @@
 """`rolecall serve --workers`: several processes on one port, as seen from outside."""
 
 import fcntl
+import json
 import os
 import re
 import signal
@@ -47,7 +48,8 @@ def test_workers_share_a_port_and_stop_together(workspace: Workspace, token: str
     """Workers share one address in one line of the log, all answer calls, and one signal ends them all."""
     workspace.variables["ROLECALL_DECISION_LOG"] = "all"
     serving = serve(workspace, "--workers", "2")
-    address = serving.wait_for(r"answers on (\S+) \(plain text, 2 workers\), policy \w+ from policies\.")[1]
+    started = json.loads(serving.wait_for(".*server started.*")[0])
+    address = started["address"]
     workers = serving.workers
     logs = [workspace.folder / f"decisions.{number}.jsonl" for number in (1, 2)]
 
@@ -62,8 +64,9 @@ def test_workers_share_a_port_and_stop_together(workspace: Workspace, token: str
     assert len(workers) == 2
     assert not any(is_running(worker) for worker in workers)
     log = serving.log.read_text()
-    assert log.count("answers on") == 1
-    assert log.count("Stopping.") == 1
+    assert (started["workers"], started["policy"]) == (2, "policies")
+    assert log.count("server started") == 1
+    assert log.count("server stopping") == 1
     assert "Traceback" not in log
 
 
@@ -99,7 +102,7 @@ def test_a_worker_that_is_killed_is_started_again(workspace: Workspace, token: s
 def test_a_worker_killed_under_load_answers_nothing_wrongly(workspace: Workspace, token: str, serve: Serve) -> None:
     """Calls in the killed worker fail as unanswered; none hangs, and all others are answered correctly."""
     serving = serve(workspace, "--workers", "2")
-    address = serving.wait_for(r"answers on (\S+) \(plain text, 2 workers")[1]
+    address = serving.address
     stop = threading.Event()
     wrong: list[object] = []
     counts = {"answered": 0, "failed": 0, "slow": 0}
@@ -152,7 +155,7 @@ def test_workers_end_with_their_supervisor(workspace: Workspace, serve: Serve) -
 def test_sighup_reaches_all_workers(workspace: Workspace, token: str, serve: Serve) -> None:
     """Each reads the policy again."""
     serving = serve(workspace, "--workers", "2", "--log-format", "json")
-    serving.wait_for("answers on")
+    serving.wait_for("server started")
     before = serving.log.read_text().count("policy in force")
 
     serving.process.send_signal(signal.SIGHUP)
@@ -214,7 +217,7 @@ def test_closed_log_pipe_is_harmless(workspace: Workspace, token: str) -> None:
     )
     os.close(writer)
     with os.fdopen(reader) as log_pipe:
-        found = re.search(r"answers on (\S+)", log_pipe.readline())
+        found = re.search(r'"address": "([^"]+)"', log_pipe.readline())
     assert found
     away = workspace.folder / "away.db"
     try:
@@ -246,7 +249,7 @@ def test_blocked_log_pipe_is_harmless(workspace: Workspace, token: str, workers:
     )
     os.close(writer)
     with os.fdopen(reader) as log_pipe:
-        found = next(match for line in log_pipe if (match := re.search(r"answers on (\S+)", line)))
+        found = next(match for line in log_pipe if (match := re.search(r'"address": "([^"]+)"', line)))
         # From here on nothing is read.
         fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
         try:

@@ -284,7 +284,7 @@ def test_key_that_others_can_read_is_a_warning(tmp_path: Path, logged: Callable[
     Certificates(*pair)
 
     assert before == ""
-    assert "TLS key can be read by other users" in logged()
+    assert "file with a secret is open to other users" in logged()
 
 
 def test_reading_files_leaves_no_descriptor_open(tmp_path: Path) -> None:

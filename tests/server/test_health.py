@@ -207,7 +207,7 @@ def test_watchers_that_read_nothing_do_not_block_notifications(impatient: Site) 
 
 def test_server_that_cannot_build_the_policy_in_force_is_not_ready(site: Site) -> None:
     """A server with an earlier policy isn't ready; once its own folder is in force, it is."""
-    unknown = StoredPolicy("f" * 16, "[model]", "p, ALL, *", "tests", 0)
+    unknown = StoredPolicy("f" * 16, "[model]", "p, ALL, *", "tests", 0, "")
     site.storage.exclusive(lambda tx: policy_rows.activate(tx, unknown, "another version", now()))
 
     wait_until(lambda: status(site, READY) == NOT_SERVING)

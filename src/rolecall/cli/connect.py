@@ -90,7 +90,7 @@ def open_database(
     from rolecall.storage import Storage
 
     settings = config.load(config_file, database=database, key_file=key_file)
-    storage = Storage(settings.database)
+    storage = Storage(settings.database, password=settings.database_password)
     try:
         storage.check()
         log = AuditLog(server_key.read(settings.key_file))

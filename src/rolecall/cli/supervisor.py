@@ -93,7 +93,7 @@ def _watch(settings: Settings, address: str, workers: "list[_Worker]", signals: 
                 for worker in workers:
                     worker.hang_up()
             case signal.SIGTERM | signal.SIGINT:
-                process.announce(settings, "Stopping.")
+                process.announce_stop(settings)
                 return 0
 
 

@@ -11,11 +11,11 @@ import grpc
 
 from rolecall.client import convert
 from rolecall.client.channel import Endpoint, find_endpoint, open_channel
-from rolecall.environment import PREFIX, unknown_variables
+from rolecall.environment import PREFIX, read_secret
 from rolecall.errors import CallFailed, ConfigError, InvalidField
 from rolecall.spelling import suggest
 
-__all__ = ["MAX_PAGE_SIZE", "ClientBase", "Connection", "choose", "connect"]
+__all__ = ["MAX_PAGE_SIZE", "ClientBase", "Connection", "choose", "connect", "token_of_environment"]
 
 # Most entries in a page of a list (docs/concepts.md); the server cuts larger sizes down to it.
 MAX_PAGE_SIZE = 1000
@@ -114,14 +114,27 @@ def connect(
 
     Raises `ConfigError`.
     """
-    if problems := unknown_variables():
-        raise ConfigError("\n".join(problems))
     address = address or os.environ.get(f"{PREFIX}ADDRESS", DEFAULT_ADDRESS)
     if not token.isascii() or not token.isprintable() or " " in token:
         raise ConfigError("The token is malformed: it holds a blank, a line break or another stray character.")
     organization = organization or os.environ.get(f"{PREFIX}ORGANIZATION", "")
     endpoint = find_endpoint(address, ca_file or os.environ.get(f"{PREFIX}CA_FILE"), plaintext=plaintext)
     return Connection(endpoint, token, organization, timeout, page_size, server_name)
+
+
+def token_of_environment() -> str:
+    """Return the token in ROLECALL_TOKEN, or in the file that ROLECALL_TOKEN_FILE names. Raises `ConfigError`."""
+    token, file = (os.environ.get(f"{PREFIX}{name}", "") for name in ("TOKEN", "TOKEN_FILE"))
+    if token and file:
+        raise ConfigError("ROLECALL_TOKEN and ROLECALL_TOKEN_FILE are both set: unset one of them.")
+    if not token and not file:
+        raise ConfigError(
+            "There is no token to present: set ROLECALL_TOKEN to one, or ROLECALL_TOKEN_FILE to its file."
+        )
+    try:
+        return token or read_secret(Path(file))
+    except ValueError as error:
+        raise ConfigError(f"ROLECALL_TOKEN_FILE is wrong: {error}.") from error
 
 
 def choose(known: dict[str, T], word: str, field: str) -> T:

@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,9 +31,11 @@ from rolecall.policy import (
     PolicyError,
     PolicyFiles,
     Severity,
+    build,
     build_in_subprocess,
     parser,
 )
+from rolecall.policy.comparison_key import comparison_key
 from rolecall.policy.parsed import NO_FILES, ParsedPolicy
 from rolecall.storage import Storage, Transaction
 from rolecall.storage import members as member_rows
@@ -160,7 +163,7 @@ class LivePolicy:
         """Activate the served policy in a database that was restored to a state without any."""
 
         def work(tx: Transaction) -> Activation:
-            stored = StoredPolicy(served.policy.version, *served.files, 0)
+            stored = StoredPolicy(served.policy.version, *served.files, 0, "")
             return rows.in_force(tx) or rows.activate(tx, stored, self._activator, now())
 
         return self._storage.exclusive(work)
@@ -185,7 +188,7 @@ class LivePolicy:
         self._watch.wake()
 
     def _start(self, casbin_seconds: float) -> InForce:
-        result = build_in_subprocess(self._folder, casbin_seconds)
+        result = _build_first(self._folder, self._storage, casbin_seconds)
         findings = result.errors
         if result.policy is not None:
             activation, findings = self._activate(result, is_start=True)
@@ -237,7 +240,7 @@ class LivePolicy:
 
     def _build(self) -> Build | None:
         """Build the folder's policy. None if its files have errors, which are noted as the refusal."""
-        result = build_in_subprocess(self._folder, RELOAD_CASBIN_SECONDS)
+        result = _build_folder(self._folder, self._storage, RELOAD_CASBIN_SECONDS)
         if result.policy is None:
             # A thread that catches up must not lose what it sets.
             with self._lock:
@@ -263,7 +266,7 @@ class LivePolicy:
         """
         assert result.policy is not None  # noqa: S101 - for the type checker
         policy = result.policy
-        new = StoredPolicy(result.version, *result.files, result.comparisons)
+        new = StoredPolicy(result.version, *result.files, result.comparisons, result.comparison_key)
         before: StoredPolicy | None = None
 
         def attempt(tx: Transaction, *, locked: bool) -> Activation | tuple[Finding, ...]:
@@ -409,12 +412,49 @@ def load_in_force(storage: Storage) -> Policy | None:
 def _build_stored(storage: Storage, activation: Activation) -> Build:
     """Build the policy of an activation from the database. Raises `StorageUnavailable` where that isn't possible."""
     stored = storage.read(lambda tx: rows.get(tx, activation.version))
-    result = build_in_subprocess(_files(stored), 0.0)
+    known_key = stored.comparison_key if stored else ""
+    result = build_in_subprocess(_files(stored), RELOAD_CASBIN_SECONDS, known_key)
+    _note_comparison(storage, result)
     if result.policy is None:
         findings = [str(finding) for finding in result.errors[:5]]
         _log.error("policy in force can't be built", policy_version=activation.version, findings=findings)
         raise StorageUnavailable(_UNBUILDABLE)
     return result
+
+
+def _build_first(folder: Path, storage: Storage, casbin_seconds: float) -> Build:
+    """Build the policy of a folder as `_build_folder` does; a known one here, as no call is served yet."""
+    files = parser.read_files(folder, ParsedPolicy())
+    known_key = _known_key(storage, files.version)
+    if known_key and known_key == comparison_key(files):
+        return build(folder, casbin_seconds, known_key)
+    return _build_folder(folder, storage, casbin_seconds)
+
+
+def _build_folder(folder: Path, storage: Storage, casbin_seconds: float) -> Build:
+    """Build the policy of a folder; compare it with Casbin unless the database has the outcome."""
+    version = parser.read_files(folder, ParsedPolicy()).version
+    result = build_in_subprocess(folder, casbin_seconds, _known_key(storage, version))
+    _note_comparison(storage, result)
+    return result
+
+
+def _known_key(storage: Storage, version: str) -> str:
+    """Return the key of the policy's comparison in the database; empty where there is none, or no database."""
+    try:
+        return storage.read(lambda tx: rows.comparison_key(tx, version))
+    except StorageUnavailable:
+        return ""
+
+
+def _note_comparison(storage: Storage, result: Build) -> None:
+    """Store the comparison of a policy that was activated before, as with another version of Casbin."""
+    if result.policy is not None and result.comparisons:
+        # It is compared again at the next start where that fails.
+        with suppress(StorageUnavailable, WriteConflict):
+            storage.write(
+                lambda tx: rows.note_comparison(tx, result.version, result.comparisons, result.comparison_key)
+            )
 
 
 def _files(stored: StoredPolicy | None) -> PolicyFiles:

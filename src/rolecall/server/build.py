@@ -201,7 +201,8 @@ def _build(settings: Settings, limits: Limits, release: ExitStack, *, shares_por
     certificates: Certificates | None = None
     if settings.tls_cert and settings.tls_key:
         certificates = Certificates(settings.tls_cert, settings.tls_key)
-    storage = Storage(settings.database, pool_size=settings.threads + MORE_CONNECTIONS, limits=limits)
+    pool_size = settings.threads + MORE_CONNECTIONS
+    storage = Storage(settings.database, pool_size, limits, password=settings.database_password)
     release.callback(storage.close)
     storage.check()
     log = AuditLog(key)

@@ -76,7 +76,7 @@ def activate(
             problems = " ".join(f"{finding.message} {finding.fix}" for finding in findings)
             names = f" Organizations: {join_names(ownerless)}." if ownerless else ""
             raise PolicyInvalid(f"The policy can't be activated: {problems}{names}")
-        stored = StoredPolicy(built.version, *built.files, built.comparisons)
+        stored = StoredPolicy(built.version, *built.files, built.comparisons, built.comparison_key)
         activation = rows.activate(tx, stored, activator, at)
         count = sum(len(each.members) + len(each.tokens) + len(each.invitations) for each in moved.values())
         return ActivatedPolicy(activation, count, len(moved))

@@ -6,7 +6,6 @@ grpc silently keeps the old pair where a new one is unusable, so each is tried b
 import math
 import os
 import ssl
-import stat
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ import grpc
 import structlog
 
 from rolecall.background import PeriodicThread
+from rolecall.credentials.private_files import warn_if_exposed
 from rolecall.errors import ConfigError
 
 __all__ = ["Certificates"]
@@ -116,18 +116,11 @@ class Certificates:
         """Read the files, and try them. Raises `ConfigError` that names the file at fault."""
         try:
             pair = _Pair(self._key.read_bytes(), self._cert.read_bytes())
-            mode = self._key.stat().st_mode
+            warn_if_exposed(self._key)
         except OSError as error:
             raise ConfigError(f"The TLS file {error.filename} can't be read: {error.strerror}.") from error
         if not _is_accepted_by_grpc(pair):
             raise ConfigError(_problem(pair, self._cert, self._key))
-        if mode & stat.S_IROTH:
-            _log.warning(
-                "TLS key can be read by other users",
-                file=str(self._key),
-                mode=f"{stat.S_IMODE(mode):04o}",
-                fix="chmod o= FILE; for a Secret in Kubernetes, defaultMode: 0400 with fsGroup",
-            )
         return pair
 
     def _note_life(self) -> None:
