@@ -21,7 +21,7 @@ from support.waiting import wait_until
 
 def activate(storage: Storage, version: str, activator: str = "host-a") -> int:
     """Put a policy of this version in force; return the activation's sequence number."""
-    policy = StoredPolicy(version, "model", version, "tests", 1)
+    policy = StoredPolicy(version, "model", version, "tests", 1, "")
     return storage.exclusive(lambda tx: policy_rows.activate(tx, policy, activator, now())).sequence
 
 

@@ -49,7 +49,7 @@ def test_missing_folder_is_one_finding(tmp_path: Path) -> None:
     result = build(tmp_path / "nowhere", 0.0)
 
     assert result.policy is None
-    assert _places(result) == [(str(tmp_path / "nowhere"), 0, 0)]
+    assert _places(result) == [("", 0, 0)]
     assert "ROLECALL_POLICY" in result.errors[0].fix
     assert result.version == ""
 
@@ -114,7 +114,8 @@ def test_file_in_place_of_the_folder_cannot_be_read(tmp_path: Path) -> None:
 
     result = build(path, 0.0)
 
-    assert _places(result) == [(str(path), 0, 0)]
+    assert _places(result) == [("", 0, 0)]
+    assert "is not a folder" in result.errors[0].message
 
 
 @pytest.mark.parametrize("end", ["\r", "\v", "\f", "\x85", "\u2028", "\u2029"])

@@ -192,7 +192,7 @@ def test_child_that_cannot_start_is_a_finding(
 
 def test_nothing_printed_in_the_child_mixes_with_its_answer() -> None:
     """The child's standard output holds its answer alone, and it ends well."""
-    command = [sys.executable, "-m", "rolecall.policy", str(SHIPPED), "0.1"]
+    command = [sys.executable, "-m", "rolecall.policy", str(SHIPPED), "0.1", ""]
 
     done = subprocess.run(command, capture_output=True, timeout=60, check=True)
 
@@ -203,7 +203,7 @@ def test_nothing_printed_in_the_child_mixes_with_its_answer() -> None:
 @pytest.mark.parametrize("rules", [_many_rules(), OWNER_ROW], ids=["many", "join_names"])
 def test_child_whose_parent_has_ended_prints_nothing(tmp_path: Path, rules: str) -> None:
     """A child whose parent has ended, as after SIGTERM, leaves no traceback, whatever its answer's size."""
-    command = [sys.executable, "-m", "rolecall.policy", str(write_folder(tmp_path, rules, CASES)), "0.1"]
+    command = [sys.executable, "-m", "rolecall.policy", str(write_folder(tmp_path, rules, CASES)), "0.1", ""]
 
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         assert child.stdout is not None

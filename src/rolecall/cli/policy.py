@@ -1,4 +1,4 @@
-"""`rolecall policy`: lint, test and explain a policy folder; show the policy that a server serves."""
+"""`rolecall policy`: make, lint, test and explain a policy folder; show the policy that a server serves."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -15,11 +15,11 @@ from rolecall.cli.commands import Commands
 from rolecall.cli.connect import Json, open_client, to_dict
 from rolecall.domain import Reason
 from rolecall.errors import InvalidField
-from rolecall.policy import TEST_FILE, Build, Finding, Policy, PolicyError, Severity
+from rolecall.policy import TEST_FILE, Build, Finding, Policy, PolicyError, Severity, shipped
 
 __all__ = ["app"]
 
-app = Commands("Lint, test and explain a policy folder; show the policy that a server serves.")
+app = Commands("Make, lint, test and explain a policy folder; show the policy that a server serves.")
 
 Folder = Annotated[Path | None, typer.Argument(help="The policy folder; default: ROLECALL_POLICY, or `policies`.")]
 
@@ -30,6 +30,17 @@ class Format(StrEnum):
     TABLE = "table"
     CSV = "csv"
     TEST = "test"
+
+
+@app.command()
+def new(
+    folder: Folder = None,
+    variant: Annotated[str, typer.Option(help=f"A variant of it: {' or '.join(shipped.VARIANTS)}.")] = "",
+) -> None:
+    """Write the shipped policy into a folder, to be edited. Replaces no file."""
+    folder = _folder(folder)
+    shipped.write(folder, variant)
+    output.say(f"The policy is in {folder}: roles {', '.join(_index(folder).roles)}. It is yours to edit.")
 
 
 @app.command()
@@ -63,7 +74,7 @@ def lint(
         )
         raise typer.Exit(0 if would_serve else 1)
     for finding in findings:
-        output.print_value(f"{folder}/{finding}")
+        output.print_value(finding.in_folder(folder))
     if result.policy is None:
         output.say(f"Errors: {len(result.errors)}. A server would refuse this policy.")
         raise typer.Exit(1)
@@ -89,7 +100,7 @@ def run_tests(folder: Folder = None, json: Json = False) -> None:
         output.print_json({"tests": result.tests, "failed": failed, "findings": findings})
         raise typer.Exit(0 if result.policy else 1)
     for finding in result.errors:
-        output.print_value(f"{folder}/{finding}")
+        output.print_value(finding.in_folder(folder))
     if result.policy is None:
         output.say(f"Tests: {result.tests}, failed: {failed}, other errors: {len(result.errors) - failed}.")
         raise typer.Exit(1)

@@ -3,8 +3,9 @@
 import hashlib
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from pathlib import Path
 from typing import NamedTuple
 
 from rolecall.domain import Effect
@@ -82,7 +83,10 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Problem of a policy folder: its place (lines and columns count from 1; 0 is the whole file), and its fix."""
+    """Problem of a policy folder: its place (lines and columns count from 1; 0 is the whole file), and its fix.
+
+    Without a `file` it is about the folder itself.
+    """
 
     file: str
     line: int
@@ -93,8 +97,12 @@ class Finding:
 
     def __str__(self) -> str:
         """Format the finding on one line, as compilers print them."""
-        where = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
-        return f"{where}: {self.severity}: {self.message} Fix: {self.fix}"
+        where = f"{self.file}:{self.line}:{self.column}: " if self.line else f"{self.file}: " if self.file else ""
+        return f"{where}{self.severity}: {self.message} Fix: {self.fix}"
+
+    def in_folder(self, folder: Path) -> str:
+        """Format the finding with the folder before the file."""
+        return str(replace(self, file=str(folder / self.file)))
 
 
 class Rule(NamedTuple):

@@ -48,8 +48,11 @@ def read(folder: Path) -> ParsedPolicy:
 def read_files(folder: Path, parsed: ParsedPolicy) -> PolicyFiles:
     """Read the texts of the files of `folder`; those that can't be read are empty, with a finding in `parsed`."""
     if not _is_folder(folder):
-        fix = "Name the folder with model.conf, policy.csv and policy_test.csv (ROLECALL_POLICY, --policy)."
-        parsed.add(str(folder), 0, 0, "The policy folder doesn't exist.", fix)
+        fix = (
+            "Name the folder with model.conf, policy.csv and policy_test.csv (ROLECALL_POLICY, --policy), or create it:"
+            " `rolecall policy new`."
+        )
+        parsed.add("", 0, 0, "The policy folder doesn't exist, or is not a folder.", fix)
         return NO_FILES
     return PolicyFiles.cleaned(*(_text(folder, name, parsed) for name in (MODEL_FILE, POLICY_FILE, TEST_FILE)))
 

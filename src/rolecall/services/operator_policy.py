@@ -63,7 +63,7 @@ def activate(
 
     def work(tx: Transaction) -> ActivatedPolicy:
         at = now()
-        stored = StoredPolicy(built.version, *built.files, built.comparisons)
+        stored = StoredPolicy(built.version, *built.files, built.comparisons, built.comparison_key)
         activation = rows.activate(tx, stored, activator, at)
         moved = _holders(tx, moves, at)
         for organization, holders in moved.items():

@@ -76,7 +76,7 @@ class Policies:
         if not self._validations.acquire(blocking=False):
             raise RateLimited("Another policy is being validated: try again in a few seconds.")
         try:
-            built = build_in_subprocess(files, RELOAD_CASBIN_SECONDS, MAX_VALIDATION_SECONDS)
+            built = build_in_subprocess(files, RELOAD_CASBIN_SECONDS, max_seconds=MAX_VALIDATION_SECONDS)
         finally:
             self._validations.release()
         policy = built.policy

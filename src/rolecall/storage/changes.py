@@ -2,8 +2,7 @@
 
 from collections.abc import Iterable
 
-from sqlalchemy import ColumnElement, Executable, bindparam, delete, literal_column, select, text
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import delete, literal_column, select, text
 
 from rolecall.storage.tables import changes
 from rolecall.storage.transaction import Change, Transaction
@@ -14,12 +13,16 @@ __all__ = ["CHANNEL", "notify_followers", "position", "prune", "record_change", 
 CHANNEL = "rolecall"
 
 _NAMES = ("organization", "revision", "kind", "key")
-_TRANSACTION: ColumnElement[int] = literal_column("pg_current_xact_id()::text::bigint")
-_ADD: dict[str, Executable] = {
-    "postgresql": postgresql.insert(changes)
-    .values({name: bindparam(name) for name in _NAMES} | {"transaction_id": _TRANSACTION})
-    .on_conflict_do_nothing(),
-    "sqlite": sqlite.insert(changes).on_conflict_do_nothing(),
+# In SQL: SQLAlchemy's own statements for it would import both dialects, with their drivers.
+_ADD = {
+    "postgresql": text(
+        "INSERT INTO changes (organization, revision, kind, key, transaction_id)"
+        " VALUES (:organization, :revision, :kind, :key, pg_current_xact_id()::text::bigint) ON CONFLICT DO NOTHING"
+    ),
+    "sqlite": text(
+        "INSERT INTO changes (organization, revision, kind, key) VALUES (:organization, :revision, :kind, :key)"
+        " ON CONFLICT DO NOTHING"
+    ),
 }
 # SQLite has one writer at a time, so its row numbers are in commit order. PostgreSQL's transactions commit in another
 # order than they get their ids: the changes from the oldest transaction that was in progress on are read again.

@@ -226,6 +226,8 @@ policies = Table(
     Column[str]("tests", Text, nullable=False),
     # Number of decisions that were compared with Casbin's.
     Column[int]("comparisons", BigInteger, nullable=False),
+    # Hash of all that their outcome depends on; empty where that is unknown.
+    Column[str]("comparison_key", Text, nullable=False, server_default=text("''")),
 )
 
 # The activations of policies. The policy of the last one is in force, for all processes.
