@@ -44,10 +44,11 @@ bench: .venv/bench ## Measure Checks beside the references, into docs/benchmarks
 bench-full: .venv/bench ## Measure Checks at scale too, beside floods, over workers; about eleven minutes
 	$(BIN)/python benchmarks/full.py
 
-bench-parts: .venv/dev ## Measure decisions, changes and lists; about two minutes
+bench-parts: .venv/dev ## Measure decisions, changes, lists and the start; about two minutes
 	$(BIN)/python benchmarks/policy.py
 	$(BIN)/python benchmarks/management.py
 	$(BIN)/python benchmarks/members.py
+	$(BIN)/python benchmarks/start.py
 
 lock: ## Resolve the dependencies anew; needs `uv`
 	uv pip compile -q --universal --generate-hashes --no-header --no-annotate --python-version 3.11 --upgrade \

@@ -112,6 +112,7 @@ def serving(settings: Settings) -> Iterator[str]:
         "ROLECALL_POLICY": str(settings.policy),
         "ROLECALL_MAIL_FOLDER": str(settings.mail_folder),
         "ROLECALL_LOG_LEVEL": "error",
+        "ROLECALL_LOG_FORMAT": "text",
     }
     with subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True) as process:
         try:

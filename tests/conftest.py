@@ -97,10 +97,10 @@ def _is_shipped(source: Path | policies.PolicyFiles) -> bool:
 def _quick_start(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start servers on the shipped policy without building it again."""
 
-    def build_in_subprocess(source: Path | policies.PolicyFiles, casbin_seconds: float) -> policies.Build:
+    def build_in_subprocess(source: Path | policies.PolicyFiles, seconds: float, known_key: str) -> policies.Build:
         if _is_shipped(source):
             return _shipped_policy()
-        return policies.build_in_subprocess(source, casbin_seconds)
+        return policies.build_in_subprocess(source, seconds, known_key)
 
     monkeypatch.setattr(reload, "build_in_subprocess", build_in_subprocess)
 

@@ -88,7 +88,7 @@ def test_config_flag_beats_its_variable(tmp_path: Path, monkeypatch: pytest.Monk
     assert settings.threads == 3
 
 
-@pytest.mark.parametrize("variable", ["ADDRESS", "TOKEN", "ORGANIZATION", "CA_FILE"])
+@pytest.mark.parametrize("variable", ["ADDRESS", "TOKEN", "TOKEN_FILE", "ORGANIZATION", "CA_FILE"])
 def test_variables_of_the_client_are_accepted(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server starts in a shell that is set up for the client."""
     monkeypatch.setenv(f"ROLECALL_{variable}", "anything")
@@ -98,25 +98,154 @@ def test_variables_of_the_client_are_accepted(variable: str, monkeypatch: pytest
     assert settings == Settings()
 
 
-def test_unknown_key_of_the_file_is_named_with_the_known_ones(tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["listn", "LISTEN", "Listen"])
+def test_unknown_key_of_the_file_is_named_with_the_nearest_one(key: str, tmp_path: Path) -> None:
     """A mistyped key says in which file it is, and what it could have been."""
-    file = toml(tmp_path, 'listn = "127.0.0.1:1"\n')
+    file = toml(tmp_path, f'{key} = "127.0.0.1:1"\n')
 
-    message = problem(file)
-
-    assert f"{file}: `listn` is not a setting." in message
-    assert "listen" in message.partition("Known:")[2]
+    assert problem(file) == f"{file}: `{key}` is not a setting: do you mean `listen`?"
 
 
-@pytest.mark.parametrize("variable", ["ROLECALL_LISTN", "ROLECALL_listen", "ROLECALL_Listen", "ROLECALL_"])
-def test_unknown_variable_is_named_with_the_known_ones(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A mistyped variable, even one wrong only in case, is an error."""
+@pytest.mark.parametrize(
+    ("variable", "nearest"),
+    [
+        ("ROLECALL_LISTN", "ROLECALL_LISTEN"),
+        ("ROLECALL_listen", "ROLECALL_LISTEN"),
+        ("ROLECALL_Listen", "ROLECALL_LISTEN"),
+        ("ROLECALL_DATABASE_URL", "ROLECALL_DATABASE"),
+        ("ROLECALL_LOGLEVEL", "ROLECALL_LOG_LEVEL"),
+        ("ROLECALL_TOKENFILE", "ROLECALL_TOKEN_FILE"),
+    ],
+)
+def test_unknown_variable_is_named_with_the_nearest_one(
+    variable: str, nearest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mistyped variable, even one wrong only in case, is an error of one line that names the one that is meant."""
     monkeypatch.setenv(variable, "127.0.0.1:1")
+
+    assert problem() == f"The variable {variable} is unknown: do you mean `{nearest}`?"
+
+
+@pytest.mark.parametrize("variable", ["ROLECALL_", "ROLECALL_COLOUR", "ROLECALL_PORT", "ROLECALL_HOST"])
+def test_variable_like_no_other_suggests_none(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no name is near, the error says where all are listed; ROLECALL_PORT isn't taken for ROLECALL_SMTP_PORT."""
+    monkeypatch.setenv(variable, "50051")
 
     message = problem()
 
-    assert f"The variable {variable} is unknown." in message
-    assert "ROLECALL_LISTEN" in message.partition("Known:")[2]
+    assert message == f"The variable {variable} is unknown: unset it, or correct it by the list in docs/operating.md."
+
+
+# Kubernetes sets these in every container of a namespace with a Service of this name, here with a port named `grpc`.
+ROLECALL_SERVICE = {
+    "ROLECALL_SERVICE_HOST": "10.0.0.1",
+    "ROLECALL_SERVICE_PORT": "50051",
+    "ROLECALL_SERVICE_PORT_GRPC": "50051",
+    "ROLECALL_PORT": "tcp://10.0.0.1:50051",
+    "ROLECALL_PORT_50051_TCP": "tcp://10.0.0.1:50051",
+    "ROLECALL_PORT_50051_TCP_ADDR": "10.0.0.1",
+    "ROLECALL_PORT_50051_TCP_PORT": "50051",
+    "ROLECALL_PORT_50051_TCP_PROTO": "tcp",
+}
+
+
+@pytest.mark.parametrize("service", ["ROLECALL", "ROLECALL_GRPC", "ROLECALL_SMTP", "ROLECALL_DATABASE_2"])
+@pytest.mark.parametrize("protocol", ["tcp", "udp", "sctp"])
+def test_variables_of_a_kubernetes_service_are_ignored(
+    service: str, protocol: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Service named `rolecall`, or `rolecall-` and more, neither stops a server nor changes its settings."""
+    for name, value in ROLECALL_SERVICE.items():
+        variable = name.replace("ROLECALL", service).replace("TCP", protocol.upper())
+        monkeypatch.setenv(variable, value.replace("tcp", protocol))
+
+    settings = config.load(toml(tmp_path, "smtp_port = 26\n"))
+
+    assert settings == Settings(smtp_port=26)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ROLECALL_PORT", "50051"),
+        ("ROLECALL_PORT", "http://10.0.0.1:50051"),
+        ("ROLECALL_PORT_50051", "tcp://10.0.0.1:50051"),
+        ("ROLECALL_PORT_50051_TCP_ADDRESS", "10.0.0.1"),
+        ("ROLECALL_SERVICE", "10.0.0.1"),
+    ],
+)
+def test_variables_like_those_of_a_service_are_unknown(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the forms that Kubernetes sets are ignored."""
+    monkeypatch.setenv(variable, value)
+
+    assert problem().startswith(f"The variable {variable} is unknown: ")
+
+
+@pytest.mark.parametrize("setting", ["database", "database_password", "smtp_password"])
+def test_secrets_are_read_from_files(setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`<setting>_file`, in TOML or a variable, names a file with the secret; a line break at its end is none of it."""
+    secret = tmp_path / "secret"
+    for content in (" p@ss/w:rd ", " p@ss/w:rd \n", " p@ss/w:rd \r\n", "\ufeff p@ss/w:rd \n"):
+        secret.write_text(content, encoding="utf-8", newline="")
+        from_toml = config.load(toml(tmp_path, f'{setting}_file = "{secret}"\n'))
+        with monkeypatch.context() as patched:
+            patched.setenv(f"ROLECALL_{setting.upper()}_FILE", str(secret))
+            from_variable = config.load()
+
+        assert getattr(from_toml, setting) == getattr(from_variable, setting) == " p@ss/w:rd "
+
+
+@pytest.mark.parametrize("setting", ["database", "database_password", "smtp_password"])
+def test_secret_and_its_file_are_one_setting(setting: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flag beats a variable beats TOML, whichever of the two each sets; one source that sets both is refused."""
+    low, high = tmp_path / "low", tmp_path / "high"
+    low.write_text("low", encoding="utf-8")
+    high.write_text("high", encoding="utf-8")
+    variable = f"ROLECALL_{setting.upper()}"
+    plain, in_file = f'{setting} = "low"\n', f'{setting}_file = "{low}"\n'
+    for set_high in ({variable: "high"}, {f"{variable}_FILE": str(high)}):
+        for set_low in (plain, in_file):
+            with monkeypatch.context() as patched:
+                for name, value in set_high.items():
+                    patched.setenv(name, value)
+
+                assert getattr(config.load(toml(tmp_path, set_low)), setting) == "high"
+                assert getattr(config.load(toml(tmp_path, set_low), **{setting: "flag"}), setting) == "flag"
+    assert f"`{setting}` and `{setting}_file` are both set" in problem(toml(tmp_path, plain + in_file))
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\n", b"two\nlines", b"nul\0", b"latin \xe9", b"\xff\xfeU\0T\0F\0", b"x" * 65_537]
+)
+def test_file_that_holds_no_secret_is_named(content: bytes, tmp_path: Path) -> None:
+    """A file that is empty, binary, endless or of several lines is no secret; none of it is shown."""
+    secret = tmp_path / "secret"
+    secret.write_bytes(content)
+
+    message = problem(toml(tmp_path, f'smtp_password_file = "{secret}"\ncolour = 1\n'))
+
+    colour, password = message.splitlines()
+    assert "`colour`" in colour
+    assert password == (
+        f"The setting `smtp_password_file` (ROLECALL_SMTP_PASSWORD_FILE) is wrong: the file {secret} doesn't hold a"
+        " secret alone, on one line of UTF-8 text."
+    )
+
+
+def test_secret_files_are_not_passed_on_to_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker gets the secret, and reads no file again, though it has the same variables."""
+    secret = tmp_path / "secret"
+    secret.write_text(PASSWORD, encoding="utf-8")
+    monkeypatch.setenv("ROLECALL_DATABASE_PASSWORD_FILE", str(secret))
+    settings = config.load()
+
+    passed_on = Settings.model_validate_json(settings.model_dump_json())
+
+    assert passed_on.database_password == PASSWORD
+    assert passed_on.database_password_file is None
+    assert PASSWORD not in repr(settings)
 
 
 @pytest.mark.parametrize(
@@ -261,6 +390,28 @@ def test_malformed_address_is_refused(address: str) -> None:
     assert f"`{address}`" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("address", "path"),
+    [
+        ("unix:/run/rolecall.sock", "/run/rolecall.sock"),
+        ("unix:///run/rolecall.sock", "/run/rolecall.sock"),
+        ("unix:rolecall.sock", "rolecall.sock"),
+        ("127.0.0.1:50051", ""),
+        ("unix.acme.io:50051", ""),
+    ],
+)
+def test_unix_address_names_a_path(address: str, path: str) -> None:
+    """Both forms that gRPC knows are read; any other address names no path."""
+    assert config.socket_path(address) == path
+
+
+@pytest.mark.parametrize("address", ["https://auth.acme.io", "http://127.0.0.1:50051", "dns:///auth.acme.io:443"])
+def test_url_is_no_address(address: str) -> None:
+    """A pasted URL is refused with the part of it that is the address."""
+    with pytest.raises(ValueError, match="is a URL: write only its host and port"):
+        config.split_address(address, default_port=443)
+
+
 @pytest.mark.parametrize("host", ["localhost.acme.io", "128.0.0.1", "::", "0.0.0.0", "", "127.0.0.1.acme.io"])
 def test_hosts_that_others_can_reach_are_no_loopback(host: str) -> None:
     """A name that only looks local is not a loopback address."""
@@ -276,7 +427,7 @@ def test_errors_never_show_the_database_password(tmp_path: Path, monkeypatch: py
 
     message = problem(file, database=url)
 
-    assert "ROLECALL_DATABASE_URL" in message
+    assert "ROLECALL_DATABASE_URL is unknown" in message
     assert "`databse`" in message
     assert PASSWORD not in message
 

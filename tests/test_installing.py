@@ -7,13 +7,13 @@ import subprocess
 import sys
 import tomllib
 import venv
-from importlib.metadata import packages_distributions, version
+from importlib.metadata import distributions, packages_distributions
 from pathlib import Path
 
 import pytest
 
-from rolecall.config import Settings
-from rolecall.environment import SERVER_EXTRA_MISSING, SERVER_MODULES, SETTINGS
+from rolecall.environment import SERVER_EXTRA_MISSING, SERVER_MODULES
+from support.commands import Serving, Workspace, only_line
 from support.environment import CI, ROOT
 from support.sites import Site
 
@@ -37,7 +37,7 @@ def run(*command: str | Path, folder: Path = ROOT, **variables: str) -> subproce
     """Run a program in a folder, with more variables, and without those of the tests that configure Python."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     return subprocess.run(
-        command, cwd=folder, env=environment | variables, capture_output=True, text=True, timeout=100, check=False
+        command, cwd=folder, env=environment | variables, capture_output=True, text=True, timeout=280, check=False
     )
 
 
@@ -53,11 +53,6 @@ def run_pip(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
 
 
 # The extra and the imports
-
-
-def test_client_knows_the_names_of_all_settings() -> None:
-    """The client accepts a server's variables in its environment, though it can't import pydantic."""
-    assert set(Settings.model_fields) == SETTINGS
 
 
 def test_extra_has_a_module_for_each_of_its_packages() -> None:
@@ -106,20 +101,33 @@ def test_import_of_the_server_without_the_extra_says_so(package: str, missing: t
 # The wheel in a new environment
 
 
-def test_wheel_brings_the_client_alone(sqlite_site: Site, tmp_path: Path) -> None:
-    """From a wheel in a new environment, the client asks a running server; `rolecall serve` says what it needs."""
-    built = run_pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", tmp_path, ROOT)
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this repository."""
+    folder = tmp_path_factory.mktemp("wheel")
+    built = run_pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", folder, ROOT)
     assert built.returncode == 0, built.stderr
-    (wheel,) = tmp_path.glob("rolecall-*.whl")
-    programs = tmp_path / "installed" / "bin"
+    (made,) = folder.glob("rolecall-*.whl")
+    return made
+
+
+def install(requirement: str, folder: Path) -> Path:
+    """Install into a new environment, in the versions that are tested here; return the folder of its programs."""
+    programs = folder / "installed" / "bin"
     venv.create(programs.parent, with_pip=False)
-    # The versions that are tested here, which pip may have in its cache.
-    pins = tmp_path / "pins.txt"
-    pins.write_text("".join(f"{name}=={version(name)}\n" for name in CLIENT_PACKAGES))
-    installed = run_pip("--python", programs / "python", "install", "-c", pins, wheel)
+    # pip may have them in its cache.
+    pins = folder / "pins.txt"
+    pins.write_text("".join(f"{each.name}=={each.version}\n" for each in distributions() if each.name != "rolecall"))
+    installed = run_pip("--python", programs / "python", "install", "-c", pins, requirement)
     if installed.returncode and not CI:
         pytest.skip(f"pip can't install here: {installed.stderr.strip().splitlines()[-1]}")
     assert installed.returncode == 0, installed.stderr
+    return programs
+
+
+def test_wheel_brings_the_client_alone(wheel: Path, sqlite_site: Site, tmp_path: Path) -> None:
+    """From a wheel in a new environment, the client asks a running server; `rolecall serve` says what it needs."""
+    programs = install(str(wheel), tmp_path)
 
     server = {"ROLECALL_ADDRESS": sqlite_site.address, "ROLECALL_TOKEN": sqlite_site.tokens["OWNER"]}
     asked = run(programs / "python", "-c", CHECK, folder=tmp_path, **server)
@@ -136,3 +144,31 @@ def test_wheel_brings_the_client_alone(sqlite_site: Site, tmp_path: Path) -> Non
     assert {name.lower().replace("_", "-") for name in answer["installed"]} == CLIENT_PACKAGES | {"rolecall"}
     for command in commands:
         assert (command.returncode, command.stdout, command.stderr) == (2, "", f"{SERVER_EXTRA_MISSING}\n")
+
+
+@pytest.mark.timeout(300)
+def test_wheel_brings_all_that_a_server_needs(wheel: Path, tmp_path: Path) -> None:
+    """From a wheel with its extra in a new environment and an empty folder: `init`, `serve`, a Check."""
+    program = install(f"{wheel}[server]", tmp_path) / "rolecall"
+    workspace = Workspace(tmp_path / "empty", program=program)
+    workspace.folder.mkdir()
+
+    owner = only_line(workspace.run("init", "--organization", "acme", "--owner", "ann@acme.io", "--demo"))
+    serving = Serving(workspace)
+    try:
+        workspace.variables |= {"ROLECALL_ADDRESS": serving.address, "ROLECALL_TOKEN": owner}
+        allowed = workspace.run("check", "viewer@acme.io", "view", "secrets")
+        denied = workspace.run("check", "viewer@acme.io", "delete", "secrets")
+    finally:
+        serving.process.terminate()
+        serving.process.wait(20)
+    variant = workspace.run("policy", "new", "other", "--variant", "owner-managed")
+
+    assert (allowed.returncode, denied.returncode) == (0, 1), allowed.stderr + denied.stderr
+    assert workspace.names() >= {"policies", "rolecall.db", "rolecall.key"}
+    for name in ("model.conf", "policy.csv", "policy_test.csv"):
+        assert (workspace.folder / "policies" / name).read_bytes() == (ROOT / "policies" / name).read_bytes()
+    assert variant.returncode == 0, variant.stderr
+    assert (workspace.folder / "other" / "policy.csv").read_bytes() == (
+        ROOT / "policies" / "variants" / "owner-managed" / "policy.csv"
+    ).read_bytes()

@@ -37,14 +37,14 @@ def run(document: Path, port: str, folder: Path, *more: str) -> str:
 
     Its server, which it starts as its first block's last but one, gets a port that is free.
     """
-    shutil.copytree(ROOT / "policies", folder / "policies")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         free = str(probe.getsockname()[1])
+    assert "\nsleep 2 #" in blocks(document, "sh")[0]
     first, *rest = [block.replace(port, free) for block in blocks(document, "sh")]
     lines = [
         "set -e",
-        first.replace("sleep 4", f"until (: </dev/tcp/127.0.0.1/{free}) 2>/dev/null; do sleep 0.1; done"),
+        first.replace("sleep 2 #", f"until (: </dev/tcp/127.0.0.1/{free}) 2>/dev/null; do sleep 0.1; done #"),
         "server=$(jobs -p)",
         "trap 'kill $server; wait $server' EXIT",
         *rest,
@@ -60,8 +60,8 @@ def run(document: Path, port: str, folder: Path, *more: str) -> str:
         check=False,
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert f"answers on 127.0.0.1:{free}" in ran.stderr
-    assert "Stopping." in ran.stderr
+    assert f'"address": "127.0.0.1:{free}"' in ran.stderr
+    assert "server stopping" in ran.stderr
     return ran.stdout + ran.stderr
 
 
@@ -145,6 +145,16 @@ def test_documents_name_classes_and_modules_that_exist(document: Path) -> None:
         first, _, name = quoted.removeprefix("rolecall.").partition(".")
         if quoted.startswith("rolecall.") and first in modules and name and first != "v1":
             assert pkgutil.resolve_name(f"rolecall.{first}:{name}"), quoted
+
+
+def test_manifest_sets_what_exists() -> None:
+    """The variables in a document's YAML are settings."""
+    from rolecall.config import Settings
+
+    named = set(re.findall(r"ROLECALL_(\w+)", "".join(blocks(ROOT / "docs" / "operating.md", "yaml"))))
+
+    assert named
+    assert {name.lower() for name in named} <= Settings.model_fields.keys()
 
 
 def test_every_setting_is_documented() -> None:

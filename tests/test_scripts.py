@@ -43,7 +43,7 @@ class Running:
     def output(self) -> str:
         """The output for its user, once it answers."""
         until = time.monotonic() + 60
-        while "answers on" not in self._log.read_text():
+        while "server started" not in self._log.read_text():
             assert self.process.poll() is None, self._log.read_text()
             assert time.monotonic() < until, self._log.read_text()
             time.sleep(0.02)

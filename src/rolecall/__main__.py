@@ -2,7 +2,7 @@
 
 import sys
 
-from rolecall.environment import SERVER_EXTRA_MISSING, lacks_server_extra
+from rolecall.environment import SERVER_EXTRA_MISSING, importing, lacks_server_extra
 
 __all__ = ["main"]
 
@@ -12,7 +12,8 @@ def main() -> None:
     if lacks_server_extra():
         sys.stderr.write(f"{SERVER_EXTRA_MISSING}\n")
         sys.exit(2)
-    from rolecall.cli import main as run  # noqa: PLC0415 - needs the packages that were looked for above
+    with importing():
+        from rolecall.cli import main as run  # noqa: PLC0415 - needs the packages that were looked for above
 
     run()
 

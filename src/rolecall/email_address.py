@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass
 
-from email_validator import EmailNotValidError, validate_email
-
 from rolecall.errors import InvalidField
 
 __all__ = ["Address", "key_of", "mailbox", "parse"]
@@ -23,6 +21,9 @@ class Address:
 
 def parse(text: str, field: str = "email") -> Address:
     """Parse the address in `text`. Raises `InvalidField` for `field` where no mail can be sent to it."""
+    # Most processes parse no new address, or not soon.
+    from email_validator import EmailNotValidError, validate_email  # noqa: PLC0415
+
     if len(text) > MAX_LENGTH:
         raise InvalidField(f"The address has {len(text)} characters, more than {MAX_LENGTH}: shorten it.", field=field)
     try:

@@ -78,9 +78,11 @@ class Limits:
     `verifications`: maximum verifications at a time, each of which can keep a processor busy.
 
     Storage and policy:
+    `validations`: maximum validations of policies at a time, each of which keeps a processor busy for seconds.
     `database_seconds`: maximum wait of a statement for another writer's lock, and for a connection from the pool.
     `cleanup_seconds`: time between two deletions of rows that are no longer needed.
-    `casbin_seconds`: maximum time of the check of the policy against Casbin at the start of a server.
+    `casbin_seconds`: maximum time of the check of a new policy against Casbin at the start of a server. A fifth of that
+    compares all permissions of the shipped policy for each role; the rest are borders.
     """
 
     waiting_calls: int = 10_000
@@ -121,9 +123,10 @@ class Limits:
     export_entries: int = 500
     verifications: int = 2
 
+    validations: int = 1
     database_seconds: float = 2.0
     cleanup_seconds: float = 600.0
-    casbin_seconds: float = 2.0
+    casbin_seconds: float = 0.5
 
     def __post_init__(self) -> None:
         """Raise `ValueError` for a number below 1 or a time below 0: a queue without a place would wait for ever."""

@@ -14,13 +14,42 @@ from support.roles import ROLES
 from support.sites import Site
 
 
-def test_mistyped_variable_of_client_commands_is_refused(client_workspace: Workspace) -> None:
-    """With a mistyped variable, a check could ask the wrong server."""
-    client_workspace.variables["ROLECALL_ADRESS"] = "127.0.0.1:1"
+def test_variables_that_a_client_does_not_know_are_ignored(client_workspace: Workspace) -> None:
+    """Commands that call a server work beside the variables of a newer server, and of a Kubernetes Service."""
+    client_workspace.variables |= {"ROLECALL_NEW_SETTING": "x", "ROLECALL_PORT": "tcp://10.0.0.1:50051"}
 
-    message = error_of(client_workspace.run("check", "ann@acme.io", "view", "secrets"))
+    finished = client_workspace.run("check", "ann@acme.io", "view", "secrets")
 
-    assert "ROLECALL_ADRESS is unknown" in message
+    assert only_line(finished).startswith("ALLOW: ")
+
+
+def test_token_is_read_from_a_file(client_workspace: Workspace) -> None:
+    """ROLECALL_TOKEN_FILE names a file with the token, as a mounted Secret; the two variables exclude each other."""
+    token = client_workspace.variables.pop("ROLECALL_TOKEN")
+    (client_workspace.folder / "token").write_text(f"{token}\n")
+    client_workspace.variables["ROLECALL_TOKEN_FILE"] = "token"
+
+    from_file = client_workspace.run("whoami")
+    client_workspace.variables["ROLECALL_TOKEN"] = token
+    both = client_workspace.run("whoami")
+
+    assert from_file.returncode == 0, from_file.stderr
+    assert "ann@acme.io" in from_file.stdout
+    assert error_of(both) == "ROLECALL_TOKEN and ROLECALL_TOKEN_FILE are both set: unset one of them."
+
+
+def test_token_file_without_a_token_is_named(client_workspace: Workspace) -> None:
+    """A file that is missing, empty or of several lines is named, and nothing of it is shown."""
+    token = client_workspace.variables.pop("ROLECALL_TOKEN")
+    client_workspace.variables["ROLECALL_TOKEN_FILE"] = "token"
+    messages = [error_of(client_workspace.run("whoami"))]
+    for content in ("", f"{token}\n{token}\n"):
+        (client_workspace.folder / "token").write_text(content)
+        messages.append(error_of(client_workspace.run("whoami")))
+
+    assert messages[0] == "ROLECALL_TOKEN_FILE is wrong: the file token can't be read: No such file or directory."
+    assert all("the file token doesn't hold a secret alone" in message for message in messages[1:])
+    assert not any(token[4:30] in message for message in messages)
 
 
 def test_check_has_exit_codes_for_allow_deny_and_error(client_workspace: Workspace) -> None:
@@ -63,12 +92,12 @@ def test_check_explains_a_deny_in_json(client_workspace: Workspace, sqlite_site:
 
 
 def test_check_without_a_token_says_how_to_set_it(client_workspace: Workspace) -> None:
-    """Without ROLECALL_TOKEN no call is made, and the error says how to set it."""
+    """Without a token no call is made, and the error says how to set it."""
     del client_workspace.variables["ROLECALL_TOKEN"]
 
     message = error_of(client_workspace.run("check", "ann@acme.io", "view", "secrets"))
 
-    assert "set ROLECALL_TOKEN" in message
+    assert "set ROLECALL_TOKEN to one, or ROLECALL_TOKEN_FILE to its file" in message
 
 
 def test_refused_token_is_not_repeated(client_workspace: Workspace) -> None:

@@ -2,12 +2,18 @@
 
 import re
 import shlex
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
 from rolecall.credentials import token_format
-from support.commands import Finished, Workspace, error_of, only_line
+from support.broken_workspaces import break_policy, delete_key, foreign_database, newer_schema, open_key
+from support.commands import Finished, Serve, Workspace, error_of, only_line
+from support.environment import ROOT
 from support.roles import ROLES
 
 
@@ -64,6 +70,61 @@ def test_second_init_changes_nothing(workspace: Workspace) -> None:
     message = error_of(finished)
     assert "The organization `acme` exists already" in message
     assert (workspace.dump(), (workspace.folder / "rolecall.key").read_bytes()) == before
+
+
+def test_second_init_with_if_missing_succeeds(workspace: Workspace) -> None:
+    """An init container runs at each start of a pod: where the organization exists, it exits with 0 and no token."""
+    before = workspace.dump(), (workspace.folder / "rolecall.key").read_bytes()
+
+    finished = workspace.run("init", "--organization", "acme", "--owner", "ann@acme.io", "--if-missing")
+
+    assert (finished.returncode, finished.stdout) == (0, "")
+    assert finished.stderr == "The organization acme exists already: nothing was changed.\n"
+    assert (workspace.dump(), (workspace.folder / "rolecall.key").read_bytes()) == before
+
+
+@pytest.mark.parametrize("break_workspace", [break_policy, delete_key, open_key])
+def test_second_init_with_if_missing_needs_only_the_database(
+    workspace: Workspace, break_workspace: Callable[[Workspace], None]
+) -> None:
+    """A policy that can't go live doesn't stop a pod whose server would serve the one in force."""
+    break_workspace(workspace)
+    names = workspace.names()
+
+    finished = workspace.run("init", "--organization", "acme", "--owner", "ann@acme.io", "--if-missing")
+
+    assert finished.returncode == 0, finished.stderr
+    assert workspace.names() == names
+
+
+def test_first_init_with_if_missing_is_an_init(empty: Workspace) -> None:
+    """Without a database, or without the organization in it, `--if-missing` creates them as always."""
+    first = empty.run("init", "--organization", "acme", "--owner", "ann@acme.io", "--if-missing")
+    other = empty.run("init", "--organization", "beta", "--owner", "bob@beta.io", "--if-missing")
+
+    assert token_format.parse(only_line(first)) is not None
+    assert token_format.parse(only_line(other)) is not None
+
+
+def test_init_containers_of_two_pods_agree(empty: Workspace) -> None:
+    """Of several that start together beside an older organization, one creates the new one; all exit with 0."""
+    only_line(empty.run("init", "--organization", "acme", "--owner", "ann@acme.io"))
+    command = ("init", "--organization", "beta", "--owner", "bob@beta.io", "--if-missing")
+    with ThreadPoolExecutor(3) as pods:
+        finished = list(pods.map(lambda _: empty.run(*command), range(3)))
+
+    assert [each.returncode for each in finished] == [0, 0, 0], finished
+    assert sorted(bool(each.stdout) for each in finished) == [False, False, True]
+
+
+@pytest.mark.parametrize("break_workspace", [newer_schema, foreign_database])
+def test_if_missing_hides_no_error(workspace: Workspace, break_workspace: Callable[[Workspace], None]) -> None:
+    """A database that can't be used is an error, not an organization that exists."""
+    break_workspace(workspace)
+
+    message = error_of(workspace.run("init", "--organization", "acme", "--owner", "ann@acme.io", "--if-missing"))
+
+    assert "rolecall.db" in message
 
 
 def test_second_init_names_the_command_that_helps(workspace: Workspace) -> None:
@@ -139,3 +200,42 @@ def test_init_creates_nothing_for_a_broken_policy(empty: Workspace) -> None:
 
     assert re.search(r"policy\.csv:\d+:27: error: The effect `alow` is unknown", message)
     assert empty.names() == {"policies"}
+
+
+def test_init_writes_the_shipped_policy_where_there_is_none(tmp_path: Path) -> None:
+    """An empty folder needs nothing but `init`, which says where the policy is."""
+    workspace = Workspace(tmp_path)
+
+    finished = workspace.run("init", "--organization", "acme", "--owner", "ann@acme.io")
+
+    assert token_format.parse(only_line(finished)) is not None
+    assert "The shipped policy is in policies" in finished.stderr
+    for name in ("model.conf", "policy.csv", "policy_test.csv"):
+        assert (tmp_path / "policies" / name).read_bytes() == (ROOT / "policies" / name).read_bytes()
+
+
+def test_init_completes_no_policy(empty: Workspace) -> None:
+    """A folder that lacks a file of the policy is an error that names it: the files of two policies are never mixed."""
+    (empty.folder / "policies" / "policy_test.csv").unlink()
+
+    finished = empty.run("init", "--organization", "acme", "--owner", "ann@acme.io")
+
+    assert finished.returncode == 2
+    assert "The policy folder has no policy_test.csv" in finished.stderr
+    assert empty.names() == {"policies"}
+    assert not (empty.folder / "policies" / "policy_test.csv").exists()
+
+
+def test_init_takes_the_policy_in_force_of_a_database_that_has_one(workspace: Workspace, serve: Serve) -> None:
+    """Another organization gets its first owner by the policy that is served, and no policy is written beside it."""
+    serving = serve(workspace)
+    assert serving.address
+    serving.process.terminate()
+    serving.process.wait(10)
+    shutil.rmtree(workspace.folder / "policies")
+
+    finished = workspace.run("init", "--organization", "beta", "--owner", "bob@beta.io")
+
+    assert "bob@beta.io is OWNER of beta." in finished.stderr
+    assert finished.returncode == 0
+    assert "policies" not in workspace.names()

@@ -75,6 +75,24 @@ def test_members_are_listed(server_workspace: Workspace, sqlite_site: Site) -> N
     assert [member["email"] for member in found] == ["zed@x.io"]
 
 
+def test_members_are_moved(server_workspace: Workspace, sqlite_site: Site) -> None:
+    """All members with a role get another; a dry run counts them; tokens with the old role are named."""
+    add_member(sqlite_site.storage, "acme", "zed@x.io", "VIEWER")
+    with Client(sqlite_site.address, sqlite_site.tokens["OWNER"]) as client:
+        client.tokens.create_organization("ci", "VIEWER")
+
+    counted = server_workspace.run("members", "move", "VIEWER", "CONTRIBUTOR", "--dry-run")
+    moved = server_workspace.run("members", "move", "VIEWER", "CONTRIBUTOR")
+    again = json.loads(only_line(server_workspace.run("members", "move", "VIEWER", "CONTRIBUTOR", "--json")))
+    unknown = error_of(server_workspace.run("members", "move", "GUEST", "CONTRIBUTOR"))
+
+    assert "2 members would get the role CONTRIBUTOR." in counted.stderr
+    assert "2 members got the role CONTRIBUTOR." in moved.stderr
+    assert "1 organization tokens have the role VIEWER still" in moved.stderr
+    assert again["member_count"] == 0
+    assert "no role `GUEST`" in unknown
+
+
 def test_every_bad_entry_of_a_file_is_named(server_workspace: Workspace, sqlite_site: Site) -> None:
     """Bad entries of a file are named in its own words, with their line numbers; no one is invited."""
     (server_workspace.folder / "people.csv").write_text(

@@ -1,9 +1,12 @@
 """`rolecall serve` as its users run it: what it refuses to start with, and how it runs, reloads and stops."""
 
+import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -27,7 +30,19 @@ from support.broken_workspaces import (
     other_model,
     setting,
 )
+from support.certificates import CertificateFiles, make_certificate
 from support.commands import Serve, Workspace, error_of
+from support.waiting import wait_until
+
+# Starts the server of a workspace as `rolecall serve` does, and prints which of the modules it has imported.
+IMPORTS = """
+import os, sys
+from rolecall import config
+from rolecall.cli import process
+process.start_server(config.load())
+print(*sorted(set(sys.argv[1:]) & set(sys.modules)), flush=True)
+os._exit(0)
+"""
 
 
 @pytest.mark.parametrize(
@@ -41,7 +56,7 @@ from support.commands import Serve, Workspace, error_of
         pytest.param(newer_schema, "newer than this Rolecall: install a newer Rolecall", id="newer schema"),
         pytest.param(closed_port, r"at 127\.0\.0\.1 can't be used: .*Connection refused", id="PostgreSQL is down"),
         pytest.param(delete_key, r"The key file rolecall\.key does not exist: run `rolecall init`", id="no key"),
-        pytest.param(open_key, r"\(mode 0640\): run `chmod 600 rolecall\.key`", id="open key"),
+        pytest.param(open_key, r"\(mode 0644\): run `chmod 600 rolecall\.key`", id="open key"),
         pytest.param(break_policy, r"policy\.csv:\d+:27: error: The effect `alow` is unknown", id="broken policy"),
         pytest.param(
             fail_policy_test, r"policy_test\.csv:\d+:1: error: .* should be allow, but is deny", id="failing test"
@@ -98,10 +113,8 @@ def test_serve_refuses_tls_files_that_are_not_there(workspace: Workspace) -> Non
 def test_serve_prints_its_address_reloads_and_stops(workspace: Workspace, token: str, serve: Serve) -> None:
     """A server logs its address and policy, answers, reloads the policy on SIGHUP, and exits with 0 on SIGTERM."""
     serving = serve(workspace)
-    started = serving.wait_for(
-        r"Rolecall (\S+) answers on (127\.0\.0\.1:\d+) \(plain text\), policy (\w+) from policies\."
-    )
-    with Client(started[2], token) as client:
+    started = json.loads(serving.wait_for(".*server started.*")[0])
+    with Client(started["address"], token) as client:
         before = client.check("viewernosecrets@acme.io", "view", "secrets")
         workspace.append("policy.csv", "p, VIEWERNOSECRETS, secrets, fly, allow\n")
         serving.process.send_signal(signal.SIGHUP)
@@ -111,14 +124,116 @@ def test_serve_prints_its_address_reloads_and_stops(workspace: Workspace, token:
     serving.process.terminate()
     code = serving.process.wait(timeout=20)
 
-    assert started[1] == rolecall.__version__
+    assert (started["version"], started["tls"], started["workers"]) == (rolecall.__version__, False, 1)
+    assert (started["policy"], started["level"]) == ("policies", "info")
+    assert started["mail"].startswith("Mails become files in ")
     assert not before
-    assert before.policy_version == started[3]
+    assert before.policy_version == started["policy_version"]
     assert after
-    assert after.policy_version == reloaded[1] != started[3]
+    assert after.policy_version == reloaded[1] != before.policy_version
     assert code == 0
     assert time.monotonic() - stopping < 10
     assert "Traceback" not in serving.log.read_text()
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> CertificateFiles:
+    """A self-signed certificate for 127.0.0.1, and its key."""
+    return make_certificate(tmp_path_factory.mktemp("tls"))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_every_line_of_a_json_log_is_an_object(
+    workspace: Workspace, serve: Serve, certificate: CertificateFiles, workers: int
+) -> None:
+    """From the first line on, also before the server answers, each line has an event and its fields."""
+    cert, key = certificate
+    key.chmod(0o644)
+    arguments = ("--workers", str(workers), "--tls-cert", str(cert), "--tls-key", str(key))
+    serving = serve(workspace, *arguments, "--log-format", "json")
+    address = serving.address
+    serving.process.terminate()
+    serving.process.wait(timeout=20)
+    lines = [json.loads(line) for line in serving.log.read_text().splitlines()]
+
+    # Each process reads the TLS key.
+    warnings, (started, stopping) = lines[:workers], lines[workers:]
+    assert {line["event"] for line in warnings} == {"file with a secret is open to other users"}
+    assert (started["event"], stopping["event"]) == ("server started", "server stopping")
+    assert all(line.keys() >= {"level", "timestamp"} for line in lines)
+    assert started["address"] == address
+    assert (started["tls"], started["workers"]) == (True, workers)
+    assert (started["policy"], started["version"]) == ("policies", rolecall.__version__)
+
+
+@pytest.mark.parametrize("arguments", [(), ("--workers", "2")])
+@pytest.mark.parametrize(
+    ("break_workspace", "problem"),
+    [(delete_key, "The key file rolecall.key does not exist"), (setting("LISTN", "x"), "ROLECALL_LISTN is unknown")],
+)
+def test_reason_not_to_start_is_an_object_in_a_json_log(
+    workspace: Workspace, arguments: tuple[str, ...], break_workspace: Callable[[Workspace], None], problem: str
+) -> None:
+    """Where the log is JSON by setting, the first line of a server that can't run is an event with the problem."""
+    break_workspace(workspace)
+    workspace.variables["ROLECALL_LOG_FORMAT"] = "json"
+
+    finished = workspace.run("serve", *arguments)
+
+    # A supervisor may log besides that its worker ended.
+    lines = [json.loads(line) for line in finished.stderr.splitlines()]
+    assert finished.returncode == 2
+    assert (lines[0]["event"], lines[0]["level"]) == ("server can't run", "error")
+    assert problem in lines[0]["problem"]
+    assert [line["event"] for line in lines[1:]] in ([], ["worker ended, restarting"])
+
+
+def test_log_for_people_begins_with_a_sentence(workspace: Workspace, serve: Serve) -> None:
+    """With `text` the first line says where the server answers, how, and with which policy."""
+    serving = serve(workspace, "--log-format", "text")
+
+    first = serving.wait_for(
+        r"^Rolecall \S+ answers on 127\.0\.0\.1:\d+ \(plain text\), policy \w+ from policies\. Mails become files in "
+    )
+
+    assert first.start() == 0
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o644, 0o604])
+def test_tls_key_that_others_can_read_is_a_warning(
+    workspace: Workspace, token: str, certificate: CertificateFiles, serve: Serve, mode: int
+) -> None:
+    """A server with such a key, or such a file with a password, serves, and warns of it once with what to do."""
+    cert, key = certificate
+    key.chmod(mode)
+    secret = workspace.folder / "password"
+    secret.write_text("hunter2")
+    secret.chmod(mode)
+    workspace.variables["ROLECALL_SMTP_PASSWORD_FILE"] = "password"
+    serving = serve(workspace, "--tls-cert", str(cert), "--tls-key", str(key))
+    with Client(serving.address, token, ca_file=cert) as client:
+        answer = client.check("ann@acme.io", "view", "secrets")
+    warnings = [json.loads(line) for line in serving.log.read_text().splitlines() if "open to other users" in line]
+
+    assert answer
+    assert [line["file"] for line in warnings] == (["password", str(key)] if mode & 0o007 else [])
+    assert all((line["level"], line["problem"]) == ("warning", f"mode {mode:04o}") for line in warnings)
+    assert all(f"chmod 600 {line['file']}" in line["fix"] for line in warnings)
+
+
+def test_serve_starts_beside_a_kubernetes_service(workspace: Workspace, token: str, serve: Serve) -> None:
+    """The variables of a Service named `rolecall` stop neither a server nor a client."""
+    service = {
+        "ROLECALL_SERVICE_HOST": "10.0.0.1",
+        "ROLECALL_SERVICE_PORT": "50051",
+        "ROLECALL_PORT": "tcp://10.0.0.1:50051",
+        "ROLECALL_PORT_50051_TCP_ADDR": "10.0.0.1",
+    }
+    workspace.variables |= service
+    serving = serve(workspace, "--workers", "2")
+    workspace.variables |= {"ROLECALL_ADDRESS": serving.address, "ROLECALL_TOKEN": token}
+
+    assert workspace.run("check", "ann@acme.io", "view", "secrets").returncode == 0
 
 
 def test_serve_reads_an_unchanged_policy_again_on_sighup(workspace: Workspace, serve: Serve) -> None:
@@ -152,27 +267,11 @@ def test_many_sighups_are_harmless(workspace: Workspace, token: str, serve: Serv
     assert serving.process.wait(timeout=20) == 0
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A self-signed certificate for 127.0.0.1, and its key."""
-    folder = tmp_path_factory.mktemp("tls")
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=rolecall"
-    subprocess.run(
-        [*command.split(), "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert],
-        check=True,
-        capture_output=True,
-    )
-    return cert, key
-
-
-def test_tls_server_answers_only_over_tls(
-    workspace: Workspace, token: str, certificate: tuple[Path, Path], serve: Serve
-) -> None:
+def test_tls_server_answers_only_over_tls(workspace: Workspace, token: str, serve: Serve) -> None:
     """A TLS server answers a client with its certificate as CA; one in plain text, or with other CAs, fails."""
-    cert, key = certificate
+    cert, key = make_certificate(workspace.folder)
     serving = serve(workspace, "--tls-cert", str(cert), "--tls-key", str(key))
-    address = serving.wait_for(r"answers on (\S+) \(TLS\)")[1]
+    address = serving.address
     workspace.variables |= {"ROLECALL_ADDRESS": address, "ROLECALL_TOKEN": token, "ROLECALL_CA_FILE": str(cert)}
 
     with Client(address, token, ca_file=cert) as client:
@@ -185,3 +284,47 @@ def test_tls_server_answers_only_over_tls(
 
     assert over_tls
     assert from_shell.returncode == 0, from_shell.stderr
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("hint", ["files", "SIGHUP"])
+def test_all_processes_serve_a_renewed_certificate(
+    workspace: Workspace, token: str, serve: Serve, tmp_path: Path, workers: str, hint: str
+) -> None:
+    """Each worker follows the files, and reads them on SIGHUP; it refuses a pair that doesn't fit."""
+    served = make_certificate(workspace.folder)
+    new = make_certificate(tmp_path)
+    serving = serve(workspace, "--workers", workers, "--log-format", "json", *served.flags)
+    address = serving.address
+    count = int(workers)
+
+    def read(log: str, times: int) -> None:
+        if hint == "SIGHUP":
+            serving.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: serving.log.read_text().count(log) >= times)
+
+    shutil.copy(new.cert, served.cert)
+    read("TLS files refused, the last good certificate stays in force", count)
+    shutil.copy(new.key, served.key)
+    read("TLS certificate in force", count)
+
+    for _ in range(8):
+        with Client(address, token, ca_file=new.cert) as client:
+            assert client.check("ann@acme.io", "view", "secrets")
+
+
+def test_start_imports_only_what_it_uses(workspace: Workspace) -> None:
+    """Upgrades, mails and PostgreSQL import what they need when they need it; Casbin is imported by another process."""
+    later = ("alembic", "jinja2", "psycopg", "casbin", "email_validator", "rich.progress")
+
+    finished = subprocess.run(
+        [sys.executable, "-c", IMPORTS, *later, "sqlalchemy"],
+        cwd=workspace.folder,
+        env=workspace.environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert (finished.returncode, finished.stdout) == (0, "sqlalchemy\n"), finished.stderr

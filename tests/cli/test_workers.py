@@ -1,6 +1,7 @@
 """`rolecall serve --workers`: several processes on one port, as seen from outside."""
 
 import fcntl
+import json
 import os
 import re
 import signal
@@ -15,18 +16,11 @@ import pytest
 
 from rolecall import Client
 from rolecall.errors import CallFailed, RolecallError, StorageUnavailable
-from support.commands import PROGRAM, Serve, Serving, Workspace, error_of
+from support.commands import PROGRAM, Serve, Workspace, error_of
 from support.environment import CI
 from support.waiting import wait_until
 
 KILLS = 4 if CI else 2
-
-
-def workers_of(serving: Serving) -> list[int]:
-    """The ids of its workers' processes."""
-    children = Path(f"/proc/{serving.process.pid}/task/{serving.process.pid}/children")
-    threads = Path(f"/proc/{serving.process.pid}/task").iterdir()
-    return sorted(int(each) for thread in threads for each in (thread / children.name).read_text().split())
 
 
 def is_running(process: int) -> bool:
@@ -54,8 +48,9 @@ def test_workers_share_a_port_and_stop_together(workspace: Workspace, token: str
     """Workers share one address in one line of the log, all answer calls, and one signal ends them all."""
     workspace.variables["ROLECALL_DECISION_LOG"] = "all"
     serving = serve(workspace, "--workers", "2")
-    address = serving.wait_for(r"answers on (\S+) \(plain text, 2 workers\), policy \w+ from policies\.")[1]
-    workers = workers_of(serving)
+    started = json.loads(serving.wait_for(".*server started.*")[0])
+    address = started["address"]
+    workers = serving.workers
     logs = [workspace.folder / f"decisions.{number}.jsonl" for number in (1, 2)]
 
     def ask_until_both() -> bool:
@@ -69,8 +64,9 @@ def test_workers_share_a_port_and_stop_together(workspace: Workspace, token: str
     assert len(workers) == 2
     assert not any(is_running(worker) for worker in workers)
     log = serving.log.read_text()
-    assert log.count("answers on") == 1
-    assert log.count("Stopping.") == 1
+    assert (started["workers"], started["policy"]) == (2, "policies")
+    assert log.count("server started") == 1
+    assert log.count("server stopping") == 1
     assert "Traceback" not in log
 
 
@@ -78,7 +74,7 @@ def test_a_worker_that_is_killed_is_started_again(workspace: Workspace, token: s
     """While one worker is restarted, the other answers."""
     serving = serve(workspace, "--workers", "2")
     address = serving.address
-    first = workers_of(serving)
+    first = serving.workers
     outcomes: list[bool] = []
     stopped = threading.Event()
 
@@ -98,15 +94,15 @@ def test_a_worker_that_is_killed_is_started_again(workspace: Workspace, token: s
     # Only calls that the killed worker had accepted, or that waited on its socket, fail.
     assert outcomes.count(False) <= 4
     assert outcomes.count(True) > 20
-    assert len(workers_of(serving)) == 2
-    assert not set(first) & set(workers_of(serving))
+    assert len(serving.workers) == 2
+    assert not set(first) & set(serving.workers)
     assert answers(address, token)()
 
 
 def test_a_worker_killed_under_load_answers_nothing_wrongly(workspace: Workspace, token: str, serve: Serve) -> None:
     """Calls in the killed worker fail as unanswered; none hangs, and all others are answered correctly."""
     serving = serve(workspace, "--workers", "2")
-    address = serving.wait_for(r"answers on (\S+) \(plain text, 2 workers")[1]
+    address = serving.address
     stop = threading.Event()
     wrong: list[object] = []
     counts = {"answered": 0, "failed": 0, "slow": 0}
@@ -132,8 +128,8 @@ def test_a_worker_killed_under_load_answers_nothing_wrongly(workspace: Workspace
         client_workspace = [threads.submit(ask, number) for number in range(8)]
         for _ in range(KILLS):
             time.sleep(1.0)
-            os.kill(workers_of(serving)[0], signal.SIGKILL)
-            wait_until(lambda: len(workers_of(serving)) == 2, 20)
+            os.kill(serving.workers[0], signal.SIGKILL)
+            wait_until(lambda: len(serving.workers) == 2, 20)
         before = counts["answered"]
         wait_until(lambda: counts["answered"] > before + 100, 20)
         stop.set()
@@ -149,7 +145,7 @@ def test_workers_end_with_their_supervisor(workspace: Workspace, serve: Serve) -
     """Workers end, and free the port, when the first process is killed."""
     serving = serve(workspace, "--workers", "2")
     assert serving.address
-    workers = workers_of(serving)
+    workers = serving.workers
 
     serving.process.kill()
 
@@ -159,7 +155,7 @@ def test_workers_end_with_their_supervisor(workspace: Workspace, serve: Serve) -
 def test_sighup_reaches_all_workers(workspace: Workspace, token: str, serve: Serve) -> None:
     """Each reads the policy again."""
     serving = serve(workspace, "--workers", "2", "--log-format", "json")
-    serving.wait_for("answers on")
+    serving.wait_for("server started")
     before = serving.log.read_text().count("policy in force")
 
     serving.process.send_signal(signal.SIGHUP)
@@ -195,7 +191,7 @@ def test_a_port_in_use_is_not_shared_with_others(workspace: Workspace, second: s
 def test_sighup_while_workers_start_ends_none(workspace: Workspace, token: str, serve: Serve, workers: int) -> None:
     """A SIGHUP while workers start ends no worker, the first or another."""
     serving = serve(workspace, "--workers", "3")
-    wait_until(lambda: len(workers_of(serving)) >= workers, 20)
+    wait_until(lambda: len(serving.workers) >= workers, 20)
 
     for _ in range(10):
         serving.process.send_signal(signal.SIGHUP)
@@ -221,7 +217,7 @@ def test_closed_log_pipe_is_harmless(workspace: Workspace, token: str) -> None:
     )
     os.close(writer)
     with os.fdopen(reader) as log_pipe:
-        found = re.search(r"answers on (\S+)", log_pipe.readline())
+        found = re.search(r'"address": "([^"]+)"', log_pipe.readline())
     assert found
     away = workspace.folder / "away.db"
     try:
@@ -253,7 +249,7 @@ def test_blocked_log_pipe_is_harmless(workspace: Workspace, token: str, workers:
     )
     os.close(writer)
     with os.fdopen(reader) as log_pipe:
-        found = next(match for line in log_pipe if (match := re.search(r"answers on (\S+)", line)))
+        found = next(match for line in log_pipe if (match := re.search(r'"address": "([^"]+)"', line)))
         # From here on nothing is read.
         fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, 4096)
         try:

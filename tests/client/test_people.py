@@ -107,6 +107,18 @@ def test_invitation_is_changed(owner: Client, guest: UnauthenticatedClient, sqli
     assert [one.email for one in owner.invitations.list(external_id="idp:bob", show_deleted=True)] == []
 
 
+def test_members_are_moved(owner: Client, sqlite_site: Site) -> None:
+    """The etag of a validation guards the move; a repeated move finds nobody."""
+    seen = owner.members.move("VIEWER", "CONTRIBUTOR", validate_only=True)
+    with pytest.raises(EtagMismatch):
+        owner.members.move("VIEWER", "CONTRIBUTOR", etag="other")
+    moved = owner.members.move("VIEWER", "CONTRIBUTOR", etag=seen.etag)
+
+    assert moved.member_count == seen.member_count == 1
+    assert moved.revision == seen.revision + 1
+    assert owner.members.get(sqlite_site.members["VIEWER"].user_id).role == "CONTRIBUTOR"
+
+
 def test_invited_person_accepts_and_signs_in(owner: Client, guest: UnauthenticatedClient, sqlite_site: Site) -> None:
     """An invitation is accepted once, its session works, and the second use is an error."""
     made = owner.invitations.create([("bob@x.io", "ADMIN")]).invitations[0]

@@ -114,9 +114,9 @@ def test_key_of_another_size_says_to_restore_it(key_file: Path, size: int) -> No
     assert "KK" not in message
 
 
-@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o610, 0o644, 0o666])
+@pytest.mark.parametrize("mode", [0o604, 0o602, 0o601, 0o444, 0o644, 0o666])
 def test_key_open_to_others_says_how_to_protect_it(key_file: Path, mode: int) -> None:
-    """Any right for group or others is one too many; the message holds the command to paste."""
+    """Any right for others is one too many; the message holds the command to paste, and what helps where none does."""
     server_key.create(key_file)
     key_file.chmod(mode)
 
@@ -124,11 +124,13 @@ def test_key_open_to_others_says_how_to_protect_it(key_file: Path, mode: int) ->
 
     assert f"(mode {mode:04o})" in message
     assert f"`chmod 600 {key_file}`" in message
+    assert "`defaultMode: 0400`" in message
+    assert "`fsGroup`" in message
 
 
-@pytest.mark.parametrize("mode", [0o400, 0o600, 0o700])
+@pytest.mark.parametrize("mode", [0o400, 0o600, 0o700, 0o440, 0o640, 0o660])
 def test_key_with_safe_mode_is_read(key_file: Path, mode: int) -> None:
-    """A key file that only its owner may access is read, whatever the owner may do with it."""
+    """A key file that only its owner, and a group that the owner chose, may access is read."""
     created = server_key.create(key_file)
     key_file.chmod(mode)
 

@@ -60,16 +60,56 @@ def test_a_folder_that_others_may_enter_is_refused(make_site: MakeSite, sqlite_u
         make_site(sqlite_url, mail_folder=folder)
 
 
+def test_a_folder_of_a_kubernetes_volume_is_accepted(make_site: MakeSite, sqlite_url: str, tmp_path: Path) -> None:
+    """A pod's `fsGroup` may enter the folders of its volumes: the group is the operator's choice."""
+    folder = tmp_path / "volume"
+    folder.mkdir()
+    folder.chmod(0o2770)
+    site = make_site(sqlite_url, mail_folder=folder)
+    invite(site, "bob@acme.io")
+
+    wait_until(lambda: len(list(folder.glob("*.eml"))) == 1)
+
+
+@pytest.mark.parametrize("place", ["taken", "taken/mail"])
+def test_a_folder_that_cannot_be_written_is_refused_at_start(
+    make_site: MakeSite, sqlite_url: str, tmp_path: Path, place: str
+) -> None:
+    """A folder that can't be made stops the server, before the first mail is missed."""
+    (tmp_path / "taken").write_text("")
+
+    with pytest.raises(ConfigError) as caught:
+        make_site(sqlite_url, mail_folder=tmp_path / place)
+
+    assert f"The mail folder {tmp_path / place} can't be written: " in caught.value.message
+    assert "ROLECALL_MAIL_FOLDER" in caught.value.message
+
+
+def test_a_folder_of_a_read_only_file_system_is_refused_at_start(make_site: MakeSite, sqlite_url: str) -> None:
+    """A folder that exists, and in which no file can be made, stops the server: a file is made and removed to see."""
+    with pytest.raises(ConfigError, match="The mail folder /proc/self/fdinfo can't be written: "):
+        make_site(sqlite_url, mail_folder=Path("/proc/self/fdinfo"))
+
+
+def test_a_start_leaves_nothing_in_the_folder(sqlite_site: Site) -> None:
+    """The trial at the start makes the folder, for this user only, and leaves no file there."""
+    folder = sqlite_site.settings.mail_folder
+
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert list(folder.iterdir()) == []
+
+
 def test_a_folder_that_cannot_be_written_loses_no_mail(
     make_site: MakeSite, sqlite_url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A file is in its way; once that is gone, the mail is written."""
+    """A file comes in its way, which the log calls by its name; once that is gone, the mail is written."""
     logs = Logs(capfd)
     folder = tmp_path / "taken"
-    folder.write_text("")
     site = make_site(sqlite_url, mail_folder=folder)
+    folder.rmdir()
+    folder.write_text("")
     (invitation,) = invite(site, "bob@acme.io")
-    wait_until(lambda: logs.has("mail server unreachable"))
+    wait_until(lambda: logs.has("mail folder can't be written"))
     queued = delivery(site, invitation)
     folder.unlink()
     wait_until(lambda: delivery(site, invitation) == "SENT")

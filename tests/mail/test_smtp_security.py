@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from rolecall import config
 from rolecall.config import Settings
 from rolecall.errors import ConfigError
 from rolecall.mail import transport_for
@@ -48,7 +49,7 @@ def test_an_invitation_arrives_over_tls_with_login(
     if from_file:
         file = tmp_path / "password"
         file.write_text(f"{LOGIN[1]}\n", encoding="utf-8")
-        password = {"smtp_password": "", "smtp_password_file": file}
+        password = {"smtp_password": config.load(smtp_password_file=file).smtp_password}
     with MailServer(security=security, certificate=certificate, login=LOGIN) as server:
         site = make_site(sqlite_url, **server.settings(**password))
         (invitation,) = invite(site, "bob@acme.io")
@@ -132,16 +133,15 @@ def test_a_login_on_this_machine_needs_no_tls(make_site: MakeSite, sqlite_url: s
 
 
 def test_files_that_cannot_be_read_are_named_at_start(sqlite_site: Site, tmp_path: Path) -> None:
-    """A password or CA file that is missing or not readable as text or PEM is named in an error at the start."""
+    """A CA file that is missing or not readable as PEM is named in an error at the start."""
     missing, not_text = tmp_path / "missing", tmp_path / "not_text"
     not_text.write_bytes(b"\xff\xfe no text")
-    for setting in ("smtp_password_file", "smtp_ca_file"):
-        for file in (missing, not_text):
-            update = {"smtp_host": "127.0.0.1", setting: file}
-            with pytest.raises(ConfigError) as caught:
-                build_server(sqlite_site.settings.model_copy(update=update))
+    for file in (missing, not_text):
+        update = {"smtp_host": "127.0.0.1", "smtp_ca_file": file}
+        with pytest.raises(ConfigError) as caught:
+            build_server(sqlite_site.settings.model_copy(update=update))
 
-            assert str(file) in str(caught.value)
+        assert str(file) in str(caught.value)
 
 
 @pytest.mark.parametrize("login", [("rolecall", "hörse"), ("röle", "horse")])

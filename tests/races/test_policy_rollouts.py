@@ -118,7 +118,7 @@ class Site:
         return self.storage.read(policy_rows.sequence_in_force)
 
 
-def build_here(source: Path | PolicyFiles, _casbin_seconds: float = 0.0) -> Build:
+def build_here(source: Path | PolicyFiles, _casbin_seconds: float = 0.0, _known_key: str = "") -> Build:
     """Build a policy in this process, without Casbin, which is not thread-safe."""
     parsed, built = read_and_index(source)
     return Build(None if parsed.errors else built, tuple(parsed.findings), parsed.files)

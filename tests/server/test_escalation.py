@@ -23,6 +23,7 @@ MINTS_OR_GRANTS = {
     "CreateInvitations",
     "CreateOrganizationToken",
     "CreatePersonalToken",
+    "MoveMembers",
     "RequestSignIn",
     "ResendInvitation",
     "RotateToken",
@@ -49,6 +50,7 @@ DOES_NEITHER = {
     "PlanResources",
     "SignOut",
     "UpdateOrganization",
+    "ValidatePolicy",
     "VerifyAuditLog",
     "WhoAmI",
 }

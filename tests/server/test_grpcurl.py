@@ -137,6 +137,7 @@ def test_the_other_rpcs_answer_too(sqlite_site: Site) -> None:
         f"{SERVICE}/ListSubjects": {"action": "manage", "resource": "account"},
         f"{SERVICE}/PlanResources": {"subject": "role:VIEWERNOSECRETS", "action": "view", "resource_type": "secrets"},
         "rolecall.v1.PolicyService/GetPolicy": {},
+        "rolecall.v1.PolicyService/ValidatePolicy": {"model": "[x]", "policy": "p", "tests": "role"},
         "rolecall.v1.PolicyService/ListRoles": {"page_size": 1},
         "rolecall.v1.TokenService/CreatePersonalToken": {"display_name": "laptop", "ttl": "3600s"},
         "rolecall.v1.TokenService/CreateOrganizationToken": {
@@ -156,6 +157,7 @@ def test_the_other_rpcs_answer_too(sqlite_site: Site) -> None:
         f"{MEMBERS}/GetMember": {"user_id": viewer},
         f"{MEMBERS}/ChangeMemberRole": {"user_id": viewer, "role": "CONTRIBUTOR"},
         f"{MEMBERS}/ChangeMemberExternalId": {"user_id": viewer, "external_id": "auth0|1"},
+        f"{MEMBERS}/MoveMembers": {"from_role": "CONTRIBUTOR", "to_role": "VIEWER", "validate_only": True},
         f"{MEMBERS}/RemoveMember": {"user_id": viewer},
         f"{INVITATIONS}/CreateInvitations": {"invitations": [{"email": "x@acme.io", "role": "OWNER"}]},
         f"{INVITATIONS}/ListInvitations": {"state": "INVITATION_STATE_PENDING", "page_size": 1},

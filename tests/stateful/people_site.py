@@ -36,6 +36,7 @@ class MailCollector:
     """Mail transport that collects all mails. `mails`: address and secret of each."""
 
     where: str = "Mails are collected."
+    outage: str = "mails are not collected"
     mails: list[tuple[str, str]] = field(default_factory=list)
 
     @contextmanager

@@ -9,6 +9,7 @@ from sqlalchemy import text
 from rolecall import Client
 from rolecall.audit import AuditLog, Event, Private
 from rolecall.client import convert
+from rolecall.client.channel import find_endpoint
 from rolecall.credentials import server_key, token_format
 from rolecall.storage import Transaction
 from rolecall.storage.audit import StoredEntry
@@ -166,7 +167,7 @@ def call(site: Site, rpc: str, request: Any, token: str, request_id: str = "") -
             answer = method(request, timeout=20, metadata=[("authorization", f"Bearer {token}"), *own])
             return list(answer) if hasattr(answer, "__next__") else answer
         except grpc.RpcError as error:
-            raise convert.error(error, site.address) from error
+            raise convert.error(error, find_endpoint(site.address, None, plaintext=True)) from error
 
 
 def token_id(secret: str) -> str:

@@ -30,7 +30,7 @@ def delete_key(workspace: Workspace) -> None:
 
 
 def open_key(workspace: Workspace) -> None:
-    (workspace.folder / "rolecall.key").chmod(0o640)
+    (workspace.folder / "rolecall.key").chmod(0o644)
 
 
 def another_key(workspace: Workspace) -> None:

@@ -39,10 +39,11 @@ Finished = subprocess.CompletedProcess[str]
 
 @dataclass
 class Workspace:
-    """Working folder of a user, with the shipped policy; settings come from `variables`."""
+    """Working folder of a user, and the command that they run there; settings come from `variables`."""
 
     folder: Path
     variables: dict[str, str] = field(default_factory=dict)
+    program: Path = PROGRAM
 
     @property
     def environment(self) -> dict[str, str]:
@@ -53,7 +54,7 @@ class Workspace:
     def run(self, *arguments: str, umask: int = 0o022, stdin: str = "") -> Finished:
         """Run `rolecall` to its end, with this text piped in."""
         return subprocess.run(
-            [PROGRAM, *arguments],
+            [self.program, *arguments],
             cwd=self.folder,
             env=self.environment,
             umask=umask,
@@ -116,7 +117,7 @@ class Serving:
         self.log = workspace.folder / "serve.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [PROGRAM, "serve", *arguments],
+                [workspace.program, "serve", *arguments],
                 cwd=workspace.folder,
                 env=workspace.environment,
                 stdin=subprocess.DEVNULL,
@@ -137,7 +138,13 @@ class Serving:
     @property
     def address(self) -> str:
         """The address at which it answers, from its log."""
-        return self.wait_for(r"answers on (\S+)")[1]
+        return self.wait_for(r'"address": "([^"]+)"|answers on (\S+)').expand(r"\1\2")
+
+    @property
+    def workers(self) -> list[int]:
+        """The ids of its workers' processes."""
+        threads = Path(f"/proc/{self.process.pid}/task").iterdir()
+        return sorted(int(each) for thread in threads for each in (thread / "children").read_text().split())
 
 
 Serve = Callable[..., Serving]

@@ -191,6 +191,16 @@ def change_member_external_id(checks: GrantChecks, presenter: CredentialCase, te
         checks.check_request(presenter, text, request, allowed=presenter.handles("update", role))
 
 
+def move_members(checks: GrantChecks, presenter: CredentialCase, text: str) -> None:
+    """Move from and to every role, without effect, as presenters have these roles; the owners stay anyway."""
+    for old, new in {pair for role in ROLES if role != "VIEWER" for pair in ((role, "VIEWER"), ("VIEWER", role))}:
+        may = presenter.handles("update", old, new)
+        if old != "OWNER" or not may:
+            checks.target(old)
+            request = member.MoveMembersRequest(from_role=old, to_role=new, validate_only=True)
+            checks.check_request(presenter, text, request, allowed=may)
+
+
 def remove_member(checks: GrantChecks, presenter: CredentialCase, text: str) -> None:
     """Remove people of every role."""
     for role in ROLES:
@@ -268,6 +278,7 @@ CHECKS: dict[str, Callable[[GrantChecks, CredentialCase, str], None]] = {
     "AcceptInvitation": accept_invitation,
     "ChangeMemberExternalId": change_member_external_id,
     "ChangeMemberRole": change_member_role,
+    "MoveMembers": move_members,
     "CreateInvitations": create_invitations,
     "CreateOrganizationToken": create_organization_token,
     "CreatePersonalToken": create_personal_token,

@@ -26,6 +26,7 @@ __all__ = [
     "Organization",
     "open_client",
     "open_database",
+    "open_probe",
     "open_unauthenticated_client",
     "parse_time",
     "to_dict",
@@ -58,6 +59,18 @@ def open_unauthenticated_client(organization: str = "") -> "UnauthenticatedClien
     return UnauthenticatedClient(organization=organization or None)
 
 
+def open_probe(
+    address: str, ca_file: Path | None, server_name: str, timeout: float, *, plaintext: bool | None
+) -> "UnauthenticatedClient":
+    """Return a client that asks a server about its health. Raises `ConfigError`."""
+    output.silence_grpc_logs()
+    from rolecall.client import UnauthenticatedClient
+
+    return UnauthenticatedClient(
+        address, ca_file=ca_file, server_name=server_name, timeout=timeout, plaintext=plaintext
+    )
+
+
 def to_dict(message: Any) -> dict[str, Any]:
     """Convert a response of the client to plain values."""
     from rolecall.client import to_dict as convert
@@ -77,7 +90,7 @@ def open_database(
     from rolecall.storage import Storage
 
     settings = config.load(config_file, database=database, key_file=key_file)
-    storage = Storage(settings.database)
+    storage = Storage(settings.database, password=settings.database_password)
     try:
         storage.check()
         log = AuditLog(server_key.read(settings.key_file))

@@ -11,7 +11,8 @@ from rolecall.cli import output
 from rolecall.cli.connect import Json
 from rolecall.cli.operator.organizations import show_created
 from rolecall.credentials import server_key
-from rolecall.errors import ConfigError
+from rolecall.errors import ConfigError, OrganizationExists
+from rolecall.policy import shipped
 
 __all__ = ["init"]
 
@@ -22,6 +23,9 @@ def init(
     organization: Annotated[str, typer.Option(help="The organization's id: lower-case letters, digits, hyphens.")],
     owner: Annotated[str, typer.Option(help="The mail address of its first owner.")],
     demo: Annotated[bool, typer.Option("--demo", help="Add a member for each other role, to experiment with.")] = False,
+    if_missing: Annotated[
+        bool, typer.Option("--if-missing", help="Succeed, and change nothing, where the organization exists already.")
+    ] = False,
     config_file: Annotated[Path | None, typer.Option("--config", help="A TOML file with settings.")] = None,
     database: Annotated[str | None, typer.Option(help="SQLAlchemy URL of the database.")] = None,
     policy: Annotated[Path | None, typer.Option(help="Folder with the policy files.")] = None,
@@ -30,7 +34,10 @@ def init(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Create the database, the server's key, an organization and its first owner; print the owner's token, once."""
+    """Create the database, the server's key, an organization and its first owner; print the owner's token, once.
+
+    Where there is no policy, the shipped one is written to the policy folder.
+    """
     from rolecall.audit import AuditLog, check_key
     from rolecall.policy.reload import load_in_force
     from rolecall.services import organizations
@@ -38,10 +45,20 @@ def init(
     from rolecall.storage import organizations as organization_rows
 
     settings = config.load(config_file, database=database, policy=policy, key_file=key_file)
-    folder_policy = policies.load(settings.policy, CASBIN_SECONDS)
-    storage = Storage(settings.database)
+    storage = Storage(settings.database, password=settings.database_password)
+    is_new = storage.is_new()
+    # Before the policy is read: a server serves the one in force where the folder's is broken.
+    if if_missing and not is_new and storage.read(lambda tx: organization_rows.get(tx, organization)):
+        storage.close()
+        _say_that_it_exists(organization)
+        return
+    loaded = None if is_new else load_in_force(storage)
+    if loaded is None:
+        if shipped.is_absent(settings.policy):
+            shipped.write(settings.policy)
+            output.say(f"The shipped policy is in {settings.policy}; it is yours to edit.")
+        loaded = policies.load(settings.policy, CASBIN_SECONDS)
     storage.create()
-    loaded = load_in_force(storage) or folder_policy
     if settings.key_file.exists():
         key = server_key.read(settings.key_file)
     elif storage.read(organization_rows.exists):
@@ -54,6 +71,18 @@ def init(
     log = AuditLog(key)
     if warning := check_key(storage, log):
         output.say(f"warning: {warning}")
-    founded = organizations.create(storage, log, loaded, organization, owner, demo=demo)
+    try:
+        founded = organizations.create(storage, log, loaded, organization, owner, demo=demo)
+    except OrganizationExists:
+        # Another process has created it meanwhile.
+        if not if_missing:
+            raise
+        storage.close()
+        _say_that_it_exists(organization)
+        return
     storage.close()
     show_created(founded, json)
+
+
+def _say_that_it_exists(organization: str) -> None:
+    output.say(f"The organization {organization} exists already: nothing was changed.")

@@ -11,7 +11,7 @@ import structlog
 
 from rolecall.background import BackgroundWriter
 
-__all__ = ["configure_logs", "write_message"]
+__all__ = ["configure_logs", "is_text", "write_message"]
 
 # How long a caller waits until its line is written. After one wait was too short, no caller waits before a line is
 # written again.
@@ -74,12 +74,16 @@ def write_message(text: str) -> None:
     _standard_error.flush()
 
 
+def is_text(form: str) -> bool:
+    """Whether the log has lines for people, and not JSON, where the setting `log_format` is `form`."""
+    return form == "text" or (form == "auto" and sys.stderr.isatty())
+
+
 def configure_logs(level: str = "info", form: str = "auto") -> None:
     """Log events of `level` and above, as `text`, `json`, or `auto`: text on a terminal, else JSON."""
-    text = form == "text" or (form == "auto" and sys.stderr.isatty())
-    renderer: Any = (
-        structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty()) if text else structlog.processors.JSONRenderer()
-    )
+    renderer: Any = structlog.processors.JSONRenderer()
+    if is_text(form):
+        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

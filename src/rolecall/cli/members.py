@@ -1,4 +1,4 @@
-"""`rolecall members`: list members, change their roles and external ids, remove them, through a server."""
+"""`rolecall members`: list members, change their roles (one or all of a role) and external ids, remove them."""
 
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated
@@ -88,6 +88,29 @@ def set_external_id(
         return
     what = f"the external id {external_id}" if external_id else "no external id"
     output.say(f"{changed['member']['email']} has {what} now.")
+
+
+@app.command()
+def move(
+    old: Annotated[str, typer.Argument(metavar="OLD", help="The role that the members have.")],
+    new: Annotated[str, typer.Argument(metavar="NEW", help="The role that they get.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count them, and change nothing.")] = False,
+    json: Json = False,
+) -> None:
+    """Give all members with one role another, all or nobody, as before the policy drops or renames the role."""
+    with open_client() as client:
+        moved = to_dict(client.members.move(old, new, validate_only=dry_run))
+    if json:
+        output.print_json(moved)
+        return
+    output.say(f"{moved['member_count']} members {'would get' if dry_run else 'got'} the role {new}.")
+    if tokens := moved["organization_token_count"]:
+        output.say(
+            f"{tokens} organization tokens have the role {old} still: create others with {new}, and delete these"
+            " (`rolecall tokens list --kind organization`)."
+        )
+    if invitations := moved["invitation_count"]:
+        output.say(f"{invitations} invitations to {old} are pending still: delete them, and invite to {new}.")
 
 
 @app.command()

@@ -13,9 +13,6 @@ from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 import typer
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
 from rolecall.domain import Explanation
 from rolecall.errors import CallFailed, Internal, InvalidField, RolecallError
@@ -59,6 +56,7 @@ _COMMANDS = {
     "ListMembers": "members list",
     "ListRoles": "policy matrix",
     "ListTokens": "tokens list",
+    "MoveMembers": "members move",
     "RemoveMember": "members remove",
     "RequestSignIn": "sign-in ADDRESS",
     "ResendInvitation": "invitations resend",
@@ -188,6 +186,9 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         for row in (header, *kept):
             print_value("\t".join(row))
         return
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table()
     for name in header:
         table.add_column(name, overflow="fold")
@@ -208,6 +209,9 @@ def progress(items: Sequence[T], what: str) -> Iterable[T]:
     """Yield the items, with a progress bar on standard error if that is a terminal."""
     if len(items) < 2 or not sys.stderr.isatty():
         return items
+    from rich.console import Console
+    from rich.progress import track
+
     return track(items, description=what, console=Console(stderr=True))
 
 

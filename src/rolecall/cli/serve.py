@@ -1,5 +1,6 @@
 """`rolecall serve`."""
 
+import os
 import signal
 import sys
 import threading
@@ -13,6 +14,7 @@ from rolecall.cli import output, process
 from rolecall.cli.logs import configure_logs
 from rolecall.cli.supervisor import supervise
 from rolecall.config import Settings
+from rolecall.environment import PREFIX
 
 __all__ = ["serve", "serve_worker"]
 
@@ -20,7 +22,7 @@ __all__ = ["serve", "serve_worker"]
 def serve(
     config_file: Annotated[Path | None, typer.Option("--config", help="A TOML file with settings.")] = None,
     database: Annotated[str | None, typer.Option(help="SQLAlchemy URL of the database.")] = None,
-    listen: Annotated[str | None, typer.Option(help="host:port. Beyond loopback, TLS is needed.")] = None,
+    listen: Annotated[str | None, typer.Option(help="host:port, or unix:path. Beyond loopback, TLS is needed.")] = None,
     policy: Annotated[Path | None, typer.Option(help="Folder with the policy files.")] = None,
     key_file: Annotated[Path | None, typer.Option(help="File with the server's key, created by init.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file with the certificate chain.")] = None,
@@ -39,30 +41,33 @@ def serve(
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     log_format: Annotated[str | None, typer.Option(help="auto, text or json.")] = None,
 ) -> None:
-    """Answer calls until SIGTERM or SIGINT. SIGHUP reads the policy folder again."""
-    settings = config.load(
-        config_file,
-        database=database,
-        listen=listen,
-        policy=policy,
-        key_file=key_file,
-        tls_cert=tls_cert,
-        tls_key=tls_key,
-        plaintext_exposes_tokens=plaintext_exposes_tokens,
-        reflection=reflection,
-        workers=workers,
-        threads=threads,
-        decision_log=decision_log,
-        log_level=log_level,
-        log_format=log_format,
-    )
+    """Answer calls until SIGTERM or SIGINT. SIGHUP reads the policy folder and the TLS files again."""
+    with process.errors_logged(log_format or os.environ.get(f"{PREFIX}LOG_FORMAT", "")):
+        settings = config.load(
+            config_file,
+            database=database,
+            listen=listen,
+            policy=policy,
+            key_file=key_file,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            plaintext_exposes_tokens=plaintext_exposes_tokens,
+            reflection=reflection,
+            workers=workers,
+            threads=threads,
+            decision_log=decision_log,
+            log_level=log_level,
+            log_format=log_format,
+        )
     configure_logs(settings.log_level, settings.log_format)
-    if settings.workers > 1:
-        raise typer.Exit(supervise(settings, process.catch_signals()))
-    server, signals = process.start_server(settings)
+    process.warn_of_exposed_files(settings)
+    with process.errors_logged(settings.log_format):
+        if settings.workers > 1:
+            raise typer.Exit(supervise(settings, process.catch_signals()))
+        server, signals = process.start_server(settings)
     process.announce_start(settings, server.address, server.live.in_force.policy.version, server.mail)
     process.serve_until_stopped(server, signals)
-    process.announce(settings, "Stopping.")
+    process.announce_stop(settings)
     process.stop_server(server)
 
 
@@ -70,7 +75,8 @@ def serve_worker() -> None:
     """Serve as one of several workers on a port: reads its settings from standard input, whose end stops it."""
     settings = Settings.model_validate_json(sys.stdin.readline())
     configure_logs(settings.log_level, settings.log_format)
-    server, signals = process.start_server(settings, shares_port=True)
+    with process.errors_logged(settings.log_format):
+        server, signals = process.start_server(settings, shares_port=True)
     output.print_json({"policy_version": server.live.in_force.policy.version, "mail": server.mail})
     sys.stdout.flush()
 

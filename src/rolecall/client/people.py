@@ -72,6 +72,19 @@ class MemberClient:
         )
         return self._connection.change(self._stub.ChangeMemberExternalId, request)
 
+    def move(
+        self, from_role: str, to_role: str, *, etag: str = "", validate_only: bool = False
+    ) -> member_pb2.MoveMembersResponse:
+        """Give all members with one role another, all or nobody; `validate_only` counts them, with their etag."""
+        request = member_pb2.MoveMembersRequest(
+            organization=self._connection.organization,
+            from_role=from_role,
+            to_role=to_role,
+            etag=etag,
+            validate_only=validate_only,
+        )
+        return self._connection.change(self._stub.MoveMembers, request)
+
     def remove(self, user_id: str, *, etag: str = "") -> member_pb2.RemoveMemberResponse:
         """Remove a member; its tokens and sessions stop working at once. `etag` as for `change_role`."""
         request = member_pb2.RemoveMemberRequest(organization=self._connection.organization, user_id=user_id, etag=etag)

@@ -7,6 +7,7 @@ import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rolecall.credentials.private_files import exposure, how_to_protect
 from rolecall.errors import ConfigError
 
 __all__ = ["ServerKey", "create", "read"]
@@ -55,20 +56,22 @@ def read(path: Path) -> ServerKey:
         # Without blocking on a FIFO, or reading an endless device.
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             status = os.fstat(file.fileno())
-            mode = status.st_mode
-            secret = file.read(KEY_BYTES) if stat.S_ISREG(mode) else b""
+            secret = file.read(KEY_BYTES) if stat.S_ISREG(status.st_mode) else b""
     except FileNotFoundError:
         raise ConfigError(
             f"The key file {path} does not exist: run `rolecall init`, or set ROLECALL_KEY_FILE to the one it created."
         ) from None
+    except PermissionError as error:
+        raise ConfigError(
+            f"The key file {path} can't be read by this user ({os.geteuid()}): run `chown {os.geteuid()} {path}`; for a"
+            f" Kubernetes Secret, set `fsGroup` in the pod's `securityContext` to the group of this process."
+        ) from error
     except OSError as error:
         raise ConfigError(f"The key file {path} can't be read: {error.strerror}.") from error
     if len(secret) != KEY_BYTES or status.st_size != KEY_BYTES:
         raise ConfigError(
             f"The key file {path} holds {status.st_size} bytes, not {KEY_BYTES}: restore it from a backup."
         )
-    if mode & 0o077:
-        raise ConfigError(
-            f"The key file {path} is open to other users (mode {stat.S_IMODE(mode):04o}): run `chmod 600 {path}`."
-        )
+    if exposed := exposure(status):
+        raise ConfigError(f"The key file {path} is open to other users ({exposed}): {how_to_protect(path)}.")
     return ServerKey(secret)

@@ -9,13 +9,16 @@ from datetime import UTC, datetime
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from jinja2 import ChoiceLoader, Environment, FileSystemLoader, PackageLoader, StrictUndefined
-from jinja2.sandbox import SandboxedEnvironment
-
-from rolecall.config import Settings, split_address
+from rolecall.config import Settings, socket_path, split_address
 from rolecall.domain import LinkKind
 from rolecall.errors import ConfigError
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 __all__ = ["MailContent", "MailRenderer"]
 
@@ -51,15 +54,22 @@ class MailRenderer:
     """Renders mails, each as plain text and HTML."""
 
     def __init__(self, settings: Settings) -> None:
-        """Load and check the templates. Raises `ConfigError` where a template or a setting is wrong.
-
-        Without this check, the error would appear only when the first mail is sent.
-        """
+        """Check the settings and the operator's templates. Raises `ConfigError` where one is wrong."""
         self._sender = _sender(settings.mail_from)
         self._link = _checked_link(settings.link_template)
         self._address = settings.public_address or _public_address(settings.listen)
-        loaders = [FileSystemLoader(settings.mail_templates)] if settings.mail_templates else []
-        self._templates: Environment = SandboxedEnvironment(
+        self._folder = settings.mail_templates
+        if self._folder:
+            self._check_templates(self._folder)
+
+    @cached_property
+    def _templates(self) -> "Environment":
+        """The templates. The first mail imports Jinja and compiles them, where the start needn't."""
+        from jinja2 import ChoiceLoader, FileSystemLoader, PackageLoader, StrictUndefined  # noqa: PLC0415
+        from jinja2.sandbox import SandboxedEnvironment  # noqa: PLC0415
+
+        loaders = [FileSystemLoader(self._folder)] if self._folder else []
+        return SandboxedEnvironment(
             loader=ChoiceLoader([*loaders, PackageLoader("rolecall.mail")]),
             autoescape=lambda name: bool(name and name.endswith(".html")),
             undefined=StrictUndefined,
@@ -67,8 +77,11 @@ class MailRenderer:
             lstrip_blocks=True,
             keep_trailing_newline=True,
         )
-        if settings.mail_templates and not settings.mail_templates.is_dir():
-            raise ConfigError(f"The folder {settings.mail_templates} does not exist: correct `mail_templates`.")
+
+    def _check_templates(self, folder: Path) -> None:
+        """Raise `ConfigError` where a template of the operator's is wrong, before the first mail is sent."""
+        if not folder.is_dir():
+            raise ConfigError(f"The folder {folder} does not exist: correct `mail_templates`.")
         for kind in LinkKind:
             test = MailContent(kind, "try", "ann@example.com", "acme", "Acme", _TEST_SECRET, 0, "Ann", "ROLE", "Ann")
             mail = self.render(test)
@@ -124,6 +137,9 @@ class MailRenderer:
 
 def _public_address(listen: str) -> str:
     """Return the address at which people reach a server that listens there: this host's name for all interfaces."""
+    if path := socket_path(listen):
+        # For commands on this machine.
+        return f"unix:{Path(path).absolute()}"
     host, port = split_address(listen)
     try:
         is_wildcard = ipaddress.ip_address(host).is_unspecified

@@ -77,7 +77,7 @@ class MailSender:
             due = self._storage.read(rows.next_due_time)
         except Unreachable as error:
             self._outage_pause = pause
-            _log.error("mail server unreachable", error=str(error), where=self._transport.where, again_in=pause)
+            _log.error(self._transport.outage, error=str(error), where=self._transport.where, again_in=pause)
         except RolecallError as error:
             self._outage_pause = pause
             _log.warning("mail delivery deferred", error=error.message, again_in=pause)

@@ -3,6 +3,7 @@
 import os
 import smtplib
 import ssl
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from email.message import EmailMessage
@@ -11,6 +12,7 @@ from typing import Protocol
 
 from rolecall.config import Settings, is_loopback
 from rolecall.credentials import token_format
+from rolecall.credentials.private_files import exposure
 from rolecall.errors import ConfigError
 from rolecall.limits import DEFAULT_LIMITS, Limits
 
@@ -45,9 +47,10 @@ Send = Callable[[EmailMessage], None]
 
 
 class Transport(Protocol):
-    """Sends mails. `where` is a sentence that names their destination."""
+    """Sends mails. `where` is a sentence that names their destination; `outage` is logged while it can't be used."""
 
     where: str
+    outage: str
 
     @contextmanager
     def session(self) -> Iterator[Send]:
@@ -58,13 +61,26 @@ class Transport(Protocol):
 class FolderTransport:
     """Writes mails as files that only this user may read."""
 
+    outage = "mail folder can't be written"
+
     def __init__(self, folder: Path) -> None:
-        """Create the folder with the first mail. Raises `ConfigError` where it exists and is open to other users."""
+        """Create the folder. Raises `ConfigError` where it can't be written, or is open to other users."""
         self._folder = folder.absolute()
-        if self._folder.is_dir() and self._folder.stat().st_mode & 0o077:
+        try:
+            self._create()
+            # A trial: before the first mail is lost from sight in the outbox.
+            with tempfile.TemporaryFile(dir=self._folder):
+                pass
+            exposed = exposure(self._folder.stat())
+        except OSError as error:
             raise ConfigError(
-                f"The mail folder {self._folder}, which holds secrets, is open to other users: run `chmod 700"
-                f" {self._folder}`, or choose another with ROLECALL_MAIL_FOLDER."
+                f"The mail folder {self._folder} can't be written: {error.strerror}. Choose another with"
+                " ROLECALL_MAIL_FOLDER, or name a mail server with ROLECALL_SMTP_HOST."
+            ) from error
+        if exposed:
+            raise ConfigError(
+                f"The mail folder {self._folder}, which holds secrets, is open to other users ({exposed}): run `chmod"
+                f" 700 {self._folder}`, or choose another, such as a new folder in it, with ROLECALL_MAIL_FOLDER."
             )
         self.where = f"Mails become files in {self._folder}, as no smtp_host is set."
 
@@ -72,10 +88,13 @@ class FolderTransport:
     def session(self) -> Iterator[Send]:
         """Implement `Transport.session`."""
         try:
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._create()
         except OSError as error:
             raise Unreachable(f"{self._folder}: {error.strerror}") from error
         yield self._write
+
+    def _create(self) -> None:
+        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def _write(self, mail: EmailMessage) -> None:
         file = self._folder / f"{mail['Message-ID'].strip('<>').partition('@')[0]}.eml"
@@ -92,12 +111,14 @@ class FolderTransport:
 class SmtpTransport:
     """Hands mails to an SMTP server."""
 
+    outage = "mail server unreachable"
+
     def __init__(self, settings: Settings, limits: Limits = DEFAULT_LIMITS) -> None:
         """Read the settings and files. Raises `ConfigError` where they can't be read or would expose the password."""
         self._timeout = limits.mail_timeout_seconds
         self._host, self._port = settings.smtp_host, settings.smtp_port
         self._security = settings.smtp_security
-        self._user, self._password = settings.smtp_user, _password(settings)
+        self._user, self._password = settings.smtp_user, settings.smtp_password
         if self._security == "none" and self._user and not is_loopback(self._host):
             raise ConfigError(
                 "With smtp_security `none`, anyone who sees the traffic can read the password: use `starttls` or `tls`."
@@ -191,12 +212,3 @@ def _describe(error: Exception) -> str:
     if isinstance(error, smtplib.SMTPResponseException):
         return _response(error.smtp_code, error.smtp_error)
     return f"{type(error).__name__}: {error}"[:200]
-
-
-def _password(settings: Settings) -> str:
-    if settings.smtp_password_file is None:
-        return settings.smtp_password
-    try:
-        return settings.smtp_password_file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"The file {settings.smtp_password_file} can't be read: {error}.") from error

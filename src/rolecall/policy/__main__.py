@@ -1,4 +1,4 @@
-"""Child process of `build_in_subprocess`: its arguments are the folder and the seconds for the check against Casbin.
+"""Child process of `build_in_subprocess`: its arguments are those of `build`.
 
 With an empty folder, standard input has the texts of the files.
 """
@@ -20,9 +20,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     stream = sys.stdout.buffer
     sys.stdout = sys.stderr  # so that no library's print ends up between the pickles
-    folder, casbin_seconds = sys.argv[1], float(sys.argv[2])
+    folder, casbin_seconds, known_key = sys.argv[1], float(sys.argv[2]), sys.argv[3]
     source = Path(folder) if folder else PolicyFiles(*pickle.load(sys.stdin.buffer))  # noqa: S301 - our parent wrote it
-    result = build(source, casbin_seconds)
+    result = build(source, casbin_seconds, known_key)
     try:
         send(result, stream)
         stream.flush()

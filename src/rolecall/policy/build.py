@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rolecall.policy import lint, parser
+from rolecall.policy.comparison_key import comparison_key
 from rolecall.policy.index import Policy
 from rolecall.policy.parsed import NO_FILES, TEST_FILE, Finding, ParsedPolicy, PolicyFiles, Severity
 
@@ -14,7 +15,8 @@ __all__ = ["Build", "build", "read_and_index"]
 class Build:
     """Result of building a policy from `files`: a policy only if no finding is an error.
 
-    `tests` counts the rows of policy_test.csv, `comparisons` the answers that were compared with Casbin's.
+    `tests` counts the rows of policy_test.csv, `comparisons` the answers that were compared with Casbin's, under
+    `comparison_key`; 0 where the caller knew that key.
     """
 
     policy: Policy | None
@@ -22,6 +24,7 @@ class Build:
     files: PolicyFiles = NO_FILES
     tests: int = 0
     comparisons: int = 0
+    comparison_key: str = ""
 
     @property
     def version(self) -> str:
@@ -48,18 +51,20 @@ def read_and_index(source: Path | PolicyFiles) -> tuple[ParsedPolicy, Policy | N
     return parsed, policy
 
 
-def build(source: Path | PolicyFiles, casbin_seconds: float | None = 2.0) -> Build:
+def build(source: Path | PolicyFiles, casbin_seconds: float | None = 2.0, known_key: str = "") -> Build:
     """Build the policy of a folder or its texts in this process.
 
-    It is checked against Casbin for `casbin_seconds` (None: to the end).
+    It is checked against Casbin for `casbin_seconds` (None: to the end), unless its comparison has the `known_key`.
     """
     parsed, policy = read_and_index(source)
-    comparisons = 0
+    comparisons, key = 0, ""
     if policy is not None:
         lint.check_test_cases(parsed, policy)
         if not parsed.errors:
-            from rolecall.policy import casbin_check  # noqa: PLC0415 - importing Casbin takes longer than linting
+            key = comparison_key(parsed.files)
+            if not key or key != known_key:
+                from rolecall.policy import casbin_check  # noqa: PLC0415 - importing Casbin takes longer than linting
 
-            comparisons = casbin_check.check_against_casbin(parsed, policy, casbin_seconds)
+                comparisons = casbin_check.check_against_casbin(parsed, policy, casbin_seconds)
     served = None if parsed.errors else policy
-    return Build(served, tuple(parsed.findings), parsed.files, len(parsed.cases), comparisons)
+    return Build(served, tuple(parsed.findings), parsed.files, len(parsed.cases), comparisons, key)

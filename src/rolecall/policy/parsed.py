@@ -3,11 +3,13 @@
 import hashlib
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from pathlib import Path
 from typing import NamedTuple
 
 from rolecall.domain import Effect
+from rolecall.policy.spreadsheet import plain_rows
 
 __all__ = [
     "MODEL_FILE",
@@ -38,11 +40,20 @@ _HIDDEN_LINE_END = re.compile("[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 
 class PolicyFiles(NamedTuple):
-    """Texts of the three files of a policy folder, with LF line ends and no byte order mark; empty where unreadable."""
+    """Texts of the three files of a policy folder, as `cleaned` makes them; empty where unreadable.
+
+    `policy` has plain rows, so that Casbin reads what the parser reads.
+    """
 
     model: str
     policy: str
     tests: str
+
+    @classmethod
+    def cleaned(cls, model: str, policy: str, tests: str) -> "PolicyFiles":
+        """Return the files with these texts, which may have CRLF line ends, a byte order mark, quoted rows."""
+        model, policy, tests = (text.removeprefix("\ufeff").replace("\r\n", "\n") for text in (model, policy, tests))
+        return cls(model, plain_rows(policy), tests)
 
     @property
     def version(self) -> str:
@@ -72,7 +83,10 @@ class Severity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Problem of a policy folder: its place (lines and columns count from 1; 0 is the whole file), and its fix."""
+    """Problem of a policy folder: its place (lines and columns count from 1; 0 is the whole file), and its fix.
+
+    Without a `file` it is about the folder itself.
+    """
 
     file: str
     line: int
@@ -83,8 +97,12 @@ class Finding:
 
     def __str__(self) -> str:
         """Format the finding on one line, as compilers print them."""
-        where = f"{self.file}:{self.line}:{self.column}" if self.line else self.file
-        return f"{where}: {self.severity}: {self.message} Fix: {self.fix}"
+        where = f"{self.file}:{self.line}:{self.column}: " if self.line else f"{self.file}: " if self.file else ""
+        return f"{where}{self.severity}: {self.message} Fix: {self.fix}"
+
+    def in_folder(self, folder: Path) -> str:
+        """Format the finding with the folder before the file."""
+        return str(replace(self, file=str(folder / self.file)))
 
 
 class Rule(NamedTuple):

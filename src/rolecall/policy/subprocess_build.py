@@ -23,11 +23,13 @@ MAX_SECONDS = 60.0
 PIECE = 1000
 
 
-def build_in_subprocess(source: Path | PolicyFiles, casbin_seconds: float, max_seconds: float = MAX_SECONDS) -> Build:
+def build_in_subprocess(
+    source: Path | PolicyFiles, casbin_seconds: float, known_key: str = "", max_seconds: float = MAX_SECONDS
+) -> Build:
     """Run `build` in a child process. Never raises: a child that dies, or takes `max_seconds`, becomes a finding."""
     # -P: the child must not import modules from the working directory of the server.
     folder = str(source) if isinstance(source, Path) else ""
-    command = [sys.executable, "-P", "-m", "rolecall.policy", folder, str(casbin_seconds)]
+    command = [sys.executable, "-P", "-m", "rolecall.policy", folder, str(casbin_seconds), known_key]
     try:
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:  # noqa: S603 - ours
             watchdog = threading.Timer(max_seconds, child.kill)
@@ -45,8 +47,11 @@ def build_in_subprocess(source: Path | PolicyFiles, casbin_seconds: float, max_s
                 watchdog.cancel()
             return result
     except Exception as error:  # noqa: BLE001 - any failure of the child is a refused policy
-        message = f"The policy could not be built: the building process ended early or ran out of time ({error})."
-        fix = "Read its standard error output; then save the file again."
+        import structlog  # noqa: PLC0415 - the child would import it for nothing, which delays every reload
+
+        structlog.get_logger("rolecall.policy").warning("policy build failed", error=str(error))
+        message = "The policy could not be built: the building process ended early or ran out of time."
+        fix = "Read the server's log; then save the file again."
         return Build(None, (Finding(POLICY_FILE, 0, 0, message, fix),))
 
 

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from rolecall.environment import SERVER_EXTRA_MISSING, lacks_server_extra
+from rolecall.environment import SERVER_EXTRA_MISSING, importing, lacks_server_extra
 
 if lacks_server_extra():
     raise ImportError(SERVER_EXTRA_MISSING)
@@ -24,6 +24,7 @@ def build_server(settings: Settings, *, shares_port: bool = False, limits: Limit
     Raises `ConfigError`, `PolicyError`, `StorageUnavailable`.
     """
     set_grpc_environment(polling=settings.transport != "standard")
-    from rolecall.server import build  # noqa: PLC0415 - see above
+    with importing():
+        from rolecall.server import build  # noqa: PLC0415 - see above
 
     return build.build(settings, shares_port=shares_port, limits=limits)

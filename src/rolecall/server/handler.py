@@ -274,8 +274,11 @@ class CallHandler:
 
 
 def peer_of(address: str) -> str:
-    """Return the machine behind a peer's address, or the network that an IPv6 machine has to itself."""
+    """Return the machine behind a peer's address, the network that an IPv6 machine has to itself, or `unix`."""
     kind, _, rest = unquote(address).partition(":")
+    if kind == "unix":
+        # Not empty: callers without a name would not be rate-limited.
+        return kind
     host = rest.rpartition(":")[0].strip("[]")
     if kind == "ipv6":
         try:

@@ -24,9 +24,17 @@ from rolecall.domain import (
     SubjectKind,
 )
 from rolecall.errors import BatchSize, InvalidField
-from rolecall.policy import pattern_problem, request_problem, value_problem
+from rolecall.policy import (
+    MODEL_FILE,
+    POLICY_FILE,
+    TEST_FILE,
+    PolicyFiles,
+    pattern_problem,
+    request_problem,
+    value_problem,
+)
 from rolecall.v1 import authorization_pb2 as pb
-from rolecall.v1 import shared_pb2
+from rolecall.v1 import policy_pb2, shared_pb2
 
 __all__ = [
     "action",
@@ -39,6 +47,7 @@ __all__ = [
     "is_id",
     "mask_paths",
     "page",
+    "policy_files",
     "question",
     "questions",
     "request_id",
@@ -219,6 +228,15 @@ def page(message: _Paged) -> Page:
     return Page(message.page_size, message.page_token)
 
 
+def policy_files(message: policy_pb2.ValidatePolicyRequest) -> PolicyFiles:
+    """Return the texts of a policy folder. Raises `InvalidField` where one is empty."""
+    files = PolicyFiles.cleaned(message.model, message.policy, message.tests)
+    for field, name, text in zip(files._fields, (MODEL_FILE, POLICY_FILE, TEST_FILE), files, strict=True):
+        if not text.strip():
+            raise InvalidField(f"{field} is empty: give the text of {name}.", field=field)
+    return files
+
+
 def is_id(text: str) -> bool:
     """Whether `text` has the shape of an id. A wrong id of that shape is not found later."""
     return 0 < len(text) <= MAX_ID and text.isalnum() and text.isascii()
@@ -249,16 +267,13 @@ def credential_id(text: str) -> str:
 
 
 def role(text: str, field: str = "role") -> str:
-    """Validate the shape of a role's name; whether the policy has it, the service decides.
-
-    Raises `InvalidField` for `field`.
-    """
+    """Validate the shape of a role's name; whether the policy has it, the service decides. Raises `InvalidField`."""
     if not text:
-        raise InvalidField("role is not set: name a role of the policy.", field=field)
+        raise InvalidField(f"{field} is not set: name a role of the policy.", field=field)
     if "\0" in text:
-        raise InvalidField("role holds a NUL: name a role of the policy.", field=field)
+        raise InvalidField(f"{field} holds a NUL: name a role of the policy.", field=field)
     if len(text) > MAX_ROLE:
-        raise InvalidField(f"role has {len(text)} characters, more than any role: see ListRoles.", field=field)
+        raise InvalidField(f"{field} has {len(text)} characters, more than any role: see ListRoles.", field=field)
     return text
 
 

@@ -1,7 +1,6 @@
 """Database access: atomic transactions, with the same behaviour on SQLite and PostgreSQL."""
 
 import random
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from psycopg import Error as DriverError
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -19,13 +17,13 @@ from rolecall.limits import DEFAULT_LIMITS, Limits
 from rolecall.storage import organizations
 from rolecall.storage.backup import back_up
 from rolecall.storage.changes import notify_followers, position, record_change
+from rolecall.storage.database_url import parse
 from rolecall.storage.engine import (
     WRITES,
     create_file,
     engine_for,
     file_identity,
     file_is_missing,
-    url_of,
 )
 from rolecall.storage.follower import Follower, PostgresFollower, SqliteFollower
 from rolecall.storage.schema import check_schema, is_empty, upgrade_schema
@@ -53,9 +51,12 @@ MAX_PAUSE_SECONDS = 0.2
 class Storage:
     """Access to one database. Threads may share it."""
 
-    def __init__(self, url: str, pool_size: int = 16, limits: Limits = DEFAULT_LIMITS) -> None:
-        """Prepare the engine; doesn't connect yet. Raises `ConfigError` where `url` is malformed or not supported."""
-        self._url = url_of(url)
+    def __init__(self, url: str, pool_size: int = 16, limits: Limits = DEFAULT_LIMITS, *, password: str = "") -> None:
+        """Prepare the engine; doesn't connect yet. Raises `ConfigError` where `url` is malformed or not supported.
+
+        `password`: for the database, where it isn't in the URL.
+        """
+        self._url = parse(url, password)
         self._engine = engine_for(self._url, pool_size, limits.database_seconds)
         self._wait_seconds = limits.database_seconds
         self._writer = threading.Lock()
@@ -78,6 +79,13 @@ class Storage:
     def on_mail_queued(self, notify: Callable[[], None]) -> None:
         """Call `notify` after each transaction of this process that queued mails."""
         self._mail_listeners.append(notify)
+
+    def is_new(self) -> bool:
+        """Whether the database doesn't exist, or is empty; `check` any other. Raises `ConfigError`."""
+        if file_is_missing(self._url) or is_empty(self._engine):
+            return True
+        self.check()
+        return False
 
     def create(self) -> None:
         """Create the tables in a new or empty database; `check` any other. Raises `ConfigError`."""
@@ -250,6 +258,8 @@ class Storage:
             if file_identity(self._url) != identity:
                 raise StorageUnavailable(_UNREACHABLE)
 
+        # Loaded with the engine: the driver of the other database is never imported.
+        driver: Any = self._engine.dialect.loaded_dbapi
         try:
             with self._engine.connect().execution_options(**{WRITES: False}) as connection:
                 try:
@@ -257,7 +267,7 @@ class Storage:
                 finally:
                     # The connection listens, or was used outside a transaction: it must not go back to the pool.
                     connection.invalidate()
-        except (SQLAlchemyError, DriverError, sqlite3.Error) as error:
+        except (SQLAlchemyError, driver.Error) as error:
             raise StorageUnavailable(_UNREACHABLE) from error
 
     def _release_replaced_file(self) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from sqlalchemy import URL
 
 from rolecall.errors import ConfigError
-from rolecall.storage.engine import name_of
+from rolecall.storage.database_url import name_of
 
 __all__ = ["back_up"]
 

@@ -1,23 +1,28 @@
 """Queries on the changes of each revision, by which the caches of all processes are invalidated."""
 
-from sqlalchemy import ColumnElement, Executable, bindparam, delete, literal_column, select, text
-from sqlalchemy.dialects import postgresql, sqlite
+from collections.abc import Iterable
+
+from sqlalchemy import delete, literal_column, select, text
 
 from rolecall.storage.tables import changes
 from rolecall.storage.transaction import Change, Transaction
 
-__all__ = ["CHANNEL", "notify_followers", "position", "prune", "record_change", "since"]
+__all__ = ["CHANNEL", "notify_followers", "position", "prune", "record_change", "record_changes", "since"]
 
 # The channel on which PostgreSQL notifies the followers of each commit.
 CHANNEL = "rolecall"
 
 _NAMES = ("organization", "revision", "kind", "key")
-_TRANSACTION: ColumnElement[int] = literal_column("pg_current_xact_id()::text::bigint")
-_ADD: dict[str, Executable] = {
-    "postgresql": postgresql.insert(changes)
-    .values({name: bindparam(name) for name in _NAMES} | {"transaction_id": _TRANSACTION})
-    .on_conflict_do_nothing(),
-    "sqlite": sqlite.insert(changes).on_conflict_do_nothing(),
+# In SQL: SQLAlchemy's own statements for it would import both dialects, with their drivers.
+_ADD = {
+    "postgresql": text(
+        "INSERT INTO changes (organization, revision, kind, key, transaction_id)"
+        " VALUES (:organization, :revision, :kind, :key, pg_current_xact_id()::text::bigint) ON CONFLICT DO NOTHING"
+    ),
+    "sqlite": text(
+        "INSERT INTO changes (organization, revision, kind, key) VALUES (:organization, :revision, :kind, :key)"
+        " ON CONFLICT DO NOTHING"
+    ),
 }
 # SQLite has one writer at a time, so its row numbers are in commit order. PostgreSQL's transactions commit in another
 # order than they get their ids: the changes from the oldest transaction that was in progress on are read again.
@@ -33,6 +38,13 @@ def record_change(tx: Transaction, organization: str, kind: str, key: str) -> No
     change = Change(organization, tx.revision, kind, key)
     tx.changes_made.append(change)
     tx.connection.execute(_ADD[tx.connection.dialect.name], change._asdict())
+
+
+def record_changes(tx: Transaction, organization: str, kind: str, keys: Iterable[str]) -> None:
+    """Record that this revision changed several objects of this kind, at least one."""
+    made = [Change(organization, tx.revision, kind, key) for key in keys]
+    tx.changes_made.extend(made)
+    tx.connection.execute(_ADD[tx.connection.dialect.name], [change._asdict() for change in made])
 
 
 def notify_followers(tx: Transaction) -> None:

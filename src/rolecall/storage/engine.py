@@ -6,14 +6,16 @@ import sqlite3
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import psycopg
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from rolecall.errors import ConfigError
+
+if TYPE_CHECKING:
+    import psycopg
 
 __all__ = [
     "POOLED",
@@ -22,8 +24,6 @@ __all__ = [
     "engine_for",
     "file_identity",
     "file_is_missing",
-    "name_of",
-    "url_of",
 ]
 
 # Execution option of connections that write.
@@ -32,24 +32,6 @@ WRITES = "rolecall_writes"
 POOLED = "rolecall_pooled"
 # Maximum seconds of a statement on PostgreSQL.
 STATEMENT_SECONDS = 30
-
-
-def url_of(text: str) -> URL:
-    """Parse the database's URL. Raises `ConfigError`, without the URL, as it may hold a password."""
-    try:
-        url = make_url(text)
-    except (ArgumentError, ValueError):
-        raise ConfigError(
-            "The database URL is malformed: write `sqlite:///file` or `postgresql://user:password@host/name`."
-        ) from None
-    if url.get_backend_name() not in ("sqlite", "postgresql"):
-        raise ConfigError(f"The database `{url.get_backend_name()}` is not supported: use sqlite or postgresql.")
-    if url.get_backend_name() == "sqlite" and (
-        url.database in (None, "", ":memory:") or str(url.database).startswith("file:")
-    ):
-        # `file:...` names a file by SQLite's own rules, which bypass the checks of its mode and existence here.
-        raise ConfigError("An SQLite database needs a file by its plain path: write `sqlite:///rolecall.db`.")
-    return url.set(drivername="sqlite" if url.get_backend_name() == "sqlite" else "postgresql+psycopg")
 
 
 def engine_for(url: URL, pool_size: int, wait_seconds: float) -> Engine:
@@ -93,14 +75,6 @@ def engine_for(url: URL, pool_size: int, wait_seconds: float) -> Engine:
     event.listen(engine, "connect", _prepare_postgresql)
     event.listen(engine, "begin", partial(_begin_postgresql, read, write))
     return engine
-
-
-def name_of(url: URL) -> str:
-    """Name the database for messages, without its password, wherever the URL holds that."""
-    if url.get_backend_name() == "sqlite":
-        return f"{url.database}"
-    at = f" at {url.host}" if url.host and "@" not in url.host else ""
-    return f"{url.database}{at}"
 
 
 def create_file(url: URL) -> None:
@@ -148,7 +122,7 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
 
-def _prepare_postgresql(connection: psycopg.Connection[Any], record: ConnectionPoolEntry) -> None:
+def _prepare_postgresql(connection: "psycopg.Connection[Any]", record: ConnectionPoolEntry) -> None:
     row = connection.execute("SELECT pg_backend_pid()").fetchone()
     # A connection pooler makes up the process id that clients get when they connect.
     record.info[POOLED] = row != (connection.info.backend_pid,)
@@ -164,7 +138,7 @@ def _begin_postgresql(read: str, write: str, connection: Connection) -> None:
     try:
         # All in one round trip, and past SQLAlchemy, which takes longer for it than PostgreSQL.
         driver.execute(statement)
-    except psycopg.OperationalError:
+    except connection.dialect.loaded_dbapi.OperationalError:
         # The connection broke while it was idle, as others may have: SQLAlchemy drops them all when it notices.
         with suppress(DBAPIError):
             connection.exec_driver_sql("SELECT 1")

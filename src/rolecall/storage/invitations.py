@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, bindparam, case, insert, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Row, and_, bindparam, case, func, insert, or_, select, tuple_, update
 
 from rolecall.domain import Delivery, Invitation, InvitationState, LinkKind
 from rolecall.storage.credentials import restriction_of, restriction_text
@@ -23,6 +23,7 @@ __all__ = [
     "of_address",
     "page",
     "pending",
+    "pending_count",
     "pending_with_external_ids",
     "pending_with_roles",
     "renew",
@@ -146,6 +147,17 @@ def pending_with_roles(tx: Transaction, roles: Collection[str]) -> list[Invitati
     pending = invitations.c.state == InvitationState.PENDING.value
     query = _INVITATIONS.where(pending, invitations.c.role.in_(roles))
     return [_invitation(row) for row in tx.connection.execute(query.order_by(invitations.c.organization))]
+
+
+def pending_count(tx: Transaction, organization: str, role: str, at: int) -> int:
+    """Count the invitations to this role that can be accepted at `at`."""
+    query = select(func.count()).where(
+        invitations.c.organization == organization,
+        invitations.c.role == role,
+        invitations.c.state == InvitationState.PENDING.value,
+        invitations.c.expire_time > at,
+    )
+    return tx.connection.scalars(query).one()
 
 
 def change_role(tx: Transaction, invitation: Invitation, role: str) -> None:

@@ -3,10 +3,10 @@
 from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, bindparam, delete, exists, insert, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Row, and_, bindparam, case, delete, exists, insert, or_, select, tuple_, update
 
 from rolecall.domain import Member, MemberOrder
-from rolecall.storage.changes import record_change
+from rolecall.storage.changes import record_change, record_changes
 from rolecall.storage.tables import members, organizations
 from rolecall.storage.transaction import Transaction
 
@@ -18,6 +18,7 @@ __all__ = [
     "change_role",
     "get",
     "holders",
+    "move",
     "organizations_without",
     "page",
     "page_with_roles",
@@ -26,6 +27,7 @@ __all__ = [
     "roles_by_external_id",
     "roles_by_id",
     "roles_held",
+    "versions_with_role",
 ]
 
 # Columns of each order; the second makes it total.
@@ -102,6 +104,29 @@ def change_external_id(tx: Transaction, member: Member, external_id: str, at: in
     values = {"external_id": external_id or None, "update_time": at}
     tx.connection.execute(update(members).where(_named(member)).values(values))
     record_change(tx, member.organization, "member", member.user_id)
+
+
+def versions_with_role(tx: Transaction, organization: str, role: str, limit: int) -> list[tuple[str, int]]:
+    """Return the ids of at most `limit` members with this role, with the time of each one's last change, by id."""
+    query = select(members.c.user_id, members.c.update_time).where(
+        members.c.organization == organization, members.c.role == role
+    )
+    rows = tx.connection.execute(query.order_by(members.c.user_id).limit(limit))
+    return [(row.user_id, row.update_time) for row in rows]
+
+
+def move(tx: Transaction, organization: str, from_role: str, to_role: str, at: int) -> list[str]:
+    """Give all members with `from_role`, at least one, the role `to_role`. Returns their ids."""
+    moved = (
+        update(members)
+        .where(members.c.organization == organization, members.c.role == from_role)
+        # An etag must never occur twice, even where the clock was set back.
+        .values(role=to_role, update_time=case((members.c.update_time >= at, members.c.update_time + 1), else_=at))
+        .returning(members.c.user_id)
+    )
+    user_ids = sorted(tx.connection.scalars(moved))
+    record_changes(tx, organization, "member", user_ids)
+    return user_ids
 
 
 def remove(tx: Transaction, member: Member) -> None:

@@ -1,19 +1,35 @@
 """Queries on policies: which one is in force, and the files of each that ever was."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import Row, func, insert, select, update
+from sqlalchemy import Row, bindparam, func, insert, select, update
 
 from rolecall.storage.changes import notify_followers
 from rolecall.storage.tables import policies, policy_activations
 from rolecall.storage.transaction import Transaction
 
-__all__ = ["Activation", "StoredPolicy", "activate", "get", "in_force", "sequence_in_force", "version_in_force"]
+__all__ = [
+    "Activation",
+    "StoredPolicy",
+    "activate",
+    "activations_from",
+    "comparison_key",
+    "get",
+    "in_force",
+    "note_comparison",
+    "sequence_in_force",
+    "version_in_force",
+]
 
 # Built once, as every change runs it.
 _SEQUENCE = select(func.max(policy_activations.c.sequence))
 _IN_FORCE = select(policy_activations).order_by(policy_activations.c.sequence.desc()).limit(1)
+_FROM = (
+    select(policy_activations)
+    .where(policy_activations.c.sequence >= bindparam("first"))
+    .order_by(policy_activations.c.sequence)
+)
 _VERSION = select(policy_activations.c.version).order_by(policy_activations.c.sequence.desc()).limit(1)
 
 
@@ -29,13 +45,17 @@ class Activation:
 
 @dataclass(frozen=True, slots=True)
 class StoredPolicy:
-    """Files of a policy as they were activated. `comparisons`: number of decisions that were compared with Casbin's."""
+    """Files of a policy as they were activated, and the number of decisions that were compared with Casbin's.
+
+    `comparison_key`: hash of all that the outcome of the comparison depends on.
+    """
 
     version: str
     model: str
     policy: str
     tests: str
     comparisons: int
+    comparison_key: str
 
 
 def sequence_in_force(tx: Transaction) -> int:
@@ -54,32 +74,39 @@ def in_force(tx: Transaction) -> Activation | None:
     return _activation(row) if row else None
 
 
+def activations_from(tx: Transaction, first: int) -> list[Activation]:
+    """Return the activation with the sequence number `first`, if there is one, and all later ones, in order."""
+    return [_activation(row) for row in tx.connection.execute(_FROM, {"first": first})]
+
+
 def get(tx: Transaction, version: str) -> StoredPolicy | None:
     """Return the policy of this version; None where it was never activated."""
     row = tx.connection.execute(select(policies).where(policies.c.version == version)).one_or_none()
-    return StoredPolicy(row.version, row.model, row.policy, row.tests, row.comparisons) if row else None
+    return StoredPolicy(*row) if row else None
+
+
+def comparison_key(tx: Transaction, version: str) -> str:
+    """Return the key under which the policy was compared with Casbin; empty where it was never activated."""
+    return tx.connection.scalar(select(policies.c.comparison_key).where(policies.c.version == version)) or ""
+
+
+def note_comparison(tx: Transaction, version: str, comparisons: int, key: str) -> None:
+    """Store that the policy was compared with Casbin under another key than before, if it was ever activated."""
+    tx.connection.execute(
+        update(policies)
+        .where(policies.c.version == version, policies.c.comparison_key != key)
+        .values(comparisons=comparisons, comparison_key=key)
+    )
 
 
 def activate(tx: Transaction, policy: StoredPolicy, activator: str, at: int) -> Activation:
     """Store the policy and put it in force, in an exclusive transaction."""
-    before = get(tx, policy.version)
-    if before is None:
-        tx.connection.execute(
-            insert(policies).values(
-                version=policy.version,
-                model=policy.model,
-                policy=policy.policy,
-                tests=policy.tests,
-                comparisons=policy.comparisons,
-            )
-        )
+    if get(tx, policy.version) is None:
+        tx.connection.execute(insert(policies).values(asdict(policy)))
     else:
         # The tests are not part of the version, and may be others now.
-        tx.connection.execute(
-            update(policies)
-            .where(policies.c.version == policy.version)
-            .values(tests=policy.tests, comparisons=max(policy.comparisons, before.comparisons))
-        )
+        tx.connection.execute(update(policies).where(policies.c.version == policy.version).values(tests=policy.tests))
+        note_comparison(tx, policy.version, policy.comparisons, policy.comparison_key)
     made = Activation(sequence_in_force(tx) + 1, policy.version, at, activator)
     tx.connection.execute(
         insert(policy_activations).values(

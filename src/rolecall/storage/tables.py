@@ -242,6 +242,8 @@ policies = Table(
     Column[str]("tests", Text, nullable=False),
     # Number of decisions that were compared with Casbin's.
     Column[int]("comparisons", BigInteger, nullable=False),
+    # Hash of all that their outcome depends on; empty where that is unknown.
+    Column[str]("comparison_key", Text, nullable=False, server_default=text("''")),
 )
 
 # The activations of policies. The policy of the last one is in force, for all processes.
@@ -269,6 +271,8 @@ audit_heads = Table(
     Column[bytes]("start_hash", LargeBinary(32), nullable=False),
     Column[bytes]("start_signature", LargeBinary(32), nullable=False),
     Column[str]("key_id", Text, nullable=False),
+    # Sequence number of the last activation of a policy that the log records.
+    Column[int]("activation", BigInteger, nullable=False, server_default=text("0")),
     ForeignKeyConstraint(["organization"], ["organizations.id"]),
 )
 

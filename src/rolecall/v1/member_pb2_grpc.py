@@ -58,6 +58,11 @@ class MemberServiceStub:
                 request_serializer=rolecall_dot_v1_dot_member__pb2.ChangeMemberExternalIdRequest.SerializeToString,
                 response_deserializer=rolecall_dot_v1_dot_member__pb2.ChangeMemberExternalIdResponse.FromString,
                 _registered_method=True)
+        self.MoveMembers = channel.unary_unary(
+                '/rolecall.v1.MemberService/MoveMembers',
+                request_serializer=rolecall_dot_v1_dot_member__pb2.MoveMembersRequest.SerializeToString,
+                response_deserializer=rolecall_dot_v1_dot_member__pb2.MoveMembersResponse.FromString,
+                _registered_method=True)
         self.RemoveMember = channel.unary_unary(
                 '/rolecall.v1.MemberService/RemoveMember',
                 request_serializer=rolecall_dot_v1_dot_member__pb2.RemoveMemberRequest.SerializeToString,
@@ -107,6 +112,14 @@ class MemberServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def MoveMembers(self, request, context):
+        """Gives all members with one role another role, all or nobody, as when the policy gets another name for a role. Needs
+        what ChangeMemberRole needs for these two roles.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RemoveMember(self, request, context):
         """Removes a member, whose tokens and sessions stop working. Needs `members remove` or `owners remove`, as above.
         The caller itself is removed by LeaveOrganization.
@@ -144,6 +157,11 @@ def add_MemberServiceServicer_to_server(servicer, server):
                     servicer.ChangeMemberExternalId,
                     request_deserializer=rolecall_dot_v1_dot_member__pb2.ChangeMemberExternalIdRequest.FromString,
                     response_serializer=rolecall_dot_v1_dot_member__pb2.ChangeMemberExternalIdResponse.SerializeToString,
+            ),
+            'MoveMembers': grpc.unary_unary_rpc_method_handler(
+                    servicer.MoveMembers,
+                    request_deserializer=rolecall_dot_v1_dot_member__pb2.MoveMembersRequest.FromString,
+                    response_serializer=rolecall_dot_v1_dot_member__pb2.MoveMembersResponse.SerializeToString,
             ),
             'RemoveMember': grpc.unary_unary_rpc_method_handler(
                     servicer.RemoveMember,
@@ -268,6 +286,33 @@ class MemberService:
             '/rolecall.v1.MemberService/ChangeMemberExternalId',
             rolecall_dot_v1_dot_member__pb2.ChangeMemberExternalIdRequest.SerializeToString,
             rolecall_dot_v1_dot_member__pb2.ChangeMemberExternalIdResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MoveMembers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rolecall.v1.MemberService/MoveMembers',
+            rolecall_dot_v1_dot_member__pb2.MoveMembersRequest.SerializeToString,
+            rolecall_dot_v1_dot_member__pb2.MoveMembersResponse.FromString,
             options,
             channel_credentials,
             insecure,

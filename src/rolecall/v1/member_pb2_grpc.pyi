@@ -49,6 +49,10 @@ class MemberServiceStub:
     """Gives a member another external id, or none. Needs `members update` or `owners update`, as above: who has the id
     outside acts with the member's role.
     """
+    MoveMembers: _grpc.UnaryUnaryMultiCallable[_member_pb2.MoveMembersRequest, _member_pb2.MoveMembersResponse]
+    """Gives all members with one role another role, all or nobody, as when the policy gets another name for a role. Needs
+    what ChangeMemberRole needs for these two roles.
+    """
     RemoveMember: _grpc.UnaryUnaryMultiCallable[_member_pb2.RemoveMemberRequest, _member_pb2.RemoveMemberResponse]
     """Removes a member, whose tokens and sessions stop working. Needs `members remove` or `owners remove`, as above.
     The caller itself is removed by LeaveOrganization.
@@ -76,6 +80,10 @@ class MemberServiceAsyncStub(MemberServiceStub):
     ChangeMemberExternalId: _aio.UnaryUnaryMultiCallable[_member_pb2.ChangeMemberExternalIdRequest, _member_pb2.ChangeMemberExternalIdResponse]  # type: ignore[assignment]
     """Gives a member another external id, or none. Needs `members update` or `owners update`, as above: who has the id
     outside acts with the member's role.
+    """
+    MoveMembers: _aio.UnaryUnaryMultiCallable[_member_pb2.MoveMembersRequest, _member_pb2.MoveMembersResponse]  # type: ignore[assignment]
+    """Gives all members with one role another role, all or nobody, as when the policy gets another name for a role. Needs
+    what ChangeMemberRole needs for these two roles.
     """
     RemoveMember: _aio.UnaryUnaryMultiCallable[_member_pb2.RemoveMemberRequest, _member_pb2.RemoveMemberResponse]  # type: ignore[assignment]
     """Removes a member, whose tokens and sessions stop working. Needs `members remove` or `owners remove`, as above.
@@ -125,6 +133,16 @@ class MemberServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_member_pb2.ChangeMemberExternalIdResponse, _abc.Awaitable[_member_pb2.ChangeMemberExternalIdResponse]]:
         """Gives a member another external id, or none. Needs `members update` or `owners update`, as above: who has the id
         outside acts with the member's role.
+        """
+
+    @_abc_1.abstractmethod
+    def MoveMembers(
+        self,
+        request: _member_pb2.MoveMembersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_member_pb2.MoveMembersResponse, _abc.Awaitable[_member_pb2.MoveMembersResponse]]:
+        """Gives all members with one role another role, all or nobody, as when the policy gets another name for a role. Needs
+        what ChangeMemberRole needs for these two roles.
         """
 
     @_abc_1.abstractmethod

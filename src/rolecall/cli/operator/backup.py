@@ -22,7 +22,7 @@ def backup(
     from rolecall.storage import Storage
 
     settings = config.load(config_file, database=database)
-    storage = Storage(settings.database)
+    storage = Storage(settings.database, password=settings.database_password)
     try:
         storage.back_up(file)
     finally:

@@ -25,7 +25,7 @@ def upgrade(
     from rolecall.storage import Storage
 
     settings = config.load(config_file, database=database, key_file=key_file)
-    storage = Storage(settings.database)
+    storage = Storage(settings.database, password=settings.database_password)
     storage.require_file()
     log = AuditLog(server_key.read(settings.key_file))
     begun: list[str] = []

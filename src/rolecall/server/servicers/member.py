@@ -55,6 +55,19 @@ class MemberService:
         changed = self._members.change_external_id(call.change_request(request), user_id, external_id, request.etag)
         return pb.ChangeMemberExternalIdResponse(member=responses.member(changed.member), revision=changed.revision)
 
+    def MoveMembers(self, request: pb.MoveMembersRequest, call: Call) -> pb.MoveMembersResponse:
+        """Give all members with one role another."""
+        from_role, to_role = requests.role(request.from_role, "from_role"), requests.role(request.to_role, "to_role")
+        change = call.change_request(request)
+        moved = self._members.move(change, from_role, to_role, request.etag, validate_only=request.validate_only)
+        return pb.MoveMembersResponse(
+            member_count=moved.count,
+            etag=moved.etag,
+            organization_token_count=moved.organization_tokens,
+            invitation_count=moved.invitations,
+            revision=moved.revision,
+        )
+
     def RemoveMember(self, request: pb.RemoveMemberRequest, call: Call) -> pb.RemoveMemberResponse:
         """Remove a member."""
         user_id = _required(request.user_id)
