@@ -390,6 +390,28 @@ def test_malformed_address_is_refused(address: str) -> None:
     assert f"`{address}`" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("address", "path"),
+    [
+        ("unix:/run/rolecall.sock", "/run/rolecall.sock"),
+        ("unix:///run/rolecall.sock", "/run/rolecall.sock"),
+        ("unix:rolecall.sock", "rolecall.sock"),
+        ("127.0.0.1:50051", ""),
+        ("unix.acme.io:50051", ""),
+    ],
+)
+def test_unix_address_names_a_path(address: str, path: str) -> None:
+    """Both forms that gRPC knows are read; any other address names no path."""
+    assert config.socket_path(address) == path
+
+
+@pytest.mark.parametrize("address", ["https://auth.acme.io", "http://127.0.0.1:50051", "dns:///auth.acme.io:443"])
+def test_url_is_no_address(address: str) -> None:
+    """A pasted URL is refused with the part of it that is the address."""
+    with pytest.raises(ValueError, match="is a URL: write only its host and port"):
+        config.split_address(address, default_port=443)
+
+
 @pytest.mark.parametrize("host", ["localhost.acme.io", "128.0.0.1", "::", "0.0.0.0", "", "127.0.0.1.acme.io"])
 def test_hosts_that_others_can_reach_are_no_loopback(host: str) -> None:
     """A name that only looks local is not a loopback address."""

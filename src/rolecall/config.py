@@ -16,11 +16,12 @@ from rolecall.environment import (
     is_loopback,
     is_service_variable,
     read_secret,
+    socket_path,
     split_address,
 )
 from rolecall.errors import ConfigError
 
-__all__ = ["Settings", "check_listening", "is_loopback", "load", "split_address"]
+__all__ = ["Settings", "check_listening", "is_loopback", "load", "socket_path", "split_address"]
 
 # Settings that are secrets, or may hold one. Each can be read from a file, which `<setting>_file` names.
 _SECRETS = ("database", "database_password", "smtp_password")
@@ -52,7 +53,9 @@ class Settings(BaseSettings):
     database_password_file: SecretFile = None
     """File that contains only the password."""
     listen: str = "127.0.0.1:50051"
-    """host:port. Addresses beyond loopback need TLS, or `plaintext_exposes_tokens`."""
+    """host:port, or unix:path. Addresses beyond this machine need TLS, or `plaintext_exposes_tokens`."""
+    socket_mode: Annotated[str, Field(pattern="^0?[0-7]{3}$")] = "0600"
+    """File mode of a Unix socket, in octal: who may connect. 0600: this user only; 0660: its group, too."""
     policy: Path = Path("policies")
     """The folder with model.conf, policy.csv and policy_test.csv."""
     key_file: Path = Path("rolecall.key")
@@ -70,7 +73,7 @@ class Settings(BaseSettings):
     max_staleness: Annotated[float, Field(gt=0, le=3600)] = 10.0
     """Maximum seconds for which Checks are answered from the cache while the database can't be reached."""
     workers: Annotated[int, Field(ge=1, le=256), BeforeValidator(_one_a_core)] = 1
-    """Processes that share the port, each with its own threads, connections and memory; `auto`: one per core."""
+    """Processes that share the address, each with its own threads, connections and memory; `auto`: one per core."""
     threads: Annotated[int, Field(ge=2, le=256)] = 16
     """Threads for calls: the number of calls that are processed at the same time."""
     connection_seconds: Annotated[int, Field(ge=1, le=86_400)] = 60
@@ -156,8 +159,8 @@ class Settings(BaseSettings):
 
     @property
     def private_files(self) -> list[Path]:
-        """The files that hold secrets, besides the server's key."""
-        files = [self.tls_key, *(getattr(self, f"{name}_file") for name in _SECRETS)]
+        """The files that hold secrets, besides the server's key and its TLS key."""
+        files = [getattr(self, f"{name}_file") for name in _SECRETS]
         return [file for file in files if file is not None]
 
 
@@ -226,6 +229,13 @@ def check_listening(settings: Settings) -> None:
             "TLS needs both a certificate and its key: set `tls_cert` and `tls_key` (--tls-cert, --tls-key)."
         )
     try:
+        if socket_path(settings.listen):
+            if settings.tls:
+                raise ConfigError(
+                    "A Unix socket has no TLS, as its traffic doesn't leave this machine: leave out `tls_cert` and"
+                    " `tls_key`, or listen on host:port."
+                )
+            return
         host, _ = split_address(settings.listen)
     except ValueError as error:
         raise ConfigError(f"The setting `listen` ({PREFIX}LISTEN) is wrong: {error}.") from error

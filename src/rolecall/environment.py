@@ -5,6 +5,7 @@ Imports only the standard library.
 
 import gc
 import ipaddress
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,10 +22,12 @@ __all__ = [
     "is_service_variable",
     "lacks_server_extra",
     "read_secret",
+    "socket_path",
     "split_address",
 ]
 
 PREFIX = "ROLECALL_"
+MAX_SOCKET_PATH = 100
 
 CLIENT_VARIABLES = frozenset({"CONFIG", "ADDRESS", "TOKEN", "TOKEN_FILE", "ORGANIZATION", "CA_FILE"})
 """Variables, without the prefix, that only the client and the command line read: valid, but no settings of a server."""
@@ -105,8 +108,34 @@ def read_secret(file: Path) -> str:
     return secret
 
 
-def split_address(address: str) -> tuple[str, int]:
-    """Host and port of `host:port` or `[ipv6]:port`. Raises `ValueError` with what is wrong."""
+def socket_path(address: str) -> str:
+    """Path of a Unix socket, `unix:path` or `unix:///path`; empty for another address. Raises `ValueError`."""
+    if address.startswith("unix-abstract:"):
+        raise ValueError(f"`{address}` has no file mode that restricts who may connect: use unix:/path")
+    if not address.startswith("unix:"):
+        return ""
+    path = address.removeprefix("unix:")
+    if path.startswith("//"):
+        path = path.removeprefix("//")
+        if not path.startswith("/"):
+            raise ValueError(f"`{address}` names a host: write unix:/path or unix:///path")
+    if not path or path.endswith("/") or "\0" in path:
+        raise ValueError(f"`{address}` names no file, as unix:/run/rolecall/rolecall.sock does")
+    # The longest path that the kernel accepts, with room for the number of a worker.
+    if len(os.fsencode(path)) > MAX_SOCKET_PATH:
+        raise ValueError(f"the path of a Unix socket has at most {MAX_SOCKET_PATH} bytes")
+    return path
+
+
+def split_address(address: str, default_port: int | None = None) -> tuple[str, int]:
+    """Host and port of `host:port` or `[ipv6]:port`. Raises `ValueError` with what is wrong.
+
+    With a `default_port`, the port may be left out.
+    """
+    if "://" in address:
+        raise ValueError(f"`{address}` is a URL: write only its host and port, as in auth.example.com:443")
+    if default_port is not None and (":" not in address or (address.startswith("[") and address.endswith("]"))):
+        address = f"{address}:{default_port}"
     host, colon, port = address.rpartition(":")
     if (
         "/" in address

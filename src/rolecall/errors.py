@@ -15,6 +15,7 @@ __all__ = [
     "ConfigError",
     "DuplicateInvitation",
     "EtagMismatch",
+    "ExternalIdTaken",
     "Internal",
     "InvalidField",
     "InvitationAccepted",
@@ -169,6 +170,12 @@ class AlreadyMember(RolecallError):
     """Address that is already a member's."""
 
     status, reason = "ALREADY_EXISTS", "ALREADY_MEMBER"
+
+
+class ExternalIdTaken(RolecallError):
+    """External id that a member or a pending invitation has."""
+
+    status, reason = "ALREADY_EXISTS", "EXTERNAL_ID_TAKEN"
 
 
 class InvalidField(RolecallError):

@@ -85,6 +85,7 @@ class Limits:
     `verifications`: maximum verifications at a time, each of which can keep a processor busy.
 
     Storage and policy:
+    `validations`: maximum validations of policies at a time, each of which keeps a processor busy for seconds.
     `database_seconds`: maximum wait of a statement for another writer's lock, and for a connection from the pool.
     `cleanup_seconds`: time between two deletions of rows that are no longer needed.
     `casbin_seconds`: maximum time of the check of a new policy against Casbin at the start of a server. A fifth of that
@@ -134,6 +135,7 @@ class Limits:
     export_entries: int = 500
     verifications: int = 2
 
+    validations: int = 1
     database_seconds: float = 2.0
     cleanup_seconds: float = 600.0
     casbin_seconds: float = 0.5

@@ -31,7 +31,7 @@ from rolecall.errors import (
 )
 from rolecall.server import build_server
 from rolecall.services import operator_tokens, organizations
-from rolecall.v1 import audit_pb2, organization_pb2, session_pb2, shared_pb2, token_pb2
+from rolecall.v1 import audit_pb2, invitation_pb2, member_pb2, organization_pb2, session_pb2, shared_pb2, token_pb2
 from support.audit_logs import (
     INTACT,
     call,
@@ -53,16 +53,25 @@ DENIED = audit_pb2.AuditFilter(outcome=audit_pb2.AUDIT_OUTCOME_DENIED)
 
 
 @dataclass(frozen=True)
+class Ids:
+    """Ids of the things that are changed: an organization's token `ci`, a member, and an invitation to VIEWER."""
+
+    token: str
+    member: str
+    invitation: str
+
+
+@dataclass(frozen=True)
 class Change:
     """A change over gRPC, as the owner."""
 
     rpc: str
-    request: Callable[[str], Any]
-    object: Callable[[str, Any], str]
+    request: Callable[[Ids], Any]
+    object: Callable[[Ids, Any], str]
     details: dict[str, Any]
 
 
-# Each is made with the id of an organization's token `ci`. `...` takes any value.
+# `...` takes any value.
 CHANGES = {
     "CreatePersonalToken": Change(
         "CreatePersonalToken",
@@ -100,14 +109,14 @@ CHANGES = {
     ),
     "RotateToken": Change(
         "RotateToken",
-        lambda ci: token_pb2.RotateTokenRequest(id=ci, overlap=Duration(seconds=60)),
-        lambda ci, _: f"token:{ci}",
+        lambda ids: token_pb2.RotateTokenRequest(id=ids.token, overlap=Duration(seconds=60)),
+        lambda ids, _: f"token:{ids.token}",
         {"display_name": "ci", "old_secret_until": ...},
     ),
     "DeleteToken": Change(
         "DeleteToken",
-        lambda ci: token_pb2.DeleteTokenRequest(id=ci),
-        lambda ci, _: f"token:{ci}",
+        lambda ids: token_pb2.DeleteTokenRequest(id=ids.token),
+        lambda ids, _: f"token:{ids.token}",
         {
             "before": {
                 "kind": "organization",
@@ -127,6 +136,23 @@ CHANGES = {
         lambda _, answer: "organization:acme",
         {"before": {"display_name": "acme"}, "after": {"display_name": "Acme Inc."}},
     ),
+    "ChangeMemberExternalId": Change(
+        "ChangeMemberExternalId",
+        lambda ids: member_pb2.ChangeMemberExternalIdRequest(user_id=ids.member, external_id="auth0|7"),
+        lambda ids, _: f"user:{ids.member}",
+        {"before": {"external_id": ""}, "after": {"external_id": "auth0|7"}},
+    ),
+    "UpdateInvitation": Change(
+        "UpdateInvitation",
+        lambda ids: invitation_pb2.UpdateInvitationRequest(
+            invitation=invitation_pb2.Invitation(id=ids.invitation, role="ADMIN", external_id="auth0|8")
+        ),
+        lambda ids, _: f"invitation:{ids.invitation}",
+        {
+            "before": {"invitation": ..., "email": "kim@x.io", "role": "VIEWER"},
+            "after": {"invitation": ..., "email": "kim@x.io", "role": "ADMIN", "external_id": "auth0|8"},
+        },
+    ),
     "SignOut": Change("SignOut", lambda _: session_pb2.SignOutRequest(), lambda _, __: "", {"kind": "personal"}),
 }
 
@@ -135,6 +161,15 @@ def with_ci(site: Site) -> str:
     """The id of a new organization's token."""
     request = token_pb2.CreateOrganizationTokenRequest(display_name="ci", role="VIEWER")
     return str(call(site, "CreateOrganizationToken", request, site.tokens["OWNER"]).token.id)
+
+
+def ids_of(site: Site) -> Ids:
+    """The ids of new things to be changed; no mail is sent meanwhile, which would change a row."""
+    site.core.sender.stop()
+    invitee = invitation_pb2.Invitee(email="kim@x.io", role="VIEWER")
+    request = invitation_pb2.CreateInvitationsRequest(invitations=[invitee])
+    invited = call(site, "CreateInvitations", request, site.tokens["OWNER"])
+    return Ids(with_ci(site), site.members["VIEWER"].user_id, invited.invitations[0].id)
 
 
 def matches_expected(found: Any, expected: Any) -> bool:
@@ -149,10 +184,10 @@ def matches_expected(found: Any, expected: Any) -> bool:
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
 def test_a_change_leaves_one_entry(site: Site, change: Change) -> None:
     """One entry has the actor, credential, action, object and call; the revision rises by one."""
-    ci = with_ci(site)
-    before, at = entries(site), revision(site)
     token = site.tokens["OWNER"]
-    answer = call(site, change.rpc, change.request(ci), token, "call=1")
+    ids = ids_of(site)
+    before, at = entries(site), revision(site)
+    answer = call(site, change.rpc, change.request(ids), token, "call=1")
 
     *rest, entry = entries(site)
     assert rest == before
@@ -160,7 +195,7 @@ def test_a_change_leaves_one_entry(site: Site, change: Change) -> None:
     assert entry.actor == f"user:{site.members['OWNER'].user_id}"
     assert entry.credential_id == token_id(token)
     assert entry.action == change.rpc
-    assert entry.object == (change.object(ci, answer) or f"token:{token_id(token)}")
+    assert entry.object == (change.object(ids, answer) or f"token:{token_id(token)}")
     assert entry.outcome == audit_pb2.AUDIT_OUTCOME_SUCCEEDED
     assert entry.reason == ""
     assert entry.call_id == "call=1"
@@ -373,13 +408,13 @@ def unwritable(site: Site, table: str) -> Iterator[None]:
 
 def test_change_fails_where_the_log_cannot_be_written(site: Site) -> None:
     """While the table of entries can't be written, each change fails as a whole; afterwards each works."""
-    ci = with_ci(site)
+    ids = ids_of(site)
     owner = site.tokens["OWNER"]
     log, policy = log_of(site), site.server.live.in_force.policy
     operators: list[Callable[[], object]] = [
         lambda: organizations.create(site.storage, log, policy, "globex", "gus@globex.io"),
         lambda: operator_tokens.issue(site.storage, log, "acme", "ann@acme.io"),
-        lambda: operator_tokens.revoke(site.storage, log, "acme", ci),
+        lambda: operator_tokens.revoke(site.storage, log, "acme", ids.token),
         lambda: audit.erase(site.storage, log, "acme", "ann@acme.io"),
         lambda: audit.prune(site.storage, log, "acme", now()),
     ]
@@ -387,14 +422,14 @@ def test_change_fails_where_the_log_cannot_be_written(site: Site) -> None:
     with unwritable(site, "audit_entries"):
         for change in CHANGES.values():
             with pytest.raises(Internal) as caught:
-                call(site, change.rpc, change.request(ci), owner)
+                call(site, change.rpc, change.request(ids), owner)
             assert "full" not in caught.value.message
         for operator_change in operators:
             with pytest.raises(SQLAlchemyError):
                 operator_change()
         unchanged = dump(site) == before
     for change in CHANGES.values():
-        call(site, change.rpc, change.request(ci), owner)
+        call(site, change.rpc, change.request(ids), owner)
 
     assert unchanged
     assert verify(site) == INTACT

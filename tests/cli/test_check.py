@@ -140,9 +140,8 @@ def test_subjects_lists_the_members_who_may(client_workspace: Workspace, sqlite_
 
     expected = sorted((sqlite_site.members[role] for role in ROLES[:4]), key=lambda member: member.email)
     members = json.loads(only_line(machine))
-    assert members == [
-        {"user_id": m.user_id, "email": m.email, "display_name": m.display_name, "role": m.role} for m in expected
-    ]
+    fields = ("user_id", "email", "display_name", "role", "external_id")
+    assert members == [{field: getattr(member, field) for field in fields} for member in expected]
     assert cells(table)[1:] == [[m.email, m.display_name, m.role, m.user_id] for m in expected]
 
 

@@ -72,7 +72,7 @@ def test_bad_organization_is_refused(
 
 
 def test_organizations_are_listed(operator: Workspace, sqlite_site: Site) -> None:
-    """Each with its name, members, age and revision; as a table and as JSON."""
+    """Each with its name, members, age, revision and the state of its audit log; as a table and as JSON."""
     operator.run("operator", "organizations", "create", "--organization", "globex", "--owner", "hank@globex.io")
     with Client(sqlite_site.address, sqlite_site.tokens["OWNER"]) as ann:
         acme = ann.organization.update("Acme [b]Ltd.[/b]")
@@ -80,9 +80,10 @@ def test_organizations_are_listed(operator: Workspace, sqlite_site: Site) -> Non
     table = cells(operator.run("operator", "organizations", "list"))
     listed = json.loads(only_line(operator.run("operator", "organizations", "list", "--json")))
 
-    assert table[0] == ["organization", "name", "members", "created", "revision"]
+    assert table[0] == ["organization", "name", "members", "created", "revision", "audit_log"]
     assert [row[:3] for row in table[1:]] == [["acme", "Acme [b]Ltd.[/b]", "5"], ["globex", "globex", "1"]]
     assert [list(item) for item in listed] == [table[0]] * 2
+    assert [row[-1] for row in table[1:]] == ["COMPLETE"] * 2
     assert (listed[0]["name"], listed[0]["members"], listed[0]["revision"]) == (acme.display_name, 5, acme.revision)
 
 
@@ -121,6 +122,7 @@ def test_removed_log_is_restarted_only_by_a_recorded_command(
 
     restart = ("operator", "audit", "restart", "--organization", "acme", "--archive", str(tmp_path / "old.jsonl"))
     warned = [operator.run(*words) for words in (("operator", "organizations", "list"), ("operator", "db", "upgrade"))]
+    (listed,) = json.loads(only_line(operator.run("operator", "organizations", "list", "--json")))
     refused = operator.run("operator", "tokens", "issue", "--organization", "acme", "--email", "ann@acme.io")
     restarted = operator.run(*restart)
     again = error_of(operator.run(*restart))
@@ -131,6 +133,7 @@ def test_removed_log_is_restarted_only_by_a_recorded_command(
     assert all("warning: Organizations whose audit log has lost its end: 1 (acme)" in each.stderr for each in warned)
     assert all("rolecall operator audit restart --organization acme" in each.stderr for each in warned)
     assert [each.returncode for each in warned] == [0, 0]
+    assert (listed["organization"], listed["audit_log"]) == ("acme", "CUT_OFF")
     assert refused.returncode == 2
     assert "error: The audit log of acme has no valid end" in refused.stderr
     assert (restarted.returncode, restarted.stdout) == (0, "")
@@ -202,6 +205,6 @@ def test_a_policy_that_drops_held_roles_is_activated_with_moves(operator: Worksp
         member.email: moves.get(role, role) for role, member in sqlite_site.members.items() if role != "OWNER"
     }
     assert (organization_token.role, invitation.role) == ("EDITOR", "EDITOR")
-    assert (entry.action, entry.actor) == ("ActivatePolicy", "operator")
+    assert (entry.action, entry.actor) == ("MoveRoles", "operator")
     assert to_dict(entry)["details"]["moves"]["OWNER"] == "ADMIN"
     assert sqlite_site.server.live.in_force.activation.activator.startswith("operator at ")

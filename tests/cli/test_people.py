@@ -48,9 +48,9 @@ def test_from_invitation_to_removal(server_workspace: Workspace, sqlite_site: Si
 
     assert invited.returncode == 0
     assert "2 invited" in invited.stderr
-    assert sorted([*row[:3], row[4]] for row in cells(listed)[1:]) == [
-        ["bob@x.io", "ADMIN", "pending", "ann@acme.io"],
-        ["eve@x.io", "ADMIN", "pending", "ann@acme.io"],
+    assert sorted([*row[:5], row[6]] for row in cells(listed)[1:]) == [
+        ["bob@x.io", "", "ADMIN", "", "pending", "ann@acme.io"],
+        ["eve@x.io", "", "ADMIN", "", "pending", "ann@acme.io"],
     ]
     assert session.startswith("rcs_")
     assert session not in accepted.stderr
@@ -69,10 +69,28 @@ def test_members_are_listed(server_workspace: Workspace, sqlite_site: Site) -> N
     viewers = cells(server_workspace.run("members", "list", "--role", "VIEWER"))
     found = json.loads(only_line(server_workspace.run("members", "list", "--text", "X.io", "--json")))
 
-    assert newest[0] == ["address", "name", "role", "user id", "since"]
+    assert newest[0] == ["address", "name", "role", "user id", "external id", "since"]
     assert newest[1][0] == "zed@x.io"
     assert [row[0] for row in viewers[1:]] == ["viewer@acme.io", "zed@x.io"]
     assert [member["email"] for member in found] == ["zed@x.io"]
+
+
+def test_members_are_moved(server_workspace: Workspace, sqlite_site: Site) -> None:
+    """All members with a role get another; a dry run counts them; tokens with the old role are named."""
+    add_member(sqlite_site.storage, "acme", "zed@x.io", "VIEWER")
+    with Client(sqlite_site.address, sqlite_site.tokens["OWNER"]) as client:
+        client.tokens.create_organization("ci", "VIEWER")
+
+    counted = server_workspace.run("members", "move", "VIEWER", "CONTRIBUTOR", "--dry-run")
+    moved = server_workspace.run("members", "move", "VIEWER", "CONTRIBUTOR")
+    again = json.loads(only_line(server_workspace.run("members", "move", "VIEWER", "CONTRIBUTOR", "--json")))
+    unknown = error_of(server_workspace.run("members", "move", "GUEST", "CONTRIBUTOR"))
+
+    assert "2 members would get the role CONTRIBUTOR." in counted.stderr
+    assert "2 members got the role CONTRIBUTOR." in moved.stderr
+    assert "1 organization tokens have the role VIEWER still" in moved.stderr
+    assert again["member_count"] == 0
+    assert "no role `GUEST`" in unknown
 
 
 def test_every_bad_entry_of_a_file_is_named(server_workspace: Workspace, sqlite_site: Site) -> None:
@@ -143,9 +161,20 @@ def test_binary_file_is_refused(server_workspace: Workspace) -> None:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ("a@x.io,VIEWER,more\n", "people.csv:1: write an address, a comma and a role"),
-        ("\n# nobody\n", "people.csv lists nobody"),
-        ("\x00\xff", "can't be read"),
+        ("a@x.io,VIEWER,A,idp:a,more\n", "people.csv:1: write an address, a comma and a role"),
+        ("a@x.io;VIEWER\nb@x.io;ADMIN;B;idp:b;;more\n", "people.csv:2: write an address, a comma and a role"),
+        ("address,role\na@x.io,VIEWER,A\n", "people.csv:2: write an address, a comma and a role"),
+        ("a@x.io,,A\n", "people.csv:1: write an address, a comma and a role"),
+        ("a@x.io\n", "people.csv:1: write an address, a comma and a role"),
+        ("address,name\na@x.io,A\n", "people.csv:1: the header must name the columns `address` and `role`"),
+        ("address,role,role\n", "people.csv:1: the header must name the columns `address` and `role`"),
+        ("address,role,team\n", "people.csv:1: the header must name the columns `address` and `role`"),
+        ("\n# nobody\n;;;\n", "people.csv lists nobody"),
+        ("address;role;name\n", "people.csv lists nobody"),
+        ('a@x.io,VIEWER,"A\nb@x.io,VIEWER\n', "The file people.csv can't be read: unexpected end of data"),
+        ("\xff\xfea\0@\0x\0", "can't be read: it is in UTF-16 or another encoding"),
+        ("a\0@\0x\0.\0", "can't be read: it is in UTF-16 or another encoding"),
+        ("a@x.io,VIEWER,M\xfcller\n", "can't be read: it is in UTF-16 or another encoding. Save it as `CSV UTF-8`"),
     ],
 )
 def test_malformed_file_is_refused(server_workspace: Workspace, content: str, expected: str) -> None:
@@ -155,11 +184,99 @@ def test_malformed_file_is_refused(server_workspace: Workspace, content: str, ex
     assert expected in error_of(server_workspace.run("invitations", "create", "--file", "people.csv", "--yes"))
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        'a@x.io,VIEWER,"Lee, Ann",idp:a\nb@x.io,ADMIN\n',
+        "a@x.io;VIEWER;Lee, Ann;idp:a\nb@x.io;ADMIN\n",
+        "a@x.io\tVIEWER\tLee, Ann\tidp:a\r\nb@x.io\tADMIN\r\n",
+        "\ufeffaddress;role;name;external id\r\na@x.io;VIEWER;Lee, Ann;idp:a\r\nb@x.io;ADMIN;;\r\n",
+        "External_ID;Name;Role;Email\nidp:a;Lee, Ann;VIEWER;a@x.io\n;;ADMIN;b@x.io\n",
+        '"a@x.io","VIEWER","Lee, Ann","idp:a",,,\n,,,,,,\n"b@x.io","ADMIN",,,,,\n',
+        '# people; of, acme\n\n  a@x.io ; VIEWER ; "Lee, Ann"; idp:a \n;;;\n# "more"\nb@x.io;ADMIN;;;',
+    ],
+)
+def test_files_of_spreadsheets_are_read(server_workspace: Workspace, sqlite_site: Site, content: str) -> None:
+    """Commas, semicolons and tabs separate; a header may name the columns; empty cells and lines are skipped."""
+    (server_workspace.folder / "people.csv").write_text(content, encoding="utf-8", newline="")
+
+    made = json.loads(
+        only_line(server_workspace.run("invitations", "create", "--file", "people.csv", "--yes", "--json"))
+    )
+
+    fields = ("email", "role", "display_name", "external_id")
+    assert [tuple(invited[field] for field in fields) for invited in made] == [
+        ("a@x.io", "VIEWER", "Lee, Ann", "idp:a"),
+        ("b@x.io", "ADMIN", "", ""),
+    ]
+
+
+def test_name_and_external_id_are_of_one_person(server_workspace: Workspace, sqlite_site: Site) -> None:
+    """The options go with one address, and with no file; bad values and duplicates are named by their person."""
+    create = ("invitations", "create")
+    (server_workspace.folder / "people.csv").write_text("a@x.io,VIEWER,A,idp:a\nb@x.io,VIEWER,\x07,idp:a\n")
+
+    several = error_of(server_workspace.run(*create, "a@x.io,b@x.io", "--role", "VIEWER", "--name", "A"))
+    with_file = error_of(server_workspace.run(*create, "--file", "people.csv", "--external-id", "idp:a"))
+    of_file = server_workspace.run(*create, "--file", "people.csv", "--yes")
+    one = server_workspace.run(*create, "k@x.io", "--role", "VIEWER", "--name", "Kim", "--external-id", "idp:k")
+    listed = cells(server_workspace.run("invitations", "list", "--external-id", "idp:k"))
+
+    assert "--name and --external-id are of one person" in several
+    assert "--file has all that is needed" in with_file
+    assert "b@x.io (people.csv:2): display_name holds a control character" in of_file.stderr
+    assert "b@x.io (people.csv:2): `idp:a` is the external id of a@x.io (people.csv:1) too" in of_file.stderr
+    assert one.returncode == 0
+    assert [row[:4] for row in listed[1:]] == [["k@x.io", "Kim", "VIEWER", "idp:k"]]
+
+
+def test_invited_person_gets_another_role(server_workspace: Workspace, sqlite_site: Site) -> None:
+    """`set-role` ends the older secret; the new mail's makes a member with the new role."""
+    server_workspace.run("invitations", "create", "kim@x.io", "--role", "VIEWER")
+    older = mailed_secret(sqlite_site, "kim@x.io")
+
+    changed = server_workspace.run("invitations", "set-role", "KIM@x.io", "CONTRIBUTOR")
+    refused = error_of(server_workspace.run("accept", stdin=older))
+    unknown = error_of(server_workspace.run("invitations", "set-role", "kim@x.io", "CHIEF"))
+    wait_until(lambda: mailed_secret(sqlite_site, "kim@x.io") != older)
+    accepted = server_workspace.run("accept", stdin=mailed_secret(sqlite_site, "kim@x.io"))
+
+    assert "kim@x.io is invited as CONTRIBUTOR now, by a new mail." in changed.stderr
+    assert "The secret opens no invitation" in refused
+    assert "no role `CHIEF`" in unknown
+    assert "You are kim@x.io, CONTRIBUTOR of acme." in accepted.stderr
+
+
+def test_external_id_names_a_member_in_every_command(server_workspace: Workspace, sqlite_site: Site) -> None:
+    """An external id is set, listed, asked about, used in place of the address, and cleared."""
+    changed = server_workspace.run("members", "set-external-id", "viewer@acme.io", "auth0|7")
+    listed = cells(server_workspace.run("members", "list", "--external-id", "auth0|7"))
+    checked = server_workspace.run("check", "user:auth0|7", "view", "members")
+    subjects = json.loads(only_line(server_workspace.run("subjects", "view", "members", "--json")))
+    taken = error_of(server_workspace.run("members", "set-external-id", "admin@acme.io", "auth0|7"))
+    malformed = error_of(server_workspace.run("members", "set-external-id", "admin@acme.io", "a b"))
+    promoted = server_workspace.run("members", "set-role", "auth0|7", "CONTRIBUTOR")
+    cleared = server_workspace.run("members", "set-external-id", "auth0|7")
+    gone = error_of(server_workspace.run("members", "set-role", "auth0|7", "VIEWER"))
+
+    assert "viewer@acme.io has the external id auth0|7 now." in changed.stderr
+    assert [row[0] for row in listed[1:]] == ["viewer@acme.io"]
+    assert checked.returncode == 0
+    assert {one["email"]: one["external_id"] for one in subjects}["viewer@acme.io"] == "auth0|7"
+    assert "has the external id `auth0|7`" in taken
+    assert "external_id is no external id" in malformed
+    assert "viewer@acme.io is CONTRIBUTOR now." in promoted.stderr
+    assert "viewer@acme.io has no external id now." in cleared.stderr
+    assert "auth0|7 is not a member" in gone
+
+
 def test_long_list_is_invited_in_parts(server_workspace: Workspace, sqlite_site: Site) -> None:
     """450 people are three calls; bad entries in any part are named, and keep all from being invited."""
     good = [f"person{number}@x.io,VIEWER" for number in range(450)]
     (server_workspace.folder / "bad.csv").write_text(
-        "\n".join(["first,VIEWER", *good, "bad,VIEWER", "person7@x.io,ADMIN"])
+        "\n".join(["first,VIEWER", *good, "bad,VIEWER,,idp:8", "person7@x.io,ADMIN"]).replace(
+            "person8@x.io,VIEWER", "person8@x.io,VIEWER,,idp:8"
+        )
     )
     (server_workspace.folder / "good.csv").write_text("\n".join(good))
 
@@ -169,6 +286,7 @@ def test_long_list_is_invited_in_parts(server_workspace: Workspace, sqlite_site:
     assert "bad (bad.csv:452): The address is not valid" in refused.stderr
     assert "first (bad.csv:1): The address is not valid" in refused.stderr
     assert "person7@x.io (bad.csv:453) is the same address as person7@x.io (bad.csv:9)" in refused.stderr
+    assert "bad (bad.csv:452) has the same external id as person8@x.io (bad.csv:10)" in refused.stderr
     assert len(json.loads(only_line(made))) == 450
     with Client(sqlite_site.address, sqlite_site.tokens["OWNER"]) as client:
         assert sum(1 for _ in client.invitations.list(state="pending")) == 450
@@ -187,7 +305,7 @@ def test_roles_to_be_given_are_shown_and_confirmed(server_workspace: Workspace, 
         assert asked.returncode == 2
         assert "Programs pass --yes." in asked.stderr
     assert none[1:] == []
-    assert cells(made)[1:] == [["kim@x.io", "VIEWER"], ["lee@x.io", "OWNER"]]
+    assert cells(made)[1:] == [["kim@x.io", "VIEWER", "", ""], ["lee@x.io", "OWNER", "", ""]]
     assert "2 invited" in made.stderr
 
 

@@ -2,7 +2,11 @@
 
 import csv
 import io
+import json
+import os
 import re
+import shutil
+import socket
 from pathlib import Path
 
 import pytest
@@ -15,6 +19,8 @@ from support.commands import (
 )
 from support.environment import PERMISSIONS_FILE, ROOT
 from support.roles import ROLES
+from support.sites import Site
+from support.waiting import wait_until
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -189,3 +195,47 @@ def test_policy_explain_of_a_broken_policy_is_an_error(empty: Workspace) -> None
     message = error_of(empty.run("policy", "explain", "VIEWER", "view", "secrets"))
 
     assert re.search(r"policy\.csv:\d+:27: error", message)
+
+
+def test_show_names_the_policy_in_force(server_workspace: Workspace, sqlite_site: Site) -> None:
+    """The version, since when, by whom, which process serves it, and why the folder isn't in force."""
+    in_force = sqlite_site.server.live.in_force
+    with (sqlite_site.policy_folder / "policy.csv").open("a") as file:
+        file.write("p, VIEWER, secrets, view, alow\n")
+    wait_until(lambda: sqlite_site.server.live.in_force.refusal is not None)
+
+    shown = server_workspace.run("policy", "show")
+    as_json = json.loads(server_workspace.run("policy", "show", "--json").stdout)
+
+    lines = shown.stdout.splitlines()
+    assert shown.returncode == 0, shown.stderr
+    assert lines[0].startswith(f"in force: {in_force.policy.version}, since 20")
+    assert lines[0].endswith(f"activated by {in_force.activation.activator}")
+    assert lines[1].startswith(f"served by {socket.gethostname()}/{os.getpid()}: {in_force.policy.version} (5 roles")
+    assert lines[2].startswith("refused: ")
+    assert "policy.csv:" in lines[3]
+    assert "Fix: Write `allow` or `deny`" in lines[3]
+    assert as_json["policy"]["policy_version"] == in_force.policy.version
+
+
+def test_lint_asks_the_running_server(server_workspace: Workspace, sqlite_site: Site) -> None:
+    """A folder without errors of its own is refused where the server's members hold a role that it drops."""
+    folder = server_workspace.folder / "edited"
+    shutil.copytree(sqlite_site.policy_folder, folder)
+    accepted = server_workspace.run("policy", "lint", str(folder), "--live")
+    for name in ("policy.csv", "policy_test.csv"):
+        (folder / name).write_text((folder / name).read_text().replace("CONTRIBUTOR", "EDITOR"))
+
+    alone = server_workspace.run("policy", "lint", str(folder))
+    refused = server_workspace.run("policy", "lint", str(folder), "--live")
+
+    as_json = json.loads(server_workspace.run("policy", "lint", str(folder), "--live", "--json").stdout)
+
+    version = sqlite_site.server.live.in_force.policy.version
+    assert accepted.returncode == 0, accepted.stderr
+    assert (as_json["served"], len(as_json["findings"])) == (False, 1)
+    assert f"The server would accept it, as {version}." in accepted.stderr
+    assert alone.returncode == 0
+    assert refused.returncode == 1
+    assert refused.stdout.startswith(f"{folder}/policy.csv: error: Members or tokens have the role `CONTRIBUTOR`")
+    assert "Errors: 1. The server would refuse this policy now." in refused.stderr

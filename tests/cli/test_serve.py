@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -29,7 +30,9 @@ from support.broken_workspaces import (
     other_model,
     setting,
 )
+from support.certificates import CertificateFiles, make_certificate
 from support.commands import Serve, Workspace, error_of
+from support.waiting import wait_until
 
 # Starts the server of a workspace as `rolecall serve` does, and prints which of the modules it has imported.
 IMPORTS = """
@@ -134,22 +137,14 @@ def test_serve_prints_its_address_reloads_and_stops(workspace: Workspace, token:
 
 
 @pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> CertificateFiles:
     """A self-signed certificate for 127.0.0.1, and its key."""
-    folder = tmp_path_factory.mktemp("tls")
-    cert, key = folder / "cert.pem", folder / "key.pem"
-    command = "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=rolecall"
-    subprocess.run(
-        [*command.split(), "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", cert],
-        check=True,
-        capture_output=True,
-    )
-    return cert, key
+    return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_line_of_a_json_log_is_an_object(
-    workspace: Workspace, serve: Serve, certificate: tuple[Path, Path], workers: int
+    workspace: Workspace, serve: Serve, certificate: CertificateFiles, workers: int
 ) -> None:
     """From the first line on, also before the server answers, each line has an event and its fields."""
     cert, key = certificate
@@ -161,15 +156,14 @@ def test_every_line_of_a_json_log_is_an_object(
     serving.process.wait(timeout=20)
     lines = [json.loads(line) for line in serving.log.read_text().splitlines()]
 
-    assert [line["event"] for line in lines] == [
-        "file with a secret is open to other users",
-        "server started",
-        "server stopping",
-    ]
+    # Each process reads the TLS key.
+    warnings, (started, stopping) = lines[:workers], lines[workers:]
+    assert {line["event"] for line in warnings} == {"file with a secret is open to other users"}
+    assert (started["event"], stopping["event"]) == ("server started", "server stopping")
     assert all(line.keys() >= {"level", "timestamp"} for line in lines)
-    assert lines[1]["address"] == address
-    assert (lines[1]["tls"], lines[1]["workers"]) == (True, workers)
-    assert (lines[1]["policy"], lines[1]["version"]) == ("policies", rolecall.__version__)
+    assert started["address"] == address
+    assert (started["tls"], started["workers"]) == (True, workers)
+    assert (started["policy"], started["version"]) == ("policies", rolecall.__version__)
 
 
 @pytest.mark.parametrize("arguments", [(), ("--workers", "2")])
@@ -207,7 +201,7 @@ def test_log_for_people_begins_with_a_sentence(workspace: Workspace, serve: Serv
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o644, 0o604])
 def test_tls_key_that_others_can_read_is_a_warning(
-    workspace: Workspace, token: str, certificate: tuple[Path, Path], serve: Serve, mode: int
+    workspace: Workspace, token: str, certificate: CertificateFiles, serve: Serve, mode: int
 ) -> None:
     """A server with such a key, or such a file with a password, serves, and warns of it once with what to do."""
     cert, key = certificate
@@ -222,7 +216,7 @@ def test_tls_key_that_others_can_read_is_a_warning(
     warnings = [json.loads(line) for line in serving.log.read_text().splitlines() if "open to other users" in line]
 
     assert answer
-    assert [line["file"] for line in warnings] == ([str(key), "password"] if mode & 0o007 else [])
+    assert [line["file"] for line in warnings] == (["password", str(key)] if mode & 0o007 else [])
     assert all((line["level"], line["problem"]) == ("warning", f"mode {mode:04o}") for line in warnings)
     assert all(f"chmod 600 {line['file']}" in line["fix"] for line in warnings)
 
@@ -273,11 +267,9 @@ def test_many_sighups_are_harmless(workspace: Workspace, token: str, serve: Serv
     assert serving.process.wait(timeout=20) == 0
 
 
-def test_tls_server_answers_only_over_tls(
-    workspace: Workspace, token: str, certificate: tuple[Path, Path], serve: Serve
-) -> None:
+def test_tls_server_answers_only_over_tls(workspace: Workspace, token: str, serve: Serve) -> None:
     """A TLS server answers a client with its certificate as CA; one in plain text, or with other CAs, fails."""
-    cert, key = certificate
+    cert, key = make_certificate(workspace.folder)
     serving = serve(workspace, "--tls-cert", str(cert), "--tls-key", str(key))
     address = serving.address
     workspace.variables |= {"ROLECALL_ADDRESS": address, "ROLECALL_TOKEN": token, "ROLECALL_CA_FILE": str(cert)}
@@ -292,6 +284,33 @@ def test_tls_server_answers_only_over_tls(
 
     assert over_tls
     assert from_shell.returncode == 0, from_shell.stderr
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("hint", ["files", "SIGHUP"])
+def test_all_processes_serve_a_renewed_certificate(
+    workspace: Workspace, token: str, serve: Serve, tmp_path: Path, workers: str, hint: str
+) -> None:
+    """Each worker follows the files, and reads them on SIGHUP; it refuses a pair that doesn't fit."""
+    served = make_certificate(workspace.folder)
+    new = make_certificate(tmp_path)
+    serving = serve(workspace, "--workers", workers, "--log-format", "json", *served.flags)
+    address = serving.address
+    count = int(workers)
+
+    def read(log: str, times: int) -> None:
+        if hint == "SIGHUP":
+            serving.process.send_signal(signal.SIGHUP)
+        wait_until(lambda: serving.log.read_text().count(log) >= times)
+
+    shutil.copy(new.cert, served.cert)
+    read("TLS files refused, the last good certificate stays in force", count)
+    shutil.copy(new.key, served.key)
+    read("TLS certificate in force", count)
+
+    for _ in range(8):
+        with Client(address, token, ca_file=new.cert) as client:
+            assert client.check("ann@acme.io", "view", "secrets")
 
 
 def test_start_imports_only_what_it_uses(workspace: Workspace) -> None:

@@ -16,18 +16,11 @@ import pytest
 
 from rolecall import Client
 from rolecall.errors import CallFailed, RolecallError, StorageUnavailable
-from support.commands import PROGRAM, Serve, Serving, Workspace, error_of
+from support.commands import PROGRAM, Serve, Workspace, error_of
 from support.environment import CI
 from support.waiting import wait_until
 
 KILLS = 4 if CI else 2
-
-
-def workers_of(serving: Serving) -> list[int]:
-    """The ids of its workers' processes."""
-    children = Path(f"/proc/{serving.process.pid}/task/{serving.process.pid}/children")
-    threads = Path(f"/proc/{serving.process.pid}/task").iterdir()
-    return sorted(int(each) for thread in threads for each in (thread / children.name).read_text().split())
 
 
 def is_running(process: int) -> bool:
@@ -57,7 +50,7 @@ def test_workers_share_a_port_and_stop_together(workspace: Workspace, token: str
     serving = serve(workspace, "--workers", "2")
     started = json.loads(serving.wait_for(".*server started.*")[0])
     address = started["address"]
-    workers = workers_of(serving)
+    workers = serving.workers
     logs = [workspace.folder / f"decisions.{number}.jsonl" for number in (1, 2)]
 
     def ask_until_both() -> bool:
@@ -81,7 +74,7 @@ def test_a_worker_that_is_killed_is_started_again(workspace: Workspace, token: s
     """While one worker is restarted, the other answers."""
     serving = serve(workspace, "--workers", "2")
     address = serving.address
-    first = workers_of(serving)
+    first = serving.workers
     outcomes: list[bool] = []
     stopped = threading.Event()
 
@@ -101,8 +94,8 @@ def test_a_worker_that_is_killed_is_started_again(workspace: Workspace, token: s
     # Only calls that the killed worker had accepted, or that waited on its socket, fail.
     assert outcomes.count(False) <= 4
     assert outcomes.count(True) > 20
-    assert len(workers_of(serving)) == 2
-    assert not set(first) & set(workers_of(serving))
+    assert len(serving.workers) == 2
+    assert not set(first) & set(serving.workers)
     assert answers(address, token)()
 
 
@@ -135,8 +128,8 @@ def test_a_worker_killed_under_load_answers_nothing_wrongly(workspace: Workspace
         client_workspace = [threads.submit(ask, number) for number in range(8)]
         for _ in range(KILLS):
             time.sleep(1.0)
-            os.kill(workers_of(serving)[0], signal.SIGKILL)
-            wait_until(lambda: len(workers_of(serving)) == 2, 20)
+            os.kill(serving.workers[0], signal.SIGKILL)
+            wait_until(lambda: len(serving.workers) == 2, 20)
         before = counts["answered"]
         wait_until(lambda: counts["answered"] > before + 100, 20)
         stop.set()
@@ -152,7 +145,7 @@ def test_workers_end_with_their_supervisor(workspace: Workspace, serve: Serve) -
     """Workers end, and free the port, when the first process is killed."""
     serving = serve(workspace, "--workers", "2")
     assert serving.address
-    workers = workers_of(serving)
+    workers = serving.workers
 
     serving.process.kill()
 
@@ -198,7 +191,7 @@ def test_a_port_in_use_is_not_shared_with_others(workspace: Workspace, second: s
 def test_sighup_while_workers_start_ends_none(workspace: Workspace, token: str, serve: Serve, workers: int) -> None:
     """A SIGHUP while workers start ends no worker, the first or another."""
     serving = serve(workspace, "--workers", "3")
-    wait_until(lambda: len(workers_of(serving)) >= workers, 20)
+    wait_until(lambda: len(serving.workers) >= workers, 20)
 
     for _ in range(10):
         serving.process.send_signal(signal.SIGHUP)

@@ -511,7 +511,7 @@ def test_plaintext_server_beyond_loopback_needs_consent(
 
 def test_ca_file_that_is_missing_is_named() -> None:
     """A missing CA file is an error that names it, rather than ignored."""
-    with pytest.raises(ConfigError, match=r"The CA file /nowhere/ca\.pem can't be read"):
+    with pytest.raises(ConfigError, match=r"The CA file /nowhere/ca\.pem \(ROLECALL_CA_FILE\) can't be read"):
         Client("127.0.0.1:50051", "token", ca_file="/nowhere/ca.pem")
 
 

@@ -5,13 +5,15 @@ from collections.abc import Iterator
 import pytest
 
 from rolecall import Client, UnauthenticatedClient
+from rolecall.client import to_dict
 from rolecall.credentials import server_key
 from rolecall.credentials.mailed_secrets import MailedSecrets
-from rolecall.domain import LinkKind
+from rolecall.domain import Invitee, LinkKind
 from rolecall.errors import (
     AlreadyMember,
     ConfigError,
     EtagMismatch,
+    ExternalIdTaken,
     InvalidField,
     InvitationAccepted,
     InvitationNotFound,
@@ -65,6 +67,56 @@ def test_member_is_changed_and_removed(owner: Client, sqlite_site: Site) -> None
     assert changed.member.role == "CONTRIBUTOR"
     assert removed.revision == changed.revision + 1
     assert viewer.email not in {member.email for member in owner.members.list()}
+
+
+def test_external_id_is_changed_filtered_and_refused(owner: Client, sqlite_site: Site) -> None:
+    """The member comes back with the id, in lists by it too; a taken one is an error with its holder."""
+    viewer, admin = (sqlite_site.members[role].user_id for role in ("VIEWER", "ADMIN"))
+
+    changed = owner.members.change_external_id(viewer, "auth0|7")
+    with pytest.raises(ExternalIdTaken) as taken:
+        owner.members.change_external_id(admin, "auth0|7")
+    with pytest.raises(EtagMismatch):
+        owner.members.change_external_id(viewer, "", etag="0")
+    (found,) = owner.members.list(external_id="auth0|7")
+
+    assert changed.member.external_id == found.external_id == to_dict(found)["external_id"] == "auth0|7"
+    assert found.user_id == viewer
+    assert (taken.value.field, taken.value.metadata["user_id"]) == ("external_id", viewer)
+    assert owner.check("user:auth0|7", "view", "members").role == "VIEWER"
+    assert list(owner.members.list(external_id="auth0|8")) == []
+
+
+def test_invitation_is_changed(owner: Client, guest: UnauthenticatedClient, sqlite_site: Site) -> None:
+    """Only what is given is changed, an empty value clears, and nothing given is an error."""
+    person = Invitee("bob@x.io", "ADMIN", "Bob", "idp:bob")
+    made = owner.invitations.create([person, ("eve@x.io", "VIEWER")]).invitations[0]
+
+    changed = owner.invitations.update(made.id, role="VIEWER", etag=made.etag).invitation
+    with pytest.raises(EtagMismatch):
+        owner.invitations.update(made.id, role="ADMIN", etag=made.etag)
+    with pytest.raises(InvalidField, match="changes nothing"):
+        owner.invitations.update(made.id)
+    cleared = owner.invitations.update(made.id, display_name="").invitation
+    joined = guest.accept_invitation(secret_of(sqlite_site, made.id, 3)).member
+
+    assert (made.display_name, made.external_id) == ("Bob", "idp:bob")
+    assert (changed.role, changed.display_name, changed.external_id) == ("VIEWER", "Bob", "idp:bob")
+    assert (cleared.role, cleared.display_name, cleared.external_id) == ("VIEWER", "", "idp:bob")
+    assert (joined.role, joined.display_name, joined.external_id) == ("VIEWER", "bob", "idp:bob")
+    assert [one.email for one in owner.invitations.list(external_id="idp:bob", show_deleted=True)] == []
+
+
+def test_members_are_moved(owner: Client, sqlite_site: Site) -> None:
+    """The etag of a validation guards the move; a repeated move finds nobody."""
+    seen = owner.members.move("VIEWER", "CONTRIBUTOR", validate_only=True)
+    with pytest.raises(EtagMismatch):
+        owner.members.move("VIEWER", "CONTRIBUTOR", etag="other")
+    moved = owner.members.move("VIEWER", "CONTRIBUTOR", etag=seen.etag)
+
+    assert moved.member_count == seen.member_count == 1
+    assert moved.revision == seen.revision + 1
+    assert owner.members.get(sqlite_site.members["VIEWER"].user_id).role == "CONTRIBUTOR"
 
 
 def test_invited_person_accepts_and_signs_in(owner: Client, guest: UnauthenticatedClient, sqlite_site: Site) -> None:

@@ -94,7 +94,8 @@ def _add_person(storage: Storage, organization: str, user: str, role: str) -> Mi
     def work(tx: Transaction) -> MintedCredential:
         at = now()
         address = f"{user}@acme.io"
-        member_rows.add(tx, Member(organization, user, address, user, role, at, at), address)
+        member = Member(organization, user, address, user, role, at, at, external_id=f"idp:{user}")
+        member_rows.add(tx, member, address)
         return _add_token(tx, organization, user, at + HOUR)
 
     return storage.mutate(organization, work)
@@ -172,10 +173,11 @@ def _count_queries(storage: Storage) -> Iterator[list[str]]:
 
 
 def test_each_kind_of_subject_resolves_to_the_role(parts: DirectoryParts) -> None:
-    """A subject by id, address, token, or presented token has the role. A role by itself belongs to no member."""
+    """A subject by id, external id, address, token, or presented token has the role. A role alone is no member's."""
     token = parts.tokens["acme/ann"]
     subjects = {
         Subject(SubjectKind.USER_ID, "ann"): "OWNER",
+        Subject(SubjectKind.EXTERNAL_ID, "idp:ann"): "OWNER",
         Subject(SubjectKind.EMAIL, "bob@acme.io"): "VIEWER",
         _token(parts.tokens["acme/bob"]): "VIEWER",
         _presented(token): "OWNER",
@@ -439,7 +441,17 @@ def test_caller_is_the_tokens_holder(parts: DirectoryParts) -> None:
     token = parts.storage.mutate("other", lambda tx: _add_token(tx, "other", "ann", expires))
 
     assert parts.authenticator.authenticate(token.text) == Caller(
-        "other", token.id, CredentialKind.PERSONAL, "ann", "ann@acme.io", "VIEWER", None, expires, token.digest
+        "other",
+        token.id,
+        CredentialKind.PERSONAL,
+        "ann",
+        "ann@acme.io",
+        "VIEWER",
+        None,
+        expires,
+        token.digest,
+        (),
+        "idp:ann",
     )
 
 

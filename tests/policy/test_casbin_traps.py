@@ -127,7 +127,7 @@ def test_byte_order_mark_does_not_drop_the_first_rule(tmp_path: Path) -> None:
     assert policy.decide("A", "read", "docs").reason is Reason.FORBIDDEN
 
 
-@pytest.mark.parametrize("row_type", ["pp", "P", "policy", '"p"', "p2"])
+@pytest.mark.parametrize("row_type", ["pp", "P", "policy", "p2"])
 def test_unknown_row_type_is_refused(row_type: str, tmp_path: Path) -> None:
     """Casbin drops a row of an unknown type, here a deny, without a word; it is refused at its place."""
     rows = f"{row_type}, A, docs, read, deny\np, A, docs, read, allow\n{OWNER_ROW}"
@@ -154,7 +154,7 @@ def test_wrong_number_of_values_is_refused(row: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("deny", "column"),
     [
-        ('p, A, "docs", read, deny', 7),
+        ('p, A, do"cs", read, deny', 7),
         ("p, A, docs, read, deny # keep out", 19),
         ("p, A, docs(x, read, deny", 7),
         ("p, A, docs[x, read, deny", 7),
@@ -171,13 +171,32 @@ def test_quote_comment_and_bracket_in_a_row_are_refused(deny: str, column: int, 
 
 
 def test_quoted_comma_is_refused(tmp_path: Path) -> None:
-    """Casbin splits at a comma inside quotes; the row is refused for its number of values."""
+    """Casbin splits at a comma inside quotes; the row is refused."""
     row = 'p, A, "docs,files", read, allow\n'
     assert _casbin(tmp_path, row).get_policy() == [["A", '"docs', 'files"', "read", "allow"]]
 
     errors = _errors(tmp_path, OWNER_ROW + row)
 
-    assert "this one 5" in errors[0].message
+    assert [error.message for error in errors] == [
+        'The quoted value "docs,files" holds a comma, at which Casbin would split it.'
+    ]
+
+
+@pytest.mark.parametrize(
+    "row", ['"p","A","docs","read","deny"', "p,A,docs,read,deny,,,", 'p, A, "docs", read, "deny", "",']
+)
+def test_rows_of_a_spreadsheet_are_what_casbin_gets(row: str, tmp_path: Path) -> None:
+    """Casbin reads quotes and empty cells as values; it is asked about the row without them, as the index is."""
+    raw = _casbin(tmp_path, row).get_policy()
+    folder = write_folder(tmp_path / "served", f"{OWNER_ROW}{row}\np, B, docs, read, allow\ng, A, B\n")
+
+    built = build(folder, None)
+
+    assert raw != [["A", "docs", "read", "deny"]]
+    assert built.policy is not None, built.findings
+    assert built.comparisons > 0
+    assert casbin_check.enforcer(built.files.policy).get_policy()[1] == ["A", "docs", "read", "deny"]
+    assert built.policy.decide("A", "read", "docs").reason is Reason.FORBIDDEN
 
 
 @pytest.mark.parametrize("effect", ["DENY", "Deny", "denied", ""])
@@ -188,8 +207,8 @@ def test_mistyped_deny_does_not_allow(effect: str, tmp_path: Path) -> None:
 
     errors = _errors(tmp_path, rows)
 
-    assert (errors[0].line, errors[0].column) == (2, 19)
-    assert "Write `allow` or `deny`" in errors[0].fix
+    assert (errors[0].line, errors[0].column) == (2, 19 if effect else 17)
+    assert ("Write `allow` or `deny`" if effect else "Add the effect") in errors[0].fix
 
 
 def test_chain_that_casbin_cuts_off_is_refused(tmp_path: Path) -> None:

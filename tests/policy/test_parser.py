@@ -232,6 +232,58 @@ def test_byte_order_mark_and_crlf_are_simply_read(tmp_path: Path) -> None:
     assert result.version == plain.version
 
 
+def test_rows_of_a_spreadsheet_are_simply_read(tmp_path: Path) -> None:
+    """Quoted values and comments, padding and empty rows give the same policy, and the lines stay."""
+    rows = '"# TOP, the ""top"" role",,,,,\n,,,,,\n"p","TOP","owners","update","allow",\np,A,docs,"read",allow,,\n'
+    rows += 'g,B,A,,,\n" p "," B ","files","view","deny"\n# a plain comment,,,\n'
+    cases = '"role","resource","action","expected","note",,\n,,,,,,\n"TOP","owners","update","allow","yes, it may",,\n'
+    cases += '"# B, too",,,,,,\nB,docs,read,allow,,,\n'
+
+    result = _build(tmp_path, rows, cases)
+
+    assert result.findings == ()
+    assert result.policy is not None
+    assert result.policy.rules == (
+        Rule("TOP", "owners", "update", Effect.ALLOW, 3),
+        Rule("A", "docs", "read", Effect.ALLOW, 4),
+        Rule("B", "files", "view", Effect.DENY, 6),
+    )
+    assert result.policy.chain("B", "A") == ("B", "A")
+    assert result.tests == 2
+    assert '"' not in result.files.policy.split("\n", 1)[1]
+
+
+@pytest.mark.parametrize(
+    ("separator", "message", "fix"),
+    [(";", "separated by semicolons", "comma"), ("\t", "separated by tabs", "CSV UTF-8")],
+)
+@pytest.mark.parametrize("quote", ["", '"'])
+def test_another_separator_is_one_finding(separator: str, message: str, fix: str, quote: str, tmp_path: Path) -> None:
+    """A sheet that was exported with another separator is told so once, and not for each row."""
+    values = [["p", "TOP", "owners", "update", "allow"], *([["p", "A", "docs", "read", "allow"]] * 50)]
+    rows = "\n".join(separator.join(f"{quote}{value}{quote}" for value in row) for row in values)
+
+    result = _build(tmp_path, f"# a comment\n\n{rows}\n")
+
+    assert _places(result) == [("policy.csv", 3, 2 + 2 * len(quote))]
+    assert message in result.errors[0].message
+    assert fix in result.errors[0].fix
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
+def test_utf16_is_named(name: str, encoding: str, tmp_path: Path) -> None:
+    """A file of UTF-16, with or without a byte order mark, is called that, with the export that helps."""
+    path = write_folder(tmp_path) / name
+    path.write_bytes(path.read_text(encoding="utf-8").encode(encoding))
+
+    result = build(tmp_path, 0.0)
+
+    assert _places(result) == [(name, 0, 0)]
+    assert "UTF-16" in result.errors[0].message
+    assert "CSV UTF-8" in result.errors[0].fix
+
+
 def test_spacing_comments_and_missing_last_newline_do_not_matter(tmp_path: Path) -> None:
     """Rows may be indented, packed or spread, between comments of any letters and empty lines."""
     comments = "  # ünïcode \t \u200b comment\n\n#,,(\n"
@@ -398,27 +450,32 @@ BAD_ROWS = [
     # row, column, part of the message, part of the fix
     ("p, A, docs, read", 17, "4 values, this one 3", "Add the effect"),
     ("p, A, docs, read, allow, x", 26, "4 values, this one 5", "p, ROLE, resource, action, allow"),
-    ("p, A, docs, read, allow,", 25, "4 values, this one 5", "can't hold a comma"),
+    ("p, A, docs, read, allow,,x,", 25, "4 values, this one 6", "can't hold a comma"),
     ("p", 2, "4 values, this one 0", "p, ROLE, resource, action, allow"),
     ("g, A", 5, "2 values, this one 1", "g, ROLE, PARENT"),
     ("g, A, B, acme", 10, "2 values, this one 3", "g, ROLE, PARENT"),
-    ('p, A, "docs,files", read, allow', 27, "this one 5", "can't hold a comma"),
+    ('p, A, "docs,files", read, allow', 7, '"docs,files" holds a comma', "can't hold a comma"),
+    ('"p, A, docs, read, allow"', 1, "holds a comma", "a cell of its own"),
+    ('p, A, "docs, read, allow', 7, "isn't closed", "in the same line"),
+    ('"# a note', 1, "isn't closed", "each line beginning with `#`"),
     ("pp, A, docs, read, allow", 1, "`pp` is unknown", "Begin the row with `p`"),
     ("  P, A, docs, read, allow", 3, "`P` is unknown", "Begin the row with `p`"),
     ("policy, A, docs, read, allow", 1, "`policy` is unknown", "Begin the row with `p`"),
     ("g2, A, B", 1, "`g2` is unknown", "Begin the row with `p`"),
     (", A, docs, read, allow", 1, "`` is unknown", "Begin the row with `p`"),
     ("A docs read allow", 1, "`A docs read allow` is unknown", "Begin the row with `p`"),
-    ('"p", A, docs, read, allow', 1, '`"p"` is unknown', "Begin the row with `p`"),
+    ('"pp", A, docs, read, allow', 2, "`pp` is unknown", "Begin the row with `p`"),
+    ('"p","A","my docs","read","allow",,', 10, "`my docs` holds ' '", "spaces"),
     ("p, A, docs, read, DENY", 19, "`DENY` is unknown", "in lower case"),
     ("p, A, docs, read, Allow", 19, "`Allow` is unknown", "in lower case"),
-    ("p, A, docs, read, ", 19, "`` is unknown", "in lower case"),
+    ("p, A, docs, read, ", 17, "4 values, this one 3", "Add the effect"),
     ("p, A, docs, read, allow # why", 19, "`allow # why` is unknown", "line of its own"),
     ("p TOP docs read allow", 1, "is unknown", "by commas"),
     ("p, , docs, read, allow", 4, "The role is empty.", "Name the role."),
     ("p, A,, read, allow", 6, "The resource is empty.", "Name the resource."),
     ("p, A, docs, , allow", 13, "The action is empty.", "Name the action."),
-    ('p, "A", docs, read, allow', 4, '`"A"` holds', "no quotes"),
+    ('p, A"A", docs, read, allow', 4, '`A"A"` holds', "no quotes"),
+    ('p, """A""", docs, read, allow', 4, '`"""A"""` holds', "no quotes"),
     ("p, A, 'docs', read, allow", 7, "`'docs'` holds", "no quotes"),
     ("p, A, docs, `read`, allow", 13, "``read`` holds", "no quotes"),
     ("p, A, docs#1, read, allow", 7, "`docs#1` holds '#'", "a comment needs its own line"),
@@ -451,7 +508,16 @@ BAD_ROWS = [
     ("p, A, docs, read/write, allow", 13, "`read/write` holds a slash", "one word"),
     ("p, 1A, docs, read, allow", 4, "`1A` is not a valid name", "Start with a letter"),
     ("p, A/B, docs, read, allow", 4, "`A/B` is not a valid name", "Start with a letter"),
-    ("p, user:ann@acme.io, docs, read, allow", 4, "is not a valid name", "Start with a letter"),
+    (
+        "p, user:ann@acme.io, docs, read, allow",
+        4,
+        "is a person's address",
+        "`rolecall members set-role ann@acme.io ROLE`",
+    ),
+    ("g, bob@acme.io, TOP", 4, "people don't stand", "`rolecall members set-role bob@acme.io TOP`"),
+    ("g, TOP, bob@acme.io", 9, "people don't stand", "`rolecall members set-role bob@acme.io TOP`"),
+    ('"g","bob@acme.io","TOP"', 6, "people don't stand", "`rolecall members set-role bob@acme.io TOP`"),
+    ("g, bob@, TOP", 4, "`bob@` is not a valid name", "Start with a letter"),
     ("g, A, B!", 7, "`B!` is not a valid name", "Start with a letter"),
     ("g, , B", 4, "The role is empty.", "Name the role."),
     (f"p, {LONG_ROLE}, docs, read, allow", 4, "The role has 65 characters, more than 64.", "Shorten it."),
@@ -635,7 +701,7 @@ def test_contradictory_rows_are_refused(rows: str, expected: list[tuple[int, str
 
 def test_chain_of_nine_links_is_accepted(tmp_path: Path) -> None:
     """The longest chain that Casbin follows is served to its end."""
-    result = _build(tmp_path, OWNER_ROW + _chain(9))
+    result = _build(tmp_path, f"{OWNER_ROW}{_chain(9)}p, r0, files, read, allow\n")
 
     assert result.findings == ()
     assert result.policy is not None
@@ -655,7 +721,7 @@ def test_longest_chain_counts_where_chains_join(tmp_path: Path) -> None:
 
 def test_role_defined_by_inheriting_is_defined(tmp_path: Path) -> None:
     """A role without a rule of its own may be inherited from when it inherits itself."""
-    result = _build(tmp_path, f"{OWNER_ROW}g, A, B\ng, B, C\np, C, docs, read, allow\n")
+    result = _build(tmp_path, f"{OWNER_ROW}g, A, B\ng, B, C\np, C, docs, read, allow\np, A, files, read, allow\n")
 
     assert result.findings == ()
     assert result.policy is not None
@@ -718,19 +784,41 @@ def test_redundant_inherited_rule_is_only_a_warning(resource: str, effect: str, 
 )
 def test_rule_that_says_something_new_is_no_warning(row: str, tmp_path: Path) -> None:
     """A row that differs from the inherited one in anything is left alone."""
-    result = _build(tmp_path, f"{OWNER_ROW}g, A, B\np, B, docs, read, allow\n{row}\n")
+    result = _build(tmp_path, f"{OWNER_ROW}g, A, B\np, B, docs, read, allow\np, A, files, read, allow\n{row}\n")
 
     assert result.findings == ()
 
 
 def test_roles_that_differ_in_case_only_are_a_warning(tmp_path: Path) -> None:
     """Two spellings of one role name are pointed out, and still two roles."""
-    result = _build(tmp_path, f"{OWNER_ROW}p, Viewer, docs, read, allow\ng, VIEWER, Viewer\n")
+    result = _build(
+        tmp_path, f"{OWNER_ROW}p, Viewer, docs, read, allow\ng, VIEWER, Viewer\np, VIEWER, files, read, allow\n"
+    )
 
     assert result.policy is not None
     assert result.policy.decide("viewer", "read", "docs").decision is Effect.DENY
     assert [(_place(f), f.severity) for f in result.findings] == [(("policy.csv", 2, 1), Severity.WARNING)]
     assert "`VIEWER` and `Viewer` differ only in case" in result.findings[0].message
+
+
+@pytest.mark.parametrize(
+    ("rows", "lines"),
+    [
+        ("g, alice, TOP\n", [2]),
+        ("g, alice, TOP\np, A, docs, read, allow\ng, alice, A\n", [2]),
+        ("g, alice, B\ng, B, TOP\n", [2]),
+        ("g, LEAD, TOP\np, LEAD, docs, read, deny\n", []),
+        ("g, LEAD, TOP\ng, CHIEF, LEAD\np, CHIEF, docs, read, deny\n", []),
+    ],
+)
+def test_name_that_only_inherits_is_a_warning(rows: str, lines: list[int], tmp_path: Path) -> None:
+    """A role without a rule from which none inherits is named once, with the command for a person."""
+    result = _build(tmp_path, OWNER_ROW + rows)
+
+    assert result.policy is not None
+    assert [(finding.line, finding.severity) for finding in result.findings] == [(n, Severity.WARNING) for n in lines]
+    assert all("`alice` has no rule of its own" in finding.message for finding in result.findings)
+    assert all("rolecall members set-role ADDRESS" in finding.fix for finding in result.findings)
 
 
 # Expectations
@@ -739,9 +827,14 @@ def test_roles_that_differ_in_case_only_are_a_warning(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "place", "message"),
     [
-        ("TOP,owners,update,allow,\n", (1, 1), "The first row is not the header."),
-        ("# only a comment\n", (0, 1), "The first row is not the header."),
-        ("role,resource,action,expected\nTOP,owners,update,allow\n", (1, 1), "The first row is not the header."),
+        ("TOP,owners,update,allow,\n", (1, 1), "The first row is not the header: it reads `TOP,owners,update,allow,`."),
+        ("# only a comment\n", (0, 1), "The first row is not the header: there is none."),
+        ("role,resource,action,expected\nTOP,owners,update,allow\n", (1, 1), "`role,resource,action,expected`"),
+        ("Rolle,Ressource\nTOP,owners,update,allow\n", (1, 1), "it reads `Rolle,Ressource`"),
+        ("role;resource;action;expected;note\nTOP;owners;update;allow;\n", (1, 5), "separated by semicolons"),
+        ("role\tresource\taction\texpected\nTOP\towners\tupdate\tallow\n", (1, 5), "separated by tabs"),
+        (f'{HEADER}"TOP","owners","update","maybe",,\n', (2, 25), "`maybe` is not a decision."),
+        (f'"# a note\n{CASES}', (1, 1), 'it reads `"# a note`'),
         (HEADER, (0, 0), "The file has no test."),
         (f"{HEADER}TOP,owners,update\n", (2, 18), "A test has at least 4 values, this row 3."),
         (f"{HEADER}TOP, owners, update, Allow,x\n", (2, 21), "`Allow` is not a decision."),

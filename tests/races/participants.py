@@ -16,6 +16,7 @@ from rolecall import policy
 from rolecall.audit import AuditLog
 from rolecall.credentials import server_key
 from rolecall.credentials.mailed_secrets import MailedSecrets
+from rolecall.domain import Invitee
 from rolecall.errors import RolecallError, WriteConflict
 from rolecall.identity.authentication import Authenticator
 from rolecall.limits import Limits
@@ -104,8 +105,8 @@ class Participant:
             case "LeaveOrganization":
                 self._members.leave(change)
             case "CreateInvitations":
-                entries = [(address, "VIEWER") for address in action.arguments]
-                self._invitations.create(change, entries, validate_only=False)
+                invitees = [Invitee(address, "VIEWER") for address in action.arguments]
+                self._invitations.create(change, invitees, validate_only=False)
             case "ResendInvitation":
                 self._invitations.resend(change, action.arguments[0], "")
             case "DeleteInvitation":

@@ -18,14 +18,17 @@ from support.sites import QUICK_LIMITS, MakeSite, Site, without_rates
 # mail below.
 MINTS_OR_GRANTS = {
     "AcceptInvitation",
+    "ChangeMemberExternalId",
     "ChangeMemberRole",
     "CreateInvitations",
     "CreateOrganizationToken",
     "CreatePersonalToken",
+    "MoveMembers",
     "RequestSignIn",
     "ResendInvitation",
     "RotateToken",
     "SignIn",
+    "UpdateInvitation",
 }
 TAKES_AWAY = {"DeleteInvitation", "DeleteToken", "RemoveMember"}
 DOES_NEITHER = {
@@ -47,6 +50,7 @@ DOES_NEITHER = {
     "PlanResources",
     "SignOut",
     "UpdateOrganization",
+    "ValidatePolicy",
     "VerifyAuditLog",
     "WhoAmI",
 }

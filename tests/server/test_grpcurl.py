@@ -137,6 +137,7 @@ def test_the_other_rpcs_answer_too(sqlite_site: Site) -> None:
         f"{SERVICE}/ListSubjects": {"action": "manage", "resource": "account"},
         f"{SERVICE}/PlanResources": {"subject": "role:VIEWERNOSECRETS", "action": "view", "resource_type": "secrets"},
         "rolecall.v1.PolicyService/GetPolicy": {},
+        "rolecall.v1.PolicyService/ValidatePolicy": {"model": "[x]", "policy": "p", "tests": "role"},
         "rolecall.v1.PolicyService/ListRoles": {"page_size": 1},
         "rolecall.v1.TokenService/CreatePersonalToken": {"display_name": "laptop", "ttl": "3600s"},
         "rolecall.v1.TokenService/CreateOrganizationToken": {
@@ -155,10 +156,13 @@ def test_the_other_rpcs_answer_too(sqlite_site: Site) -> None:
         f"{MEMBERS}/ListMembers": {"role": "VIEWER", "order": "MEMBER_ORDER_NEWEST"},
         f"{MEMBERS}/GetMember": {"user_id": viewer},
         f"{MEMBERS}/ChangeMemberRole": {"user_id": viewer, "role": "CONTRIBUTOR"},
+        f"{MEMBERS}/ChangeMemberExternalId": {"user_id": viewer, "external_id": "auth0|1"},
+        f"{MEMBERS}/MoveMembers": {"from_role": "CONTRIBUTOR", "to_role": "VIEWER", "validate_only": True},
         f"{MEMBERS}/RemoveMember": {"user_id": viewer},
         f"{INVITATIONS}/CreateInvitations": {"invitations": [{"email": "x@acme.io", "role": "OWNER"}]},
         f"{INVITATIONS}/ListInvitations": {"state": "INVITATION_STATE_PENDING", "page_size": 1},
         f"{INVITATIONS}/GetInvitation": {"id": invitation.id},
+        f"{INVITATIONS}/UpdateInvitation": {"invitation": {"id": withdrawn.id, "role": "ADMIN"}},
         f"{INVITATIONS}/ResendInvitation": {"id": invitation.id},
         f"{INVITATIONS}/AcceptInvitation": {"secret": links.secret(LinkKind.INVITATION, invitation.id, 2)},
         f"{INVITATIONS}/DeleteInvitation": {"id": withdrawn.id},
@@ -195,10 +199,12 @@ def test_the_other_rpcs_answer_too(sqlite_site: Site) -> None:
     assert [member["role"] for member in answers["ListMembers"]["members"]] == ["VIEWER"]
     assert answers["GetMember"]["member"]["email"] == "viewer@acme.io"
     assert answers["ChangeMemberRole"]["member"]["role"] == "CONTRIBUTOR"
+    assert answers["ChangeMemberExternalId"]["member"]["externalId"] == "auth0|1"
     assert answers["RemoveMember"]["member"]["userId"] == viewer
     assert answers["CreateInvitations"]["invitations"][0]["state"] == "INVITATION_STATE_PENDING"
     assert answers["ListInvitations"]["invitations"][0]["email"] == "x@acme.io"
     assert answers["GetInvitation"]["invitation"]["id"] == invitation.id
+    assert answers["UpdateInvitation"]["invitation"]["role"] == "ADMIN"
     assert answers["ResendInvitation"]["invitation"]["delivery"] == "DELIVERY_STATE_QUEUED"
     assert answers["AcceptInvitation"]["session"]["secret"].startswith("rcs_")
     assert answers["AcceptInvitation"]["member"]["displayName"] == "new"

@@ -1,6 +1,8 @@
 """Editing the policy under a running server."""
 
+import os
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -526,3 +528,39 @@ def test_a_policy_in_force_that_cannot_be_built_is_not_built_for_each_call(
 
     assert checked
     assert len(built) <= 2 + took / reload.RETRY_SECONDS
+
+
+def test_the_policy_in_force_has_its_activation(sqlite_site: Site, owner: Client) -> None:
+    """GetPolicy says since when it is in force, by whom, and which process answers."""
+    grant(sqlite_site.policy_folder)
+    eventually(lambda: viewer_may(owner))
+    state, activation = owner.policy(), sqlite_site.server.live.in_force.activation
+
+    assert state.policy.activator == activation.activator == socket.gethostname()
+    assert state.policy.activate_time.ToMicroseconds() == activation.time
+    assert state.policy.load_time.ToMicroseconds() >= activation.time
+    assert state.process == f"{socket.gethostname()}/{os.getpid()}"
+    assert not state.HasField("ahead")
+
+
+def test_a_process_that_cannot_follow_says_so(
+    make_site: MakeSite, database_url: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """GetPolicy and the log name the policy in force that this process doesn't serve, its activation, and why."""
+    site = make_site(database_url)
+    served = site.server.live.in_force.policy.version
+    unknown = StoredPolicy("from-a-later-release", "[new_section]", "x, y", "", 0, "")
+
+    activation = site.storage.exclusive(lambda tx: policy_rows.activate(tx, unknown, "other-host", now()))
+    with Client(site.address, site.tokens["OWNER"]) as client:
+        eventually(lambda: bool(client.policy().ahead.problem))
+        state = client.policy()
+
+    assert state.policy.policy_version == served
+    assert state.ahead.policy_version == "from-a-later-release"
+    assert state.ahead.activator == "other-host"
+    assert state.ahead.activate_time.ToMicroseconds() == activation.time
+    assert "can't build the policy in force" in state.ahead.problem
+    log = capfd.readouterr().out
+    assert log.count("policy in force can't be followed") == 1
+    assert served in log.partition("policy in force can't be followed")[2]

@@ -47,6 +47,7 @@ def requests_of(site: Site, request_id: str) -> list[Any]:
         pb.RotateTokenRequest(id=rotated, overlap=Duration(seconds=60), request_id=request_id),
         pb.DeleteTokenRequest(id=deleted, request_id=request_id),
         Rename(organization=organization.Organization(display_name="Acme, Inc."), request_id=request_id),
+        members.ChangeMemberExternalIdRequest(user_id=owner, external_id="auth0|1", request_id=request_id),
     ]
 
 
@@ -141,6 +142,9 @@ def test_another_body_under_the_same_id_is_refused(site: Site) -> None:
         pb.RotateTokenRequest(id=id_of(site.tokens["OWNER"]), request_id=request_id),
         pb.DeleteTokenRequest(id=id_of(site.tokens["VIEWER"]), request_id=request_id),
         Rename(organization=organization.Organization(display_name="Other"), request_id=request_id),
+        members.ChangeMemberExternalIdRequest(
+            user_id=site.members["OWNER"].user_id, external_id="auth0|2", request_id=request_id
+        ),
     ]
     for request in requests_of(site, request_id):
         calls.send("OWNER", request)

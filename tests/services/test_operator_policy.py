@@ -24,7 +24,7 @@ def test_many_holders_are_recorded_in_entries_of_bounded_size(sqlite_url: str, t
 
     activated = operator_policy.activate(storage, log, built, {"RETIRED": "VIEWER"}, "operator")
 
-    wanted = AuditFilter(action="ActivatePolicy")
+    wanted = AuditFilter(action="MoveRoles")
     entries = storage.read(lambda tx: read_entries(tx, "acme", wanted, 0, 10))
     parts = [entry.details["members"] for entry in entries]
     assert (activated.holders, activated.organizations) == (1001, 1)

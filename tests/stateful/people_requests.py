@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rolecall.domain import CredentialKind, Effect, LinkKind, Permission
+from rolecall.domain import CredentialKind, Effect, Invitee, LinkKind, Permission
 from rolecall.services.token_rules import TokenSpec
 from rolecall.services.unit_of_work import ChangeRequest
 from stateful.credential_model import Pattern
@@ -181,9 +181,10 @@ class ModelRequests:
                 return f"invitation:{answer.invitations[0].id}"
             return f"organization:{org.name}"
 
+        invitees = [Invitee(*entry) for entry in entries]
         return ModelRequest(
             "CreateInvitations",
-            lambda change: self.site.invitations.create(change, entries, validate_only=checked),
+            lambda change: self.site.invitations.create(change, invitees, validate_only=checked),
             rights,
             done,
             lambda by: primary_reason(problems(by)),

@@ -13,6 +13,7 @@ from sqlalchemy import event
 from rolecall.audit import AuditLog
 from rolecall.credentials import server_key
 from rolecall.credentials.mailed_secrets import MailedSecrets
+from rolecall.domain import Invitee
 from rolecall.identity.authentication import Authenticator
 from rolecall.limits import Limits
 from rolecall.policy.reload import LivePolicy
@@ -52,7 +53,7 @@ def change(number: int, about: str) -> None:
         case "create":
             tokens.create_personal(attempt, TokenSpec("laptop"))
         case "invite":
-            people = [(f"{name}-{about}", "VIEWER") for name in ("eve", "joe", "kim")]
+            people = [Invitee(f"{name}-{about}", "VIEWER") for name in ("eve", "joe", "kim")]
             invitations.create(attempt, people, validate_only=False)
         case "accept":
             invitations.accept(UnauthenticatedCall(kind, "call", "peer"), "", about, "")

@@ -56,7 +56,8 @@ def _add_organization(storage: Storage, name: str) -> Organization:
 
 
 def _member(user_id: str, role: str = "VIEWER", organization: str = "acme", email: str = "") -> Member:
-    return Member(organization, user_id, email or f"{user_id.title()}@acme.io", user_id.title(), role, 11, 12)
+    address = email or f"{user_id.title()}@acme.io"
+    return Member(organization, user_id, address, user_id.title(), role, 11, 12, external_id=f"idp:{user_id}")
 
 
 def _add(storage: Storage, *members: Member) -> None:
@@ -201,6 +202,41 @@ def test_roles_are_found_by_id_and_by_address(acme: Storage) -> None:
     assert acme.read(lambda tx: member_rows.roles_by_email(tx, "other", keys)) == {"ann@acme.io": ("VIEWER", "ann")}
 
 
+def test_roles_are_found_by_external_id(acme: Storage) -> None:
+    """Members are found by external id letter for letter, and only in the organization asked about."""
+    _add(acme, _member("ann", "OWNER"), replace(_member("bob"), external_id=""), _member("ann", "VIEWER", "other"))
+    keys = ["idp:ann", "idp:bob", "IDP:ANN", "idp:an_", "%", ""]
+
+    assert acme.read(lambda tx: member_rows.roles_by_external_id(tx, "acme", keys)) == {"idp:ann": ("OWNER", "ann")}
+    assert acme.read(lambda tx: member_rows.roles_by_external_id(tx, "other", keys)) == {"idp:ann": ("VIEWER", "ann")}
+    assert acme.read(lambda tx: member_rows.roles_by_external_id(tx, "acme", [])) == {}
+
+
+def test_external_id_is_unique_in_an_organization(acme: Storage) -> None:
+    """A second member with the external id is refused; any number may have none."""
+    _add(acme, _member("ann"), *(replace(_member(name), external_id="") for name in ("bob", "cyd")))
+    with pytest.raises(IntegrityError):
+        _add(acme, replace(_member("dan"), external_id="idp:ann"))
+
+    assert acme.read(lambda tx: member_rows.roles_by_id(tx, "acme", ["ann", "bob", "cyd", "dan"])).keys() == {
+        "ann",
+        "bob",
+        "cyd",
+    }
+
+
+def test_changed_external_id_is_a_change_of_the_member(acme: Storage) -> None:
+    """The new external id finds the member, the old one nobody, and the caches are notified of both."""
+    ann = _member("ann")
+    _add(acme, ann)
+    for external_id in ("sub|1", ""):
+        acme.mutate("acme", partial(member_rows.change_external_id, member=ann, external_id=external_id, at=13))
+
+        found = acme.read(lambda tx: member_rows.roles_by_external_id(tx, "acme", ["idp:ann", "sub|1"]))
+        assert found == ({external_id: ("VIEWER", "ann")} if external_id else {})
+    assert _changes(acme) == [(revision, "member", "ann") for revision in (1, 2, 3)]
+
+
 def test_no_subjects_find_no_roles(acme: Storage) -> None:
     """Empty collections are accepted and find nothing."""
     _add(acme, _member("ann"))
@@ -329,7 +365,19 @@ def test_live_credential_has_its_holder(acme: Storage) -> None:
     """A live credential gives its holder's address key and role, and its expiry; the digest must be the right one."""
     _add(acme, _member("ann", "EDITOR"), _member("bob", "OWNER"))
     token, bobs = _add_token(acme, "ann"), _add_token(acme, "bob")
-    held = ("acme", token.id, CredentialKind.PERSONAL, "ann", "ann@acme.io", "EDITOR", None, EXPIRES, token.digest)
+    held = (
+        "acme",
+        token.id,
+        CredentialKind.PERSONAL,
+        "ann",
+        "ann@acme.io",
+        "EDITOR",
+        None,
+        EXPIRES,
+        token.digest,
+        (),
+        "idp:ann",
+    )
     unknown = token_format.mint(CredentialKind.PERSONAL)
 
     assert _holder(acme, token) == CredentialHolder(Caller(*held), Validity(EXPIRES))

@@ -9,12 +9,15 @@ from sqlalchemy import text
 from rolecall import Client
 from rolecall.audit import AuditLog, Event, Private
 from rolecall.client import convert
+from rolecall.client.channel import find_endpoint
 from rolecall.credentials import server_key, token_format
 from rolecall.storage import Transaction
 from rolecall.storage.audit import StoredEntry
 from rolecall.storage.tables import metadata
 from rolecall.v1 import audit_pb2
 from rolecall.v1.audit_pb2_grpc import AuditServiceStub
+from rolecall.v1.invitation_pb2_grpc import InvitationServiceStub
+from rolecall.v1.member_pb2_grpc import MemberServiceStub
 from rolecall.v1.organization_pb2_grpc import OrganizationServiceStub
 from rolecall.v1.session_pb2_grpc import SessionServiceStub
 from rolecall.v1.token_pb2_grpc import TokenServiceStub
@@ -151,6 +154,8 @@ def call(site: Site, rpc: str, request: Any, token: str, request_id: str = "") -
     service = request.DESCRIPTOR.file.name.rpartition("/")[2].removesuffix(".proto")
     stubs: dict[str, Callable[[grpc.Channel], Any]] = {
         "audit": AuditServiceStub,
+        "invitation": InvitationServiceStub,
+        "member": MemberServiceStub,
         "organization": OrganizationServiceStub,
         "session": SessionServiceStub,
         "token": TokenServiceStub,
@@ -162,7 +167,7 @@ def call(site: Site, rpc: str, request: Any, token: str, request_id: str = "") -
             answer = method(request, timeout=20, metadata=[("authorization", f"Bearer {token}"), *own])
             return list(answer) if hasattr(answer, "__next__") else answer
         except grpc.RpcError as error:
-            raise convert.error(error, site.address) from error
+            raise convert.error(error, find_endpoint(site.address, None, plaintext=True)) from error
 
 
 def token_id(secret: str) -> str:

@@ -140,6 +140,12 @@ class Serving:
         """The address at which it answers, from its log."""
         return self.wait_for(r'"address": "([^"]+)"|answers on (\S+)').expand(r"\1\2")
 
+    @property
+    def workers(self) -> list[int]:
+        """The ids of its workers' processes."""
+        threads = Path(f"/proc/{self.process.pid}/task").iterdir()
+        return sorted(int(each) for thread in threads for each in (thread / "children").read_text().split())
+
 
 Serve = Callable[..., Serving]
 

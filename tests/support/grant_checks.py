@@ -183,6 +183,24 @@ def change_member_role(checks: GrantChecks, presenter: CredentialCase, text: str
             change_rows(checks.site, tables.members, target.user_id, role=old)
 
 
+def change_member_external_id(checks: GrantChecks, presenter: CredentialCase, text: str) -> None:
+    """Give people of every role another external id: its holder gets the role in the eyes of other services."""
+    for role in ROLES:
+        new = f"idp:{checks.address().partition('@')[0]}"
+        request = member.ChangeMemberExternalIdRequest(user_id=checks.target(role).user_id, external_id=new)
+        checks.check_request(presenter, text, request, allowed=presenter.handles("update", role))
+
+
+def move_members(checks: GrantChecks, presenter: CredentialCase, text: str) -> None:
+    """Move from and to every role, without effect, as presenters have these roles; the owners stay anyway."""
+    for old, new in {pair for role in ROLES if role != "VIEWER" for pair in ((role, "VIEWER"), ("VIEWER", role))}:
+        may = presenter.handles("update", old, new)
+        if old != "OWNER" or not may:
+            checks.target(old)
+            request = member.MoveMembersRequest(from_role=old, to_role=new, validate_only=True)
+            checks.check_request(presenter, text, request, allowed=may)
+
+
 def remove_member(checks: GrantChecks, presenter: CredentialCase, text: str) -> None:
     """Remove people of every role."""
     for role in ROLES:
@@ -199,6 +217,20 @@ def create_invitations(checks: GrantChecks, presenter: CredentialCase, text: str
         checks.check_request(presenter, text, inviting((checks.address(), role)), allowed=may)
         both = inviting((checks.address(), "VIEWERNOSECRETS"), (checks.address(), role))
         checks.check_request(presenter, text, both, allowed=may and humble)
+
+
+def update_invitation(checks: GrantChecks, presenter: CredentialCase, text: str) -> None:
+    """Change invitations from and to every role, and only their external ids."""
+    for old, new in {pair for role in ROLES for pair in ((role, "VIEWER"), ("VIEWER", role))}:
+        made = checks.invited(old)
+        changed = invitation.Invitation(id=made.id, role=new)
+        request = invitation.UpdateInvitationRequest(invitation=changed)
+        if checks.check_request(presenter, text, request, allowed=presenter.handles("invite", old, new)):
+            change_rows(checks.site, tables.invitations, made.id, role=old)
+    for role in ROLES:
+        changed = invitation.Invitation(id=checks.invited(role).id, external_id=checks.address().partition("@")[0])
+        request = invitation.UpdateInvitationRequest(invitation=changed)
+        checks.check_request(presenter, text, request, allowed=presenter.handles("invite", role))
 
 
 def resend_invitation(checks: GrantChecks, presenter: CredentialCase, text: str) -> None:
@@ -244,12 +276,15 @@ def accept_invitation(checks: GrantChecks, presenter: CredentialCase, text: str)
 
 CHECKS: dict[str, Callable[[GrantChecks, CredentialCase, str], None]] = {
     "AcceptInvitation": accept_invitation,
+    "ChangeMemberExternalId": change_member_external_id,
     "ChangeMemberRole": change_member_role,
+    "MoveMembers": move_members,
     "CreateInvitations": create_invitations,
     "CreateOrganizationToken": create_organization_token,
     "CreatePersonalToken": create_personal_token,
     "ResendInvitation": resend_invitation,
     "RotateToken": rotate_token,
+    "UpdateInvitation": update_invitation,
     # These remove; rule 1 applies to them too, and rule 3 to tokens.
     "DeleteInvitation": delete_invitation,
     "DeleteToken": delete_token,

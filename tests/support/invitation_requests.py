@@ -8,5 +8,6 @@ WEEK = 7 * 24 * 60 * MINUTE
 
 PROGRAM = CredentialKind.ORGANIZATION
 PENDING, DELETED = pb.INVITATION_STATE_PENDING, pb.INVITATION_STATE_DELETED
+Update, Change = pb.UpdateInvitationRequest, pb.Invitation
 Resend, Delete, Get = pb.ResendInvitationRequest, pb.DeleteInvitationRequest, pb.GetInvitationRequest
 Accept = pb.AcceptInvitationRequest

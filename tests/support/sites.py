@@ -86,7 +86,8 @@ class Site:
 def add_member(storage: Storage, organization: str, email: str, role: str) -> Member:
     """Add a member directly to the database."""
     at = now()
-    member = Member(organization, token_format.new_id(), email, email.partition("@")[0], role, at, at)
+    user_id = token_format.new_id()
+    member = Member(organization, user_id, email, email.partition("@")[0], role, at, at, external_id=f"idp:{user_id}")
 
     def work(tx: Transaction) -> Member:
         member_rows.add(tx, member, email.lower())

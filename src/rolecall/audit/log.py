@@ -10,19 +10,26 @@ import structlog
 
 from rolecall.audit.chain import NO_HASH, Signer, canonical_json, commitment, hash_of
 from rolecall.credentials.server_key import ServerKey
-from rolecall.domain import now
+from rolecall.domain import now, rfc3339
 from rolecall.errors import AuditLogBroken
 from rolecall.storage import Transaction
 from rolecall.storage import audit as rows
+from rolecall.storage import policies as policy_rows
 from rolecall.storage.audit import Checkpoint, Head, PersonalValue, StoredEntry
 
-__all__ = ["CHECKPOINT_EVERY", "ERASE", "OPERATOR", "AuditLog", "Event", "Private"]
+__all__ = ["ACTIVATE_POLICY", "CHECKPOINT_EVERY", "ERASE", "OPERATOR", "AuditLog", "Event", "Private"]
 
 # Actor of changes made by commands at the database.
 OPERATOR = "operator"
 
 # Action of the entry that an operator's erasure of a person's values leaves.
 ERASE = "EraseAuditValues"
+
+# Action of the entry that each log has for each activation of a policy.
+ACTIVATE_POLICY = "ActivatePolicy"
+
+# Sequence number of a database's first activation.
+FIRST_ACTIVATION = 1
 
 # Entries between two checkpoints.
 CHECKPOINT_EVERY = 100
@@ -33,11 +40,11 @@ _log = structlog.get_logger("rolecall.audit")
 
 @dataclass(frozen=True, slots=True)
 class Private:
-    """Personal value in the details of an event: an address or name of the person with this user id, erasable later."""
+    """Personal value in the details of an event, erasable later: an address, name or external id of this person."""
 
     person: str
     value: str
-    kind: Literal["name", "email"] = "name"
+    kind: Literal["name", "email", "external_id"] = "name"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,9 +71,12 @@ class AuditLog:
         self.signer = Signer(key)
 
     def begin(self, tx: Transaction, organization: str) -> None:
-        """Start the log of a new organization."""
+        """Start the log of a new organization. It records the activations of policies from now on."""
         sign = partial(self.signer.sign, organization=organization, sequence=0, digest=NO_HASH)
-        rows.add_head(tx, Head(organization, 0, NO_HASH, sign("head"), 0, NO_HASH, sign("start"), self.signer.key_id))
+        end, start = sign("head"), sign("start")
+        # The first policy of a database replaces none.
+        in_force = max(policy_rows.sequence_in_force(tx), FIRST_ACTIVATION)
+        rows.add_head(tx, Head(organization, 0, NO_HASH, end, 0, NO_HASH, start, self.signer.key_id, in_force))
 
     def locked_head(self, tx: Transaction, organization: str) -> Head:
         """Read and lock the end of the log: no other transaction writes to the log before this one ends.
@@ -84,8 +94,37 @@ class AuditLog:
         return head
 
     def record(self, tx: Transaction, event: Event) -> None:
-        """Append an entry; it is committed together with the change that it describes."""
-        head = self.locked_head(tx, event.organization)
+        """Append an entry; it is committed together with the change that it describes.
+
+        Before it come the activations of policies that the log doesn't record yet: what was judged under a policy
+        stands after the entry about its activation.
+        """
+        self._append(tx, self._with_activations(tx, event.organization), event)
+
+    def record_activations(self, tx: Transaction, organization: str) -> None:
+        """Append an entry for each activation of a policy that the log doesn't record yet. Raises `AuditLogBroken`."""
+        self._with_activations(tx, organization)
+
+    def _with_activations(self, tx: Transaction, organization: str) -> Head:
+        """Record the activations since the last that is recorded; return the locked end of the log after that."""
+        head = self.locked_head(tx, organization)
+        before = ""
+        for activation in policy_rows.activations_from(tx, head.activation):
+            if activation.sequence > head.activation:
+                details = {
+                    "before": {"policy_version": before},
+                    "after": {"policy_version": activation.version},
+                    "activation": activation.sequence,
+                    "activator": activation.activator,
+                    "activate_time": rfc3339(activation.time),
+                }
+                event = Event(organization, OPERATOR, ACTIVATE_POLICY, f"policy:{activation.version}", details)
+                head = self._append(tx, replace(head, activation=activation.sequence), event)
+            before = activation.version
+        return head
+
+    def _append(self, tx: Transaction, head: Head, event: Event) -> Head:
+        """Append an entry after the locked end of the log; return the new end."""
         sequence = head.sequence + 1
         values: list[PersonalValue] = []
         entry = StoredEntry(
@@ -106,11 +145,11 @@ class AuditLog:
         if values:
             rows.add_values(tx, event.organization, values)
         signature = self.signer.sign("head", event.organization, sequence, entry.hash)
-        rows.move_head(
-            tx, replace(head, sequence=sequence, hash=entry.hash, signature=signature, key_id=self.signer.key_id)
-        )
+        moved = replace(head, sequence=sequence, hash=entry.hash, signature=signature, key_id=self.signer.key_id)
+        rows.move_head(tx, moved)
         if sequence % CHECKPOINT_EVERY == 0:
             self._checkpoint(tx, event.organization, entry)
+        return moved
 
     def _checkpoint(self, tx: Transaction, organization: str, entry: StoredEntry) -> None:
         """Store a signed checkpoint, and log it: the server's log may be kept out of reach of an attacker."""

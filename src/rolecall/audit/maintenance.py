@@ -101,9 +101,9 @@ class Pruned:
 
 
 def erase(storage: Storage, log: AuditLog, organization: str, person: str) -> int:
-    """Delete a person's addresses and names from the log. `person` is a user id or an address.
+    """Delete a person's addresses, names and external ids from the log. `person` is a user id or an address.
 
-    Their invitations lose the address too; a pending one is thereby deleted.
+    Their invitations lose them too; a pending one is thereby deleted.
     Returns the number of deleted values. The log still verifies. Raises `MemberNotFound` where no value of the person
     is stored, `InvalidField`, `OrganizationNotFound`.
     """

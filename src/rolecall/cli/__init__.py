@@ -14,6 +14,7 @@ from rolecall import __version__
 from rolecall.cli import (
     audit,
     check,
+    health,
     init,
     invitations,
     members,
@@ -38,6 +39,7 @@ app = Commands(
 app.command()(init.init)
 app.command()(serve.serve)
 app.command(WORKER_COMMAND, hidden=True)(serve.serve_worker)
+app.command()(health.health)
 app.command()(check.check)
 app.command()(check.permissions)
 app.command()(check.resources)

@@ -11,7 +11,9 @@ from rolecall.domain import CheckResult, Reason
 
 __all__ = ["check", "permissions", "resources", "subjects"]
 
-Subject = Annotated[str, typer.Argument(help="user:<address>, user:<id>, token:<id>, role:<name>, or an address.")]
+Subject = Annotated[
+    str, typer.Argument(help="user:<address>, user:<id or external id>, token:<id>, role:<name>, or an address.")
+]
 Action = Annotated[str, typer.Argument(help="An action in the policy's words, as in view.")]
 Resource = Annotated[str, typer.Argument(help="A resource: type or type/id/..., as in secrets/billing.")]
 
@@ -60,7 +62,16 @@ def subjects(action: Action, resource: Resource, json: Json = False) -> None:
         found = list(client.subjects(action, resource))
     if json:
         output.print_json(
-            [{"user_id": m.user_id, "email": m.email, "display_name": m.display_name, "role": m.role} for m in found]
+            [
+                {
+                    "user_id": member.user_id,
+                    "email": member.email,
+                    "display_name": member.display_name,
+                    "role": member.role,
+                    "external_id": member.external_id,
+                }
+                for member in found
+            ]
         )
         return
     if not found:

@@ -26,6 +26,7 @@ __all__ = [
     "Organization",
     "open_client",
     "open_database",
+    "open_probe",
     "open_unauthenticated_client",
     "parse_time",
     "to_dict",
@@ -56,6 +57,18 @@ def open_unauthenticated_client(organization: str = "") -> "UnauthenticatedClien
     from rolecall.client import UnauthenticatedClient
 
     return UnauthenticatedClient(organization=organization or None)
+
+
+def open_probe(
+    address: str, ca_file: Path | None, server_name: str, timeout: float, *, plaintext: bool | None
+) -> "UnauthenticatedClient":
+    """Return a client that asks a server about its health. Raises `ConfigError`."""
+    output.silence_grpc_logs()
+    from rolecall.client import UnauthenticatedClient
+
+    return UnauthenticatedClient(
+        address, ca_file=ca_file, server_name=server_name, timeout=timeout, plaintext=plaintext
+    )
 
 
 def to_dict(message: Any) -> dict[str, Any]:

@@ -1,8 +1,10 @@
-"""`rolecall invitations`: create, list, resend and delete invitations, through a server."""
+"""`rolecall invitations`: create, list, change, resend and delete invitations, through a server."""
 
 import csv
 import re
+from contextlib import suppress
 from enum import StrEnum
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -12,6 +14,7 @@ from rolecall import email_address
 from rolecall.cli import output
 from rolecall.cli.commands import Commands
 from rolecall.cli.connect import Json, open_client, to_dict
+from rolecall.domain import Invitee
 from rolecall.errors import CallFailed, InvalidField, InvitationNotFound, RolecallError
 
 if TYPE_CHECKING:
@@ -19,13 +22,20 @@ if TYPE_CHECKING:
 
 __all__ = ["app"]
 
-app = Commands("Create, list, resend and delete invitations.")
+app = Commands("Create, list, change, resend and delete invitations.")
 
 Which = Annotated[str, typer.Argument(metavar="INVITATION", help="The invitation's id, or the invited address.")]
 
 # Maximum invitations in one request.
 MAX_INVITATIONS = 200
 
+# Columns of the file: as a header may name them in any order, and in this order without one.
+_COLUMNS = ("address", "role", "name", "external id")
+_HEADERS = {"address": 0, "email": 0, "role": 1, "name": 2, "display_name": 2, "external id": 3, "external_id": 3}
+# What spreadsheets put between two cells. None of it stands in an address or a header.
+_SEPARATOR = re.compile(r"[,;\t]")
+# What a line without a value may hold.
+_BLANK = ",;\t "
 _ENTRY = re.compile(r"\binvitations\[(\d{1,3})\]")
 
 
@@ -42,14 +52,21 @@ class State(StrEnum):
 def create(
     addresses: Annotated[str, typer.Argument(help="Addresses, separated by commas.")] = "",
     role: Annotated[str, typer.Option(help="Role of the invited people.")] = "",
+    name: Annotated[str, typer.Option(help="Display name of the invited person, unless they give one.")] = "",
+    external_id: Annotated[str, typer.Option(help="External id of the invited person.")] = "",
     file: Annotated[
-        Path | None, typer.Option(help="A CSV file with an address and a role on each line, instead.")
+        Path | None,
+        typer.Option(
+            help="A CSV file instead, with an address, a role, and if need be a name and an external id on each line."
+        ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Skip the confirmation.")] = False,
     json: Json = False,
 ) -> None:
     """Invite people by mail, all or none."""
-    people = _people(addresses, role, file)
+    people = _read_file(file) if file else _named_people(addresses, Invitee("", role, name, external_id))
+    if file and (addresses or role or name or external_id):
+        raise InvalidField("--file has all that is needed: leave out the argument and the other options.", field="file")
     with open_client() as client:
         # A list that is too long for one request is validated as a whole before the first person is invited.
         parts = [people[start : start + MAX_INVITATIONS] for start in range(0, len(people), MAX_INVITATIONS)]
@@ -60,7 +77,7 @@ def create(
             raise _all_of(problems)
         if file and not yes:
             if not json:
-                output.print_table(("address", "role"), [(person.address, person.role) for person in people])
+                output.print_table(_COLUMNS, [person.invitee for person in people])
             output.confirm(f"Invite them ({len(people)})?")
         made: list[dict[str, Any]] = []
         for part in output.progress(parts, "inviting"):
@@ -85,6 +102,7 @@ def list_invitations(
     state: Annotated[State | None, typer.Option(help="Only invitations in this state.")] = None,
     role: Annotated[str, typer.Option(help="Only invitations to this role.")] = "",
     text: Annotated[str, typer.Option(help="Only invitations with this text in the address.")] = "",
+    external_id: Annotated[str, typer.Option(help="Only invitations with this external id.")] = "",
     show_deleted: Annotated[
         bool, typer.Option("--show-deleted", help="List accepted and deleted invitations too.")
     ] = False,
@@ -93,7 +111,9 @@ def list_invitations(
     """List invitations, the newest first: without options the pending and expired ones."""
     wanted = state.value if state else ""
     with open_client() as client:
-        listed = client.invitations.list(state=wanted, role=role, text=text, show_deleted=show_deleted)
+        listed = client.invitations.list(
+            state=wanted, role=role, text=text, external_id=external_id, show_deleted=show_deleted
+        )
         found = [to_dict(item) for item in listed]
         inviters = {actor: _inviter(client, actor) for actor in {item["creator"] for item in found} if not json}
     if json:
@@ -102,7 +122,9 @@ def list_invitations(
     rows = [
         (
             item["email"],
+            item["display_name"],
             item["role"],
+            item["external_id"],
             item["state"],
             item["delivery"],
             inviters[item["creator"]],
@@ -111,7 +133,21 @@ def list_invitations(
         )
         for item in found
     ]
-    output.print_table(("address", "role", "state", "mail", "invited by", "until", "id"), rows)
+    header = ("address", "name", "role", "external id", "state", "mail", "invited by", "until", "id")
+    output.print_table(header, rows)
+
+
+@app.command("set-role")
+def set_role(which: Which, role: Annotated[str, typer.Argument(help="The new role.")], json: Json = False) -> None:
+    """Invite a person to another role: mails a new secret; the older one stops working at once."""
+    with open_client() as client:
+        changed = to_dict(client.invitations.update(_id(client, which), role=role))
+    if json:
+        output.print_json(changed)
+    else:
+        output.say(
+            f"{changed['invitation']['email']} is invited as {changed['invitation']['role']} now, by a new mail."
+        )
 
 
 @app.command()
@@ -148,57 +184,108 @@ def _inviter(client: "Client", actor: str) -> str:
 class _Person(NamedTuple):
     """Person to be invited, and their place in the input."""
 
-    address: str
-    role: str
+    invitee: Invitee
     place: str
 
 
-def _people(addresses: str, role: str, file: Path | None) -> list[_Person]:
-    """Read the people to invite and their roles. Raises `InvalidField`."""
-    if file is None:
-        if not addresses or not role:
-            message = "Give addresses and --role, or --file with an address and a role on each line."
-            raise InvalidField(message, field="invitations")
-        given = [address.strip() for address in addresses.split(",") if address.strip()]
-        if not given:
-            raise InvalidField("The list has no address: give addresses, separated by commas.", field="invitations")
-        return [_Person(address, role, f"number {number}") for number, address in enumerate(given, 1)]
-    if addresses or role:
-        raise InvalidField(
-            "--file has the addresses and roles: leave out the argument and --role.", field="invitations"
-        )
+def _named_people(addresses: str, alike: Invitee) -> list[_Person]:
+    """Return the people with these addresses, separated by commas, otherwise `alike`. Raises `InvalidField`."""
+    if not addresses or not alike.role:
+        message = "Give addresses and --role, or --file with an address and a role on each line."
+        raise InvalidField(message, field="invitations")
+    given = [address.strip() for address in addresses.split(",") if address.strip()]
+    if not given:
+        raise InvalidField("The list has no address: give addresses, separated by commas.", field="invitations")
+    if len(given) > 1 and (alike.display_name or alike.external_id):
+        message = "--name and --external-id are of one person: give one address, or --file for several people."
+        raise InvalidField(message, field="invitations")
+    return [_Person(alike._replace(email=address), f"number {number}") for number, address in enumerate(given, 1)]
+
+
+def _read_file(file: Path) -> list[_Person]:
+    """Read the people to invite from a CSV file. Raises `InvalidField`."""
+    text = _read_text(file)
+    first = next((line for line in text.splitlines() if line.strip(_BLANK) and not line.startswith("#")), "")
+    separator = found[0] if (found := _SEPARATOR.search(first)) else ","
     try:
-        with file.open(encoding="utf-8-sig", newline="") as opened:
-            rows = [[cell.strip() for cell in row] for row in csv.reader(opened)]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reader = csv.reader(StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
+        # Spreadsheets fill lines up with empty cells, also behind the last column.
+        rows = [(reader.line_num, _trimmed(row)) for row in reader]
+    except csv.Error as error:
         raise InvalidField(f"The file {file} can't be read: {error}.", field="file") from error
+    rows = [(number, row) for number, row in rows if "".join(row).strip(_BLANK) and not row[0].startswith("#")]
+    order = _header(file, *rows[0]) if rows else []
     people: list[_Person] = []
-    for number, row in enumerate(rows, 1):
-        if not any(row) or row[0].startswith("#") or (number == 1 and row[-1].lower() == "role"):
-            # An empty line, a comment, or a header.
-            continue
-        if len(row) != 2:
-            raise InvalidField(f"{file}:{number}: write an address, a comma and a role.", field="file")
-        people.append(_Person(row[0], row[1], f"{file}:{number}"))
+    for number, row in rows[1:] if order else rows:
+        cells = dict(zip(order or range(len(_COLUMNS)), row, strict=False))
+        if len(row) > len(order or _COLUMNS) or not cells.get(0) or not cells.get(1):
+            raise InvalidField(
+                f"{file}:{number}: write an address, a comma and a role; then, if need be, a name and an external id.",
+                field="file",
+            )
+        invitee = Invitee(*(cells.get(column, "") for column in range(len(_COLUMNS))))
+        people.append(_Person(invitee, f"{file}:{number}"))
     if not people:
         raise InvalidField(f"{file} lists nobody: write an address, a comma and a role on each line.", field="file")
     return people
+
+
+def _read_text(file: Path) -> str:
+    """Read a file in UTF-8. Raises `InvalidField`."""
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise InvalidField(f"The file {file} can't be read: {error}.", field="file") from error
+    except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:
+        message = f"The file {file} can't be read: it is in UTF-16 or another encoding. Save it as `CSV UTF-8`."
+        raise InvalidField(message, field="file")
+    return text
+
+
+def _trimmed(row: list[str]) -> list[str]:
+    """Return the cells without blanks around them, and without empty ones at the end."""
+    cells = [cell.strip() for cell in row]
+    while cells and not cells[-1]:
+        cells.pop()
+    return cells
+
+
+def _header(file: Path, number: int, row: list[str]) -> list[int]:
+    """Return the column of `_COLUMNS` that each cell of a header names; empty for a row that is no header.
+
+    Raises `InvalidField`.
+    """
+    order = [_HEADERS.get(cell.lower(), -1) for cell in row]
+    if "@" in "".join(row) or set(order) == {-1}:
+        return []
+    if -1 in order or len(set(order)) < len(order) or not {0, 1} <= set(order):
+        raise InvalidField(
+            f"{file}:{number}: the header must name the columns `address` and `role`, and may name `name` and"
+            " `external id`, each once.",
+            field="file",
+        )
+    return order
 
 
 def _duplicates(people: list[_Person]) -> list[RolecallError]:
     """Find people who are listed twice: over several calls, the server would find them too late."""
     first: dict[str, _Person] = {}
     problems: list[RolecallError] = []
-    for person in people:
-        try:
-            key = email_address.parse(person.address).key
-        except InvalidField:
-            # The server reports it.
-            continue
+
+    def note(person: _Person, key: str, what: str) -> None:
         earlier = first.setdefault(key, person)
         if earlier is not person:
-            message = f"{person.address} ({person.place}) is the same address as {earlier.address} ({earlier.place})."
-            problems.append(InvalidField(message, field="invitations"))
+            this, other = (f"{each.invitee.email} ({each.place})" for each in (person, earlier))
+            problems.append(InvalidField(f"{this} {what} as {other}.", field="invitations"))
+
+    for person in people:
+        # The server reports an invalid address.
+        with suppress(InvalidField):
+            note(person, email_address.parse(person.invitee.email).key, "is the same address")
+        if person.invitee.external_id:
+            note(person, f"external id {person.invitee.external_id}", "has the same external id")
     return problems
 
 
@@ -207,7 +294,7 @@ def _problems(
 ) -> tuple[list[dict[str, Any]], list[RolecallError]]:
     """Create or validate invitations; return them and the errors, whose messages name the people."""
     try:
-        answer = client.invitations.create([person[:2] for person in people], validate_only=validate_only)
+        answer = client.invitations.create([person.invitee for person in people], validate_only=validate_only)
     except RolecallError as error:
         problems = list(error.all or (error,))
         for problem in problems:
@@ -234,7 +321,7 @@ def _named(problem: RolecallError, people: list[_Person]) -> str:
 
 def _at(people: list[_Person], number: int) -> str:
     """Person at this place of the input; empty beyond its end."""
-    return "".join(f"{person.address} ({person.place})" for person in people[number : number + 1])
+    return "".join(f"{person.invitee.email} ({person.place})" for person in people[number : number + 1])
 
 
 def _id(client: "Client", which: str) -> str:

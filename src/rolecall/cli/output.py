@@ -45,6 +45,7 @@ __all__ = [
 T = TypeVar("T")
 
 _COMMANDS = {
+    "ChangeMemberExternalId": "members set-external-id",
     "ChangeMemberRole": "members set-role",
     "AcceptInvitation": "accept",
     "DeleteInvitation": "invitations delete",
@@ -55,11 +56,13 @@ _COMMANDS = {
     "ListMembers": "members list",
     "ListRoles": "policy matrix",
     "ListTokens": "tokens list",
+    "MoveMembers": "members move",
     "RemoveMember": "members remove",
     "RequestSignIn": "sign-in ADDRESS",
     "ResendInvitation": "invitations resend",
     "RotateToken": "tokens rotate",
     "SignIn": "sign-in",
+    "UpdateInvitation": "invitations set-role",
 }
 _RPC = re.compile(rf"\b({'|'.join(_COMMANDS)})\b")
 

@@ -1,9 +1,10 @@
-"""`rolecall policy`: make, lint, test and explain a policy folder, without a server."""
+"""`rolecall policy`: make, lint, test and explain a policy folder; show the policy that a server serves."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,14 +12,14 @@ from rolecall import config
 from rolecall import policy as policies
 from rolecall.cli import output
 from rolecall.cli.commands import Commands
-from rolecall.cli.connect import Json
+from rolecall.cli.connect import Json, open_client, to_dict
 from rolecall.domain import Reason
 from rolecall.errors import InvalidField
-from rolecall.policy import TEST_FILE, Policy, PolicyError, shipped
+from rolecall.policy import TEST_FILE, Build, Finding, Policy, PolicyError, Severity, shipped
 
 __all__ = ["app"]
 
-app = Commands("Make, lint, test and explain a policy folder.")
+app = Commands("Make, lint, test and explain a policy folder; show the policy that a server serves.")
 
 Folder = Annotated[Path | None, typer.Argument(help="The policy folder; default: ROLECALL_POLICY, or `policies`.")]
 
@@ -48,25 +49,31 @@ def lint(
     full: Annotated[
         bool, typer.Option("--full", help="Compare all decisions with Casbin's, without a time limit.")
     ] = False,
+    live: Annotated[
+        bool, typer.Option("--live", help="Ask the server, too, whether it would accept the policy now.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Report the errors and warnings of a policy. Exits with 1 if a server would refuse it."""
     folder = _folder(folder)
     result = policies.build(folder, None if full else 2.0)
+    refusals = _ask_server(result) if live and result.policy else []
+    findings = [*result.findings, *refusals]
+    would_serve = result.policy is not None and not refusals
     if json:
         output.print_json(
             {
-                "served": result.policy is not None,
+                "served": would_serve,
                 "policy_version": result.version,
                 "roles": len(result.policy.roles) if result.policy else 0,
                 "rules": len(result.policy.rules) if result.policy else 0,
                 "tests": result.tests,
                 "comparisons": result.comparisons,
-                "findings": [asdict(finding) for finding in result.findings],
+                "findings": [asdict(finding) for finding in findings],
             }
         )
-        raise typer.Exit(0 if result.policy else 1)
-    for finding in result.findings:
+        raise typer.Exit(0 if would_serve else 1)
+    for finding in findings:
         output.print_value(finding.in_folder(folder))
     if result.policy is None:
         output.say(f"Errors: {len(result.errors)}. A server would refuse this policy.")
@@ -75,6 +82,11 @@ def lint(
         f"{folder}: {len(result.policy.roles)} roles, {len(result.policy.rules)} rules, {result.tests} tests,"
         f" no error. {result.comparisons} decisions compared with Casbin's: all equal."
     )
+    if refusals:
+        output.say(f"Errors: {len(refusals)}. The server would refuse this policy now.")
+        raise typer.Exit(1)
+    if live:
+        output.say(f"The server would accept it, as {result.version}.")
 
 
 @app.command("test")
@@ -154,6 +166,44 @@ def explain(
         output.print_value(f"{decision.decision.upper()}: {decision.reason.value}.")
         output.print_explanation(explanation)
     raise typer.Exit(output.ALLOW if decision.reason is Reason.GRANTED else output.DENY)
+
+
+@app.command()
+def show(json: Json = False) -> None:
+    """Show the policy in force, since when and by whom, and whether the server that answers is behind it."""
+    with open_client() as client:
+        state = to_dict(client.policy())
+    if json:
+        output.print_json(state)
+        return
+    policy, ahead, refusal = state["policy"], state["ahead"], state["refusal"]
+    in_force = ahead or policy
+    since = output.short_time(in_force["activate_time"])
+    output.print_value(f"in force: {in_force['policy_version']}, since {since}, activated by {in_force['activator']}")
+    size = f"{policy['role_count']} roles, {policy['rule_count']} rules"
+    served = f"{policy['policy_version']} ({size}), since {output.short_time(policy['load_time'])}"
+    output.print_value(f"served by {state['process']}: {served}")
+    if ahead:
+        output.print_value(f"this process is behind: {ahead['problem'] or 'it is building the policy in force.'}")
+    if refusal:
+        refused = refusal["policy_version"] or "the folder"
+        output.print_value(f"refused: {refused}, since {output.short_time(refusal['refuse_time'])}")
+    for finding in (*(refusal["findings"] if refusal else ()), *policy["warnings"]):
+        output.print_value(f"  {_finding(finding)}")
+
+
+def _ask_server(built: Build) -> list[Finding]:
+    """Return what keeps the server from accepting a policy that has no error of its own."""
+    with open_client() as client:
+        answer = to_dict(client.validate_policy(*built.files))
+    # The warnings are those of the build.
+    return [_finding(finding) for finding in answer["findings"] if finding["blocking"]]
+
+
+def _finding(found: Mapping[str, Any]) -> Finding:
+    """Convert a finding of a server, which prints as one of `lint`."""
+    severity = Severity.ERROR if found["blocking"] else Severity.WARNING
+    return Finding(found["file"], found["line"], found["column"], found["message"], found["fix"], severity)
 
 
 def _folder(given: Path | None) -> Path:

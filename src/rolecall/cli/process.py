@@ -12,8 +12,8 @@ import typer
 
 from rolecall import __version__
 from rolecall.cli import logs, output
-from rolecall.config import Settings
-from rolecall.credentials.private_files import exposure, how_to_protect
+from rolecall.config import Settings, socket_path
+from rolecall.credentials.private_files import warn_if_exposed
 from rolecall.errors import RolecallError
 
 if TYPE_CHECKING:
@@ -71,9 +71,9 @@ def next_event(events: "SimpleQueue[Any]") -> Any:
 
 
 def serve_until_stopped(server: "Server", signals: "SimpleQueue[Any]") -> None:
-    """Serve until SIGTERM or SIGINT; SIGHUP reads the policy folder again."""
+    """Serve until SIGTERM or SIGINT; SIGHUP reads the policy folder and the TLS files again."""
     while next_event(signals) == signal.SIGHUP:
-        server.live.wake()
+        server.reload()
 
 
 def stop_server(server: "Server") -> None:
@@ -97,7 +97,8 @@ def announce_start(settings: Settings, address: str, policy_version: str, mail: 
             mail=mail,
         )
         return
-    how = ("TLS" if settings.tls else "plain text") + (f", {workers} workers" if workers > 1 else "")
+    kind = "TLS" if settings.tls else f"mode {settings.socket_mode}" if socket_path(address) else "plain text"
+    how = kind + (f", {workers} workers" if workers > 1 else "")
     where = f"Rolecall {__version__} answers on {address} ({how})"
     logs.write_message(f"{where}, policy {policy_version} from {settings.policy}. {mail}")
 
@@ -124,14 +125,8 @@ def errors_logged(log_format: str) -> Iterator[None]:
 
 
 def warn_of_exposed_files(settings: Settings) -> None:
-    """Warn of files with secrets that other users may access. The server's key is refused then."""
+    """Warn of files with passwords that other users may access. A TLS key is warned of whenever it is read."""
     for file in settings.private_files:
         # A file that is missing is an error of its own.
         with suppress(OSError):
-            if exposed := exposure(file.stat()):
-                _log.warning(
-                    "file with a secret is open to other users",
-                    file=str(file),
-                    problem=exposed,
-                    fix=f"{how_to_protect(file)}.",
-                )
+            warn_if_exposed(file)

@@ -22,7 +22,7 @@ __all__ = ["serve", "serve_worker"]
 def serve(
     config_file: Annotated[Path | None, typer.Option("--config", help="A TOML file with settings.")] = None,
     database: Annotated[str | None, typer.Option(help="SQLAlchemy URL of the database.")] = None,
-    listen: Annotated[str | None, typer.Option(help="host:port. Beyond loopback, TLS is needed.")] = None,
+    listen: Annotated[str | None, typer.Option(help="host:port, or unix:path. Beyond loopback, TLS is needed.")] = None,
     policy: Annotated[Path | None, typer.Option(help="Folder with the policy files.")] = None,
     key_file: Annotated[Path | None, typer.Option(help="File with the server's key, created by init.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="PEM file with the certificate chain.")] = None,
@@ -41,7 +41,7 @@ def serve(
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     log_format: Annotated[str | None, typer.Option(help="auto, text or json.")] = None,
 ) -> None:
-    """Answer calls until SIGTERM or SIGINT. SIGHUP reads the policy folder again."""
+    """Answer calls until SIGTERM or SIGINT. SIGHUP reads the policy folder and the TLS files again."""
     with process.errors_logged(log_format or os.environ.get(f"{PREFIX}LOG_FORMAT", "")):
         settings = config.load(
             config_file,

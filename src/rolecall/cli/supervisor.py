@@ -1,7 +1,8 @@
-"""Supervisor of several worker processes on one port: starts them, and restarts those that die.
+"""Supervisor of several worker processes on one port or socket: starts them, and restarts those that die.
 
-The kernel distributes new connections among them (SO_REUSEPORT). Each is a fresh process, as grpc can't be forked. It
-reads its settings from standard input, which closes with the supervisor, and writes a line when it is ready.
+The kernel distributes new connections among them (SO_REUSEPORT); those of a Unix socket are forwarded. Each is a fresh
+process, as grpc can't be forked. It reads its settings from standard input, which closes with the supervisor, and
+writes a line when it is ready.
 """
 
 import json
@@ -13,13 +14,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import structlog
 
 from rolecall.cli import output, process
-from rolecall.config import Settings, check_listening, split_address
+from rolecall.config import Settings, check_listening, socket_path, split_address
 from rolecall.errors import ConfigError
 
 __all__ = ["WORKER_COMMAND", "supervise"]
@@ -56,9 +58,10 @@ def supervise(settings: Settings, signals: "SimpleQueue[Any]") -> int:
     Raises `ConfigError`.
     """
     check_listening(settings)
-    with _port_held(settings.listen) as address:
-        numbers = range(1, settings.workers + 1)
-        workers = [_Worker(number, _settings_of(number, address, settings), signals) for number in numbers]
+    with _address_held(settings) as (address, listens):
+        workers = [
+            _Worker(number, _settings_of(number, listen, settings), signals) for number, listen in enumerate(listens, 1)
+        ]
         try:
             # Only the first at first: it reports wrong settings, once.
             workers[0].start()
@@ -102,11 +105,31 @@ def _stop(workers: "list[_Worker]") -> None:
         worker.join(max(0.0, give_up_at - time.monotonic()))
 
 
-def _settings_of(number: int, address: str, settings: Settings) -> str:
+def _settings_of(number: int, listen: str, settings: Settings) -> str:
     """Return a worker's settings as JSON, with a decision log of its own, as `decisions.1.jsonl`."""
     file = settings.decision_log_file
-    own = file.with_name(f"{file.stem}.{number}{file.suffix}")
-    return settings.model_copy(update={"listen": address, "decision_log_file": own}).model_dump_json()
+    own: dict[str, object] = {
+        "listen": listen,
+        "decision_log_file": file.with_name(f"{file.stem}.{number}{file.suffix}"),
+    }
+    if path := socket_path(settings.listen):
+        # The worker's socket is the supervisor's only.
+        own |= {"socket_mode": "0600", "public_address": settings.public_address or f"unix:{Path(path).absolute()}"}
+    return settings.model_copy(update=own).model_dump_json()
+
+
+@contextmanager
+def _address_held(settings: Settings) -> Iterator[tuple[str, list[str]]]:
+    """Reserve the address that the workers share; yield it, and what each worker listens on. Raises `ConfigError`."""
+    if path := socket_path(settings.listen):
+        from rolecall.cli.socket_forwarder import forwarding
+
+        own = [f"{path}.{number}" for number in range(1, settings.workers + 1)]
+        with forwarding(Path(path), int(settings.socket_mode, 8), own):
+            yield f"unix:{path}", [f"unix:{each}" for each in own]
+    else:
+        with _port_held(settings.listen) as address:
+            yield address, [address] * settings.workers
 
 
 @contextmanager

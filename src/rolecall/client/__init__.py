@@ -20,6 +20,9 @@ from rolecall.v1 import policy_pb2
 from rolecall.v1.authorization_pb2_grpc import AuthorizationServiceStub
 from rolecall.v1.policy_pb2_grpc import PolicyServiceStub
 
+# A policy of 100,000 rules takes several seconds.
+VALIDATION_SECONDS = 30.0
+
 __all__ = ["Client", "UnauthenticatedClient", "audit_filter", "to_dict"]
 
 
@@ -44,11 +47,11 @@ class Client(ClientBase):
         """Set up the client without connecting: the first call connects.
 
         An argument that is None or empty is read from ROLECALL_ADDRESS, ROLECALL_TOKEN or the file that
-        ROLECALL_TOKEN_FILE names, ROLECALL_ORGANIZATION, or ROLECALL_CA_FILE. `timeout`: seconds that one call may
-        take, its retries included. The connection is in plain text to a loopback address, unless a CA file is given,
-        and with TLS to any other, unless ROLECALL_PLAINTEXT_EXPOSES_TOKENS=true; `plaintext` overrides both.
-        `page_size`: entries fetched at once of a list, 1 to 1,000. Raises `ConfigError` if no token is given, or the
-        address is malformed.
+        ROLECALL_TOKEN_FILE names, ROLECALL_ORGANIZATION, or ROLECALL_CA_FILE. `address`: `host:port`, `host` (port 443
+        with TLS, else 50051), or `unix:path`. `timeout`: seconds that one call may take, its retries included. The
+        connection is in plain text to a Unix socket, and to a loopback address unless a CA file is given; it uses TLS
+        to any other, unless ROLECALL_PLAINTEXT_EXPOSES_TOKENS=true; `plaintext` overrides this. `page_size`: entries
+        fetched at once of a list, 1 to 1,000. Raises `ConfigError` if no token is given, or the address is malformed.
         """
         super().__init__(
             connect(
@@ -178,10 +181,20 @@ class Client(ClientBase):
         return convert.plan(self._connection.call(self._authorization.PlanResources, request), resource_type)
 
     def policy(self) -> policy_pb2.GetPolicyResponse:
-        """Return the policy in force, and why a later one was refused. Raises as `check`."""
+        """Return the policy that the server serves, and what differs from it. Raises as `check`."""
         return self._connection.call(
             self._policy.GetPolicy, policy_pb2.GetPolicyRequest(organization=self._organization)
         )
+
+    def validate_policy(self, model: str, policy: str, tests: str) -> policy_pb2.ValidatePolicyResponse:
+        """Ask whether the server would accept the texts of model.conf, policy.csv and policy_test.csv.
+
+        Raises as `check`.
+        """
+        request = policy_pb2.ValidatePolicyRequest(
+            organization=self._organization, model=model, policy=policy, tests=tests
+        )
+        return self._connection.call(self._policy.ValidatePolicy, request, at_least=VALIDATION_SECONDS)
 
     def roles(self) -> Iterator[Role]:
         """List the roles of the policy with their own rules, fetched page by page. Raises as `check`."""

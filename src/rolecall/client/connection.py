@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar
 import grpc
 
 from rolecall.client import convert
-from rolecall.client.channel import open_channel
+from rolecall.client.channel import Endpoint, find_endpoint, open_channel
 from rolecall.environment import PREFIX, read_secret
 from rolecall.errors import CallFailed, ConfigError, InvalidField
 from rolecall.spelling import suggest
@@ -31,12 +31,18 @@ class Connection:
     """
 
     def __init__(
-        self, channel: grpc.Channel, address: str, token: str, organization: str, timeout: float, page_size: int
+        self,
+        endpoint: Endpoint,
+        token: str,
+        organization: str,
+        timeout: float,
+        page_size: int,
+        server_name: str,
     ) -> None:
-        self.channel = channel
+        self.channel = open_channel(endpoint, server_name)
         self.organization = organization
         self.page_size = page_size
-        self._address = address
+        self._endpoint = endpoint
         self._timeout = timeout
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
 
@@ -45,7 +51,7 @@ class Connection:
         try:
             return method(request, timeout=max(self._timeout, at_least), metadata=self._metadata)
         except grpc.RpcError as error:
-            raise convert.error(error, self._address) from error
+            raise convert.error(error, self._endpoint) from error
         except ValueError as error:
             raise CallFailed("The client is closed: make a new one.") from error
 
@@ -71,7 +77,7 @@ class Connection:
         try:
             yield from method(request, metadata=self._metadata)
         except grpc.RpcError as error:
-            raise convert.error(error, self._address) from error
+            raise convert.error(error, self._endpoint) from error
 
 
 class ClientBase:
@@ -102,6 +108,7 @@ def connect(
     ca_file: Path | str | None,
     plaintext: bool | None,
     page_size: int = MAX_PAGE_SIZE,
+    server_name: str = "",
 ) -> Connection:
     """Make a connection as `Client` describes it; arguments that are None come from the environment.
 
@@ -111,8 +118,8 @@ def connect(
     if not token.isascii() or not token.isprintable() or " " in token:
         raise ConfigError("The token is malformed: it holds a blank, a line break or another stray character.")
     organization = organization or os.environ.get(f"{PREFIX}ORGANIZATION", "")
-    channel = open_channel(address, ca_file or os.environ.get(f"{PREFIX}CA_FILE"), plaintext=plaintext)
-    return Connection(channel, address, token, organization, timeout, page_size)
+    endpoint = find_endpoint(address, ca_file or os.environ.get(f"{PREFIX}CA_FILE"), plaintext=plaintext)
+    return Connection(endpoint, token, organization, timeout, page_size, server_name)
 
 
 def token_of_environment() -> str:

@@ -6,6 +6,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2, status_pb2
 
 from rolecall import errors
+from rolecall.client.channel import Endpoint, explain_failure
 from rolecall.domain import (
     CheckResult,
     Effect,
@@ -81,10 +82,11 @@ def member(message: shared_pb2.Member, organization: str) -> Member:
         message.role,
         _microseconds(message.create_time),
         _microseconds(message.update_time),
+        message.external_id,
     )
 
 
-def error(failure: grpc.RpcError, address: str) -> errors.RolecallError:
+def error(failure: grpc.RpcError, endpoint: Endpoint) -> errors.RolecallError:
     """Return the server's error; `CallFailed` if the call did not reach the server, or broke off."""
     info = error_details_pb2.ErrorInfo()
     violations = error_details_pb2.BadRequest()
@@ -101,12 +103,13 @@ def error(failure: grpc.RpcError, address: str) -> errors.RolecallError:
     kind = errors.by_reason(info.reason)
     if status is None or kind is None:
         code = failure.code()
-        hint = {
-            grpc.StatusCode.UNAVAILABLE: "is a server running there, and do both sides speak TLS, or neither?",
-            grpc.StatusCode.DEADLINE_EXCEEDED: "it didn't answer in time; give it longer, or look at its log.",
-        }.get(code, "")
+        hint = ""
+        if code is grpc.StatusCode.UNAVAILABLE:
+            hint = explain_failure(endpoint, failure.details() or "")
+        elif code is grpc.StatusCode.DEADLINE_EXCEEDED:
+            hint = "it didn't answer in time; give it longer, or look at its log."
         return errors.CallFailed(
-            f"The call to {address} failed: {hint} {code.name}: {failure.details()}", code=code.name
+            f"The call to {endpoint.address} failed: {hint} {code.name}: {failure.details()}", code=code.name
         )
     field = violations.field_violations[0].field if violations.field_violations else ""
     subject = unmet.violations[0].subject if unmet.violations else ""

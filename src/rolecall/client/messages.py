@@ -25,6 +25,7 @@ def to_dict(message: Message | Member) -> dict[str, Any]:
             "etag": message.etag,
             "create_time": rfc3339(message.create_time),
             "update_time": rfc3339(message.update_time),
+            "external_id": message.external_id,
         }
     return {field.name: _field(message, field) for field in message.DESCRIPTOR.fields}
 

@@ -4,7 +4,11 @@ import os
 import stat
 from pathlib import Path
 
-__all__ = ["exposure", "how_to_protect"]
+import structlog
+
+__all__ = ["exposure", "how_to_protect", "warn_if_exposed"]
+
+_log = structlog.get_logger("rolecall")
 
 
 def exposure(status: os.stat_result) -> str:
@@ -27,3 +31,14 @@ def how_to_protect(file: Path) -> str:
         f"run `chmod 600 {file}`; mount a Kubernetes Secret with `defaultMode: 0400`, and set `fsGroup` in the pod's"
         " `securityContext` to the group of this process"
     )
+
+
+def warn_if_exposed(file: Path) -> None:
+    """Log a warning if others may access the file. Raises `OSError` where it is missing."""
+    if exposed := exposure(file.stat()):
+        _log.warning(
+            "file with a secret is open to other users",
+            file=str(file),
+            problem=exposed,
+            fix=f"{how_to_protect(file)}.",
+        )

@@ -11,6 +11,7 @@ import zlib
 from dataclasses import dataclass, field
 
 from rolecall.domain import CredentialKind, LinkKind
+from rolecall.errors import InvalidField
 
 __all__ = [
     "MintedCredential",
@@ -23,6 +24,7 @@ __all__ = [
     "parse",
     "parse_link",
     "redact",
+    "require_no_credential",
 ]
 
 _DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
@@ -106,8 +108,17 @@ def redact(text: str) -> str:
     return _CREDENTIAL_LIKE.sub("(a credential)", text)
 
 
+def require_no_credential(text: str, field: str) -> None:
+    """Raise `InvalidField` where a credential stands in a field that is logged, stored, or repeated."""
+    if contains_credential(text):
+        message = (
+            f"{field} holds what looks like a token or another secret: delete that if it is one, and name no secrets."
+        )
+        raise InvalidField(message, field=field)
+
+
 def is_id(text: str) -> bool:
-    """Whether `text` could be a credential's id."""
+    """Whether `text` has the form of an id that `new_id` makes."""
     return _ID_SHAPE.fullmatch(text) is not None
 
 

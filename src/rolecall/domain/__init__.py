@@ -24,7 +24,7 @@ from rolecall.domain.decisions import (
     SubjectKind,
 )
 from rolecall.domain.lists import AuditEntry, AuditFilter, Page
-from rolecall.domain.people import Delivery, Invitation, InvitationState, Member, MemberOrder, Organization
+from rolecall.domain.people import Delivery, Invitation, InvitationState, Invitee, Member, MemberOrder, Organization
 from rolecall.domain.permissions import Effect, Permission, Restriction, Role
 from rolecall.domain.times import now, rfc3339
 
@@ -40,6 +40,7 @@ __all__ = [
     "Explanation",
     "Invitation",
     "InvitationState",
+    "Invitee",
     "ItemError",
     "LinkKind",
     "MailKind",

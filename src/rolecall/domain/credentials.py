@@ -110,8 +110,8 @@ class Validity:
 class Caller:
     """Principal of a call: the presented credential and its holder's present role.
 
-    An organization token has no person behind it: `user_id` and `email_key` are empty. `digest` is the SHA-256 of the
-    presented text.
+    An organization token has no person behind it: `user_id`, `email_key` and `external_id` are empty. `digest` is the
+    SHA-256 of the presented text.
     """
 
     organization: str
@@ -124,6 +124,7 @@ class Caller:
     expire_time: int = 0
     digest: bytes = field(default=b"", repr=False)
     networks: Networks = ()
+    external_id: str = ""
 
     @property
     def actor(self) -> str:

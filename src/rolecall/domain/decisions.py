@@ -38,6 +38,7 @@ class SubjectKind(StrEnum):
     """Form in which a request names its subject."""
 
     USER_ID = "user:<id>"
+    EXTERNAL_ID = "user:<external id>"
     EMAIL = "user:<address>"
     TOKEN_ID = "token:<id>"  # noqa: S105 - a form, not a secret
     PRESENTED = "a presented token"
@@ -46,6 +47,7 @@ class SubjectKind(StrEnum):
 
 _FORMS = {
     SubjectKind.USER_ID: "user:",
+    SubjectKind.EXTERNAL_ID: "user:",
     SubjectKind.EMAIL: "user:",
     SubjectKind.TOKEN_ID: "token:",
     SubjectKind.PRESENTED: "token:",
@@ -55,7 +57,7 @@ _FORMS = {
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """Subject of a decision. `value` is the id, the address key or the role; `digest` a presented token's SHA-256.
+    """Subject of a decision. `value` is an id, the address key or the role; `digest` a presented token's SHA-256.
 
     `address` is where the token was presented from, None where that isn't known. `key` is the cache key: a string,
     because Python computes its hash only once. It is empty for a role, which needs no look-up. `is_token`: the subject

@@ -2,10 +2,11 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from rolecall.domain.permissions import Restriction
 
-__all__ = ["Delivery", "Invitation", "InvitationState", "Member", "MemberOrder", "Organization"]
+__all__ = ["Delivery", "Invitation", "InvitationState", "Invitee", "Member", "MemberOrder", "Organization"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,10 @@ class Organization:
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """Person inside one organization. `email` is the address as written, not the normalised key."""
+    """Person inside one organization. `email` is the address as written, not the normalised key.
+
+    `external_id`, empty for none, is the person's id in an identity provider or another database.
+    """
 
     organization: str
     user_id: str
@@ -35,6 +39,7 @@ class Member:
     role: str
     create_time: int
     update_time: int
+    external_id: str = ""
 
     @property
     def etag(self) -> str:
@@ -67,6 +72,15 @@ class Delivery(StrEnum):
     BOUNCED = "bounced"
 
 
+class Invitee(NamedTuple):
+    """Person to be invited. Without a `display_name`, the address up to its `@` stands for it."""
+
+    email: str
+    role: str
+    display_name: str = ""
+    external_id: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class Invitation:
     """Invitation of a person to a role. `email` is the address as written.
@@ -74,6 +88,8 @@ class Invitation:
     `creator` is the actor whose rights the invitation depends on, and `restriction` that of the credential it was made
     with; `generation` counts its secrets, of which only the newest works. `stored` is the state without regard to the
     expiry. `changed` is the revision that last changed it. `delivery` is that of the newest mail, None without a mail.
+    `display_name` and `external_id` are those that the person will have, empty for none; with its acceptance, the
+    external id becomes the member's alone.
     """
 
     organization: str
@@ -88,6 +104,8 @@ class Invitation:
     expire_time: int
     changed: int
     delivery: Delivery | None = None
+    display_name: str = ""
+    external_id: str = ""
 
     @property
     def etag(self) -> str:

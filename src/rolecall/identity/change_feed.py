@@ -59,6 +59,11 @@ class ChangeFeed:
         self._thread.start()
         self._started.wait(timeout=START_SECONDS)
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the last successful poll is recent enough for the cache to be used."""
+        return time.monotonic() <= self._fresh_until
+
     def require_fresh(self) -> None:
         """Raise `Stale` where the last successful poll is too long ago for the cache to be used."""
         if time.monotonic() > self._fresh_until:

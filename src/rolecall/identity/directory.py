@@ -258,6 +258,8 @@ def _resolved(
         values.setdefault(subject.kind, set()).add(subject.value)
     by_id = member_rows.roles_by_id(tx, organization, ids) if (ids := values.get(SubjectKind.USER_ID)) else {}
     by_email = member_rows.roles_by_email(tx, organization, keys) if (keys := values.get(SubjectKind.EMAIL)) else {}
+    external = values.get(SubjectKind.EXTERNAL_ID)
+    by_external_id = member_rows.roles_by_external_id(tx, organization, external) if external else {}
     tokens = values.get(SubjectKind.TOKEN_ID, set()) | values.get(SubjectKind.PRESENTED, set())
     by_token = credential_rows.tokens(tx, organization, tokens) if tokens else {}
     found: dict[str, ResolvedSubject] = {}
@@ -268,6 +270,9 @@ def _resolved(
                 found[key], names[key] = ResolvedSubject(by_id[subject.value]), (subject.value,)
             case SubjectKind.EMAIL if subject.value in by_email:
                 role, user_id = by_email[subject.value]
+                found[key], names[key] = ResolvedSubject(role), (user_id,)
+            case SubjectKind.EXTERNAL_ID if subject.value in by_external_id:
+                role, user_id = by_external_id[subject.value]
                 found[key], names[key] = ResolvedSubject(role), (user_id,)
             case SubjectKind.TOKEN_ID | SubjectKind.PRESENTED if subject.value in by_token:
                 token = by_token[subject.value]

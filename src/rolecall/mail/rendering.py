@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rolecall.config import Settings, split_address
+from rolecall.config import Settings, socket_path, split_address
 from rolecall.domain import MailKind
 from rolecall.errors import ConfigError
 
@@ -150,6 +150,9 @@ def _minute(microseconds: int) -> str:
 
 def _public_address(listen: str) -> str:
     """Return the address at which people reach a server that listens there: this host's name for all interfaces."""
+    if path := socket_path(listen):
+        # For commands on this machine.
+        return f"unix:{Path(path).absolute()}"
     host, port = split_address(listen)
     try:
         is_wildcard = ipaddress.ip_address(host).is_unspecified

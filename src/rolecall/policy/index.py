@@ -111,8 +111,17 @@ class Policy:
 
     @property
     def owner_roles(self) -> tuple[str, ...]:
-        """The roles that may `owners update`, in file order. The first is what an organization's founder gets."""
+        """The roles that may `owners update`, in file order."""
         return self.roles_that_may(OWNERS[1], OWNERS[0])
+
+    @property
+    def founder_role(self) -> str:
+        """The role that an organization's founder gets: the first owner role with a rule of its own; empty for none.
+
+        A name that only inherits may be a person's, by mistake.
+        """
+        own = {rule.role for rule in self.rules}
+        return next((role for role in self.owner_roles if role in own), "")
 
     def decide(self, role: str, action: str, resource: str) -> Decision:
         """Decide whether `role` may do `action` on `resource`. Deny rules beat allow rules; the default is a denial."""

@@ -36,6 +36,7 @@ def check_roles(parsed: ParsedPolicy) -> None:
         lines[row.role, row.parent] = row.line
         parents.setdefault(row.role, []).append(row.parent)
     _check_case(defined, parsed)
+    _check_leaves(parents, parsed)
     heights: dict[str, int] = {}
     for role in parents:
         cycle = _find_cycle(role, parents, heights)
@@ -98,6 +99,22 @@ def _check_spelling(parsed: ParsedPolicy) -> None:
             if close := get_close_matches(name, frequent, n=1, cutoff=MIN_SIMILARITY):
                 message = f"The {kind} `{name}` is used only here, and is similar to `{close[0]}`."
                 parsed.add(POLICY_FILE, line, 1, message, "Correct it if it is mistyped.", Severity.WARNING)
+
+
+def _check_leaves(parents: dict[str, list[str]], parsed: ParsedPolicy) -> None:
+    """Warn of a role without a rule from which no other inherits: as in `g, alice, TOP`, it may be a person."""
+    used = {rule.role for rule in parsed.rules} | {row.parent for row in parsed.inheritances}
+    for row in parsed.inheritances:
+        # At its first row only.
+        if row.role in used or parents[row.role][0] != row.parent:
+            continue
+        inherited = " and ".join(f"`{parent}`" for parent in parents[row.role])
+        message = f"`{row.role}` has no rule of its own, and no role inherits from it: it may what {inherited} may."
+        fix = (
+            "If it is a person, delete the row, as people don't stand here:"
+            f" `rolecall members set-role ADDRESS {row.parent}`. If it is a role, give it a rule."
+        )
+        parsed.add(POLICY_FILE, row.line, 1, message, fix, Severity.WARNING)
 
 
 def _check_case(defined: Iterable[str], parsed: ParsedPolicy) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rolecall.domain import Effect
+from rolecall.policy.spreadsheet import plain_rows
 
 __all__ = [
     "MODEL_FILE",
@@ -39,11 +40,20 @@ _HIDDEN_LINE_END = re.compile("[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 
 class PolicyFiles(NamedTuple):
-    """Texts of the three files of a policy folder, with LF line ends and no byte order mark; empty where unreadable."""
+    """Texts of the three files of a policy folder, as `cleaned` makes them; empty where unreadable.
+
+    `policy` has plain rows, so that Casbin reads what the parser reads.
+    """
 
     model: str
     policy: str
     tests: str
+
+    @classmethod
+    def cleaned(cls, model: str, policy: str, tests: str) -> "PolicyFiles":
+        """Return the files with these texts, which may have CRLF line ends, a byte order mark, quoted rows."""
+        model, policy, tests = (text.removeprefix("\ufeff").replace("\r\n", "\n") for text in (model, policy, tests))
+        return cls(model, plain_rows(policy), tests)
 
     @property
     def version(self) -> str:

@@ -3,6 +3,7 @@
 Casbin itself silently drops or changes most of what is refused here, or crashes on it later.
 """
 
+import codecs
 import re
 import stat
 from pathlib import Path
@@ -22,15 +23,20 @@ from rolecall.policy.parsed import (
     Severity,
     lines_of,
 )
+from rolecall.policy.spreadsheet import bare, find_other_separator, is_quoted_comment
 from rolecall.policy.syntax import MAX_ACTION, NAME, RESOURCE, ROLE, has_dot_segment, value_problem, value_warning
 
 __all__ = ["parse", "read", "read_files"]
 
+# A person's address where a role belongs, perhaps as a subject is written.
+_ADDRESS = re.compile(r"(?:user:)?([^\s@:\"'`]+@[^\s@:\"'`]+)")
+_QUOTED_COMMA = re.compile(r'"[^"]*,[^"]*"')
+# Maximum characters of a row that a finding repeats.
+MAX_SHOWN = 100
+
 MAX_FILE_BYTES = 64 * 1024 * 1024
 # Fast path: rows that are well-formed without further checks.
 _ROW = re.compile(rf" *p *, *({ROLE}) *, *({RESOURCE}) *, *({NAME}|\*) *, *(allow|deny) *")
-# The byte order mark, which Casbin reads as a part of the first rule.
-_BOM = b"\xef\xbb\xbf"
 
 
 def read(folder: Path) -> ParsedPolicy:
@@ -48,7 +54,7 @@ def read_files(folder: Path, parsed: ParsedPolicy) -> PolicyFiles:
         )
         parsed.add("", 0, 0, "The policy folder doesn't exist, or is not a folder.", fix)
         return NO_FILES
-    return PolicyFiles(*(_text(folder, name, parsed) for name in (MODEL_FILE, POLICY_FILE, TEST_FILE)))
+    return PolicyFiles.cleaned(*(_text(folder, name, parsed) for name in (MODEL_FILE, POLICY_FILE, TEST_FILE)))
 
 
 def parse(files: PolicyFiles, parsed: ParsedPolicy) -> ParsedPolicy:
@@ -71,7 +77,7 @@ def _is_folder(folder: Path) -> bool:
 
 
 def _text(folder: Path, name: str, parsed: ParsedPolicy) -> str:
-    """Read one file, with LF line ends and no byte order mark; empty, with a finding, if it can't be read."""
+    """Read one file as it is, without a byte order mark; empty, with a finding, if it can't be read."""
     path = folder / name
     try:
         status = path.stat()
@@ -81,7 +87,7 @@ def _text(folder: Path, name: str, parsed: ParsedPolicy) -> str:
         if status.st_size > MAX_FILE_BYTES:
             parsed.add(name, 0, 0, f"The file is larger than {MAX_FILE_BYTES} bytes.", "Split it, or drop rules.")
             return ""
-        raw = path.read_bytes().removeprefix(_BOM)
+        raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     except FileNotFoundError:
         fix = "Create it in the policy folder"
         if name == TEST_FILE:
@@ -92,14 +98,18 @@ def _text(folder: Path, name: str, parsed: ParsedPolicy) -> str:
         why = error.strerror if isinstance(error, OSError) else "its path is not valid"
         parsed.add(name, 0, 0, f"{name} can't be read: {why}.", "Make it a file that this user may read.")
         return ""
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in raw[:2]:
+        fix = "Save it as UTF-8; in a spreadsheet, as `CSV UTF-8 (comma delimited)`."
+        parsed.add(name, 0, 0, "The file is UTF-16, as spreadsheets write `Unicode Text`.", fix)
+        return ""
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
         before = raw[: error.start]
         line, column = before.count(b"\n") + 1, error.start - (before.rfind(b"\n") + 1) + 1
-        parsed.add(name, line, column, f"Byte 0x{raw[error.start]:02x} is not UTF-8.", "Save the file as UTF-8.")
+        fix = "Save the file as UTF-8; in a spreadsheet, as `CSV UTF-8 (comma delimited)`."
+        parsed.add(name, line, column, f"Byte 0x{raw[error.start]:02x} is not UTF-8.", fix)
         return ""
-    text = text.replace("\r\n", "\n")
     if not text.strip():
         parsed.add(name, 0, 0, "The file is empty.", "Restore it: an empty policy could be a truncated one.")
         return ""
@@ -108,6 +118,9 @@ def _text(folder: Path, name: str, parsed: ParsedPolicy) -> str:
 
 def _read_policy(text: str, parsed: ParsedPolicy) -> None:
     """Parse the rows: well-formed `p` rows by one pattern, which is fast, all others by `_read_row`."""
+    if separator := find_other_separator(text):
+        parsed.add(POLICY_FILE, *separator)
+        return
     interned: dict[str, str] = {}
     effects = {effect.value: effect for effect in Effect}
     rules = parsed.rules
@@ -130,6 +143,9 @@ def _read_policy(text: str, parsed: ParsedPolicy) -> None:
 
 def _read_row(number: int, line: str, parsed: ParsedPolicy) -> None:
     """Parse one row that the fast pattern didn't match, or add findings about it."""
+    if quoting := _quoting_problem(line):
+        parsed.add(POLICY_FILE, number, *quoting)
+        return
     cells = line.split(",")
     starts = [len(",".join(cells[:i])) + bool(i) for i in range(len(cells))]
     columns = [start + len(cell) - len(cell.lstrip(" ")) + 1 for start, cell in zip(starts, cells, strict=True)]
@@ -149,6 +165,11 @@ def _read_row(number: int, line: str, parsed: ParsedPolicy) -> None:
                 message = f"The effect `{value}` is unknown, and Casbin would ignore the row."
                 fix = "Write `allow` or `deny`, in lower case."
                 problems.append((column, message, "Put the comment on a line of its own." if "#" in value else fix))
+        elif kind == "role" and (address := _ADDRESS.fullmatch(value)):
+            other = values[3 - values.index(value)] if values[0] == "g" and len(values) == 3 else "ROLE"
+            message = f"`{value}` is a person's address, and people don't stand in policy files."
+            fix = f"Delete the row; give the member a role: `rolecall members set-role {address[1]} {other}`."
+            problems.append((column, message, fix))
         elif problem := value_problem(kind, value):
             problems.append((column, *problem))
         elif warning := value_warning(kind, value):
@@ -171,21 +192,37 @@ def _read_row(number: int, line: str, parsed: ParsedPolicy) -> None:
         parsed.rules.append(Rule(values[1], values[2], values[3], Effect(values[4]), number))
 
 
+def _quoting_problem(line: str) -> tuple[int, str, str] | None:
+    """Return the column of a quoted value that is none of the policy's, what it is, and its fix; None without one."""
+    if line.count('"') % 2:
+        fix = "Close it in the same line. A text of several lines goes into comments, each line beginning with `#`."
+        return line.rindex('"') + 1, "The quote isn't closed in this line, and Casbin reads the next one as a row.", fix
+    if held := _QUOTED_COMMA.search(line):
+        message = f"The quoted value {_shortened(held[0])} holds a comma, at which Casbin would split it."
+        return held.start() + 1, message, "Put each value into a cell of its own; a value can't hold a comma."
+    return None
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+
+
 def _read_cases(text: str, parsed: ParsedPolicy) -> None:
     """Parse policy_test.csv; its first row must be the header."""
+    if separator := find_other_separator(text):
+        parsed.add(TEST_FILE, *separator)
+        return
     header = "role,resource,action,expected,note"
-    rows = lines_of(text, TEST_FILE, parsed)
-    if not rows or rows[0][1].replace(" ", "") != header:
-        parsed.add(
-            TEST_FILE,
-            rows[0][0] if rows else 0,
-            1,
-            "The first row is not the header.",
-            f"Begin the file with `{header}`.",
-        )
+    lines = lines_of(text, TEST_FILE, parsed)
+    rows = [(number, line) for number, line in lines if line.strip(' ,"') and not is_quoted_comment(line)]
+    number, line = rows[0] if rows else (0, "")
+    if ",".join(map(bare, line.rstrip(" ,").split(","))) != header:
+        found = f"it reads `{_shortened(line.strip())}`" if rows else "there is none"
+        message = f"The first row is not the header: {found}."
+        parsed.add(TEST_FILE, number, 1, message, f"Begin the file with `{header}`.")
         return
     for number, line in rows[1:]:
-        cells = [cell.strip() for cell in line.split(",", 4)]
+        cells = [bare(cell) for cell in line.split(",", 4)]
         if len(cells) < 4:
             message = f"A test has at least 4 values, this row {len(cells)}."
             parsed.add(TEST_FILE, number, len(line) + 1, message, f"Write `{header}`.")
@@ -194,7 +231,7 @@ def _read_cases(text: str, parsed: ParsedPolicy) -> None:
             message = f"`{cells[3]}` is not a decision."
             parsed.add(TEST_FILE, number, column, message, "Expect `allow` or `deny`, in lower case.")
         else:
-            note = cells[4] if len(cells) == 5 else ""
+            note = bare(cells[4].rstrip(" ,")) if len(cells) == 5 else ""
             parsed.cases.append(PolicyTestCase(cells[0], cells[1], cells[2], Effect(cells[3]), note, number))
     if len(rows) == 1:
         parsed.add(TEST_FILE, 0, 0, "The file has no test.", "Add rows that say what each role may and may not do.")

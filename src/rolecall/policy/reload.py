@@ -12,13 +12,13 @@ import socket
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import structlog
 
 from rolecall.background import PeriodicThread
-from rolecall.domain import now
+from rolecall.domain import now, rfc3339
 from rolecall.errors import StorageUnavailable, WriteConflict
 from rolecall.limits import DEFAULT_LIMITS, Limits
 from rolecall.policy import (
@@ -80,13 +80,17 @@ class Refusal:
 
 @dataclass(frozen=True, slots=True)
 class InForce:
-    """The served policy, its files, its activation, its warnings, and why the folder's present state isn't in force."""
+    """The served policy, its files, its activation, its warnings, and why the folder's present state isn't in force.
+
+    `load_time` is when this process began to serve it.
+    """
 
     policy: Policy
     files: PolicyFiles
     activation: Activation
     warnings: tuple[Finding, ...] = ()
     refusal: Refusal | None = None
+    load_time: int = field(default_factory=now)
 
 
 class LivePolicy:
@@ -113,6 +117,9 @@ class LivePolicy:
         self._behind = threading.Event()
         # Until then a policy in force that couldn't be built here is not tried again.
         self._catch_up_at = 0.0
+        self._follow_problem = ""
+        # Sequence number of the activation that couldn't be followed.
+        self._failed_sequence = 0
         self._in_force = self._start(limits.casbin_seconds)
         self._watch = PeriodicThread("policy-watch", self._poll, interval=POLL_SECONDS)
 
@@ -120,6 +127,16 @@ class LivePolicy:
     def in_force(self) -> InForce:
         """The policy that is served now."""
         return self._in_force
+
+    @property
+    def follow_problem(self) -> str:
+        """Why this process couldn't catch up with the policy in force at the last attempt; empty where it could."""
+        return self._follow_problem
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether this process failed to follow an activation, and serves an earlier policy."""
+        return self._failed_sequence > self._in_force.activation.sequence
 
     def policy_in(self, tx: Transaction) -> Policy:
         """Return the policy in force in the transaction. Raises `PolicyChanged` where it isn't the served one."""
@@ -142,11 +159,13 @@ class LivePolicy:
                     raise StorageUnavailable(_UNBUILDABLE)
                 # Each attempt holds up the calls that wait for the lock.
                 self._catch_up_at = time.monotonic() + RETRY_SECONDS
-                self._in_force = self._stored(activation, self._difference(activation))
+                try:
+                    self._in_force = self._stored(activation, self._difference(activation))
+                except StorageUnavailable:
+                    self._failed_sequence = activation.sequence
+                    raise
                 self._catch_up_at = 0.0
-            _log.info(
-                "policy in force", policy_version=activation.version, activator=activation.activator, followed=True
-            )
+            _log.info("policy in force", **_logged(activation), replaced=before.policy.version, followed=True)
 
     def _activate_first(self, served: InForce) -> Activation:
         """Activate the served policy in a database that was restored to a state without any."""
@@ -187,7 +206,7 @@ class LivePolicy:
         present = self._storage.read(rows.in_force)
         if present is None:
             raise PolicyError(self._folder, findings)
-        self._log_refusal(present.version, findings)
+        self._log_refusal(present, findings)
         return self._stored(present, Refusal(result.version, now(), findings))
 
     def _poll(self) -> None:
@@ -216,7 +235,12 @@ class LivePolicy:
             self.catch_up()
         except (StorageUnavailable, WriteConflict) as error:
             self._behind.set()
-            _log.debug("policy in force not followed", error=error.message)
+            if self._follow_problem != error.message:
+                served = self._in_force.activation
+                _log.warning("policy in force can't be followed", **_logged(served, "served"), problem=error.message)
+            self._follow_problem = error.message
+        else:
+            self._follow_problem = ""
 
     def _settle(self) -> None:
         """Wait until the folder stays unchanged, at most MAX_SETTLE_SECONDS, so that endless saves can't block it."""
@@ -292,8 +316,7 @@ class LivePolicy:
         if is_new or not is_start:
             _log.info(
                 "policy in force",
-                policy_version=result.version,
-                activator=activation.activator,
+                **_logged(activation),
                 replaced=before.version if before and is_new else "",
                 files_changed=_files(before).differing(result.files) if before else [],
                 rules=len(policy.rules),
@@ -328,13 +351,13 @@ class LivePolicy:
             return
         refusal = Refusal(version, now(), findings)
         self._in_force = replace(before, refusal=refusal)
-        self._log_refusal(before.policy.version, findings)
+        self._log_refusal(before.activation, findings)
 
-    def _log_refusal(self, in_force: str, findings: tuple[Finding, ...]) -> None:
+    def _log_refusal(self, served: Activation, findings: tuple[Finding, ...]) -> None:
         _log.error(
             "policy refused, the last good one stays in force",
             folder=str(self._folder),
-            in_force=in_force,
+            **_logged(served, "in_force"),
             findings=[str(finding) for finding in findings[:5]],
             finding_count=len(findings),
         )
@@ -370,8 +393,9 @@ def find_conflicts(tx: Transaction, policy: Policy) -> tuple[tuple[Finding, ...]
     findings = [
         _finding(
             f"Members or tokens have the role `{role}`, which this policy doesn't define.",
-            f"Keep `{role}` until no member or token has it; the operator can give its holders another role:"
-            f" `rolecall operator policy activate --move {role}=ROLE`.",
+            f"Keep `{role}` until no member or token has it: `rolecall members move {role} ROLE` gives the members of"
+            f" one organization another role, the operator's `rolecall operator policy activate --move {role}=ROLE` all"
+            " holders.",
         )
         for role in sorted((member_rows.roles_held(tx) | held_by_tokens) - set(policy.roles))
     ]
@@ -406,9 +430,18 @@ def _build_stored(storage: Storage, activation: Activation) -> Build:
     _note_comparison(storage, result)
     if result.policy is None:
         findings = [str(finding) for finding in result.errors[:5]]
-        _log.error("policy in force can't be built", policy_version=activation.version, findings=findings)
+        _log.error("policy in force can't be built", **_logged(activation), findings=findings)
         raise StorageUnavailable(_UNBUILDABLE)
     return result
+
+
+def _logged(activation: Activation, version_as: str = "policy_version") -> dict[str, str]:
+    """Return the fields of an activation for the log: the version, who activated it, and when."""
+    return {
+        version_as: activation.version,
+        "activator": activation.activator,
+        "activate_time": rfc3339(activation.time),
+    }
 
 
 def _build_first(folder: Path, storage: Storage, casbin_seconds: float) -> Build:

@@ -47,8 +47,11 @@ def build_in_subprocess(
                 watchdog.cancel()
             return result
     except Exception as error:  # noqa: BLE001 - any failure of the child is a refused policy
-        message = f"The policy could not be built: the building process ended early or ran out of time ({error})."
-        fix = "Read its standard error output; then save the file again."
+        import structlog  # noqa: PLC0415 - the child would import it for nothing, which delays every reload
+
+        structlog.get_logger("rolecall.policy").warning("policy build failed", error=str(error))
+        message = "The policy could not be built: the building process ended early or ran out of time."
+        fix = "Read the server's log; then save the file again."
         return Build(None, (Finding(POLICY_FILE, 0, 0, message, fix),))
 
 

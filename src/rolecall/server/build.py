@@ -3,17 +3,20 @@
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 import structlog
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
-from rolecall.audit import AuditLog, Denials, Event, check_key
+from rolecall import socket_file
+from rolecall.audit import ActivationEntries, AuditLog, Denials, Event, check_key
 from rolecall.audit.decision_log import DecisionLog
 from rolecall.background import PeriodicThread
-from rolecall.config import Settings, check_listening, split_address
+from rolecall.config import Settings, check_listening, socket_path, split_address
 from rolecall.credentials import server_key
 from rolecall.credentials.mailed_secrets import MailedSecrets
 from rolecall.domain import Refusal
@@ -38,6 +41,7 @@ from rolecall.server.servicers.session import SessionService
 from rolecall.server.servicers.token import TokenService
 from rolecall.server.transport import probe
 from rolecall.server.transport.call_limits import CallLimits
+from rolecall.server.transport.certificates import Certificates
 from rolecall.server.transport.executors import Executors
 from rolecall.server.transport.polling_server import WATCHDOG_SECONDS, PollingServer
 from rolecall.server.transport.standard import add_handlers
@@ -50,6 +54,7 @@ from rolecall.services.invitations import Invitations
 from rolecall.services.members import Members
 from rolecall.services.organizations import Organizations
 from rolecall.services.pagination import Pagination
+from rolecall.services.policies import Policies
 from rolecall.services.sessions import Sessions
 from rolecall.services.tokens import Tokens
 from rolecall.services.unit_of_work import UnitOfWork
@@ -121,6 +126,7 @@ class Server:
     _grpc: grpc.Server
     _polling: PollingServer | None
     _health: Health
+    _certificates: Certificates | None
 
     def start(self) -> None:
         """Start to serve calls. Tunes the interpreter of the process."""
@@ -130,9 +136,17 @@ class Server:
         self._core.background.start()
         self._core.sender.start()
         self._watchdog.start()
+        if self._certificates:
+            self._certificates.start()
         self._grpc.start()
         if self._polling:
             self._polling.start()
+
+    def reload(self) -> None:
+        """Read the policy folder, the certificate and its key now, changed or not. Returns at once."""
+        self.live.wake()
+        if self._certificates:
+            self._certificates.wake()
 
     def stop(self, grace: float = STOP_SECONDS) -> None:
         """Accept no new calls, give running ones `grace` seconds, and release everything."""
@@ -143,6 +157,8 @@ class Server:
         self._grpc.stop(grace).wait(grace + 1)
         self._executors.close()
         self._watchdog.stop()
+        if self._certificates:
+            self._certificates.stop()
         self.live.stop()
         self._core.close()
         self.storage.close()
@@ -196,6 +212,9 @@ def _build(settings: Settings, limits: Limits, release: ExitStack, *, shares_por
     """Build a server; `release` gets what is to be closed where a later step fails, as where the port is in use."""
     check_listening(settings)
     key = server_key.read(settings.key_file)
+    certificates: Certificates | None = None
+    if settings.tls_cert and settings.tls_key:
+        certificates = Certificates(settings.tls_cert, settings.tls_key)
     pool_size = settings.threads + MORE_CONNECTIONS
     storage = Storage(settings.database, pool_size, limits, password=settings.database_password)
     release.callback(storage.close)
@@ -230,11 +249,16 @@ def _build(settings: Settings, limits: Limits, release: ExitStack, *, shares_por
         ],
     )
     names = [service.full_name for file in core.services for service in file.services_by_name.values()]
-    health = Health([*names, SERVICE_NAME])
+    health = Health([*names, SERVICE_NAME], is_ready=lambda: core.feed.is_fresh and not live.is_behind)
     methods = [method for file, servicer in core.services.items() for method in _methods(file, servicer)]
     methods += health.methods
     calls = CallLimits(limits)
-    watched = [calls.cancel_overdue, core.directory.loader.fail_overdue, core.authenticator.loader.fail_overdue]
+    watched = [
+        calls.cancel_overdue,
+        health.notify_watchers,
+        core.directory.loader.fail_overdue,
+        core.authenticator.loader.fail_overdue,
+    ]
     polling: PollingServer | None = None
     if _polls(settings):
         unary = [method for method in methods if not method.streaming]
@@ -246,8 +270,10 @@ def _build(settings: Settings, limits: Limits, release: ExitStack, *, shares_por
     health.add_watch(server, executors)
     if settings.reflection:
         add_reflection(server, [*names, SERVICE_NAME], executors)
-    address = _bind(server, settings)
-    return Server(address, live, storage, transport.where, core, executors, watchdog, server, polling, health)
+    address = _bind(server, settings, certificates)
+    return Server(
+        address, live, storage, transport.where, core, executors, watchdog, server, polling, health, certificates
+    )
 
 
 def _build_core(
@@ -277,7 +303,7 @@ def _build_core(
     decisions = DecisionLog(settings)
     services = {
         authorization_pb2.DESCRIPTOR: AuthorizationService(authorizer, decisions),
-        policy_pb2.DESCRIPTOR: PolicyService(authorizer, live),
+        policy_pb2.DESCRIPTOR: PolicyService(authorizer, Policies(storage, live, limits)),
         token_pb2.DESCRIPTOR: TokenService(Tokens(unit_of_work, storage, live, pages)),
         session_pb2.DESCRIPTOR: SessionService(Sessions(unit_of_work, storage, live, links, limits)),
         member_pb2.DESCRIPTOR: MemberService(Members(unit_of_work, storage, live, pages)),
@@ -285,11 +311,17 @@ def _build_core(
         organization_pb2.DESCRIPTOR: OrganizationService(Organizations(unit_of_work, storage, live)),
         audit_pb2.DESCRIPTOR: AuditService(AuditLogs(storage, authenticator, live, pages, log, limits)),
     }
-    tasks = [authenticator.failed.flush, denials.flush, misuses.flush, authenticator.last_used.flush]
-    tasks.append(Cleanup(storage, limits).run)
-    if settings.expiry_mails:
-        tasks.append(ExpiryNotices(storage, live, limits).run)
-    background = PeriodicThread("background", *tasks, interval=BACKGROUND_SECONDS)
+    background = PeriodicThread(
+        "background",
+        authenticator.failed.flush,
+        denials.flush,
+        misuses.flush,
+        authenticator.last_used.flush,
+        ActivationEntries(storage, log, lambda: live.in_force.activation.sequence).run,
+        Cleanup(storage, limits).run,
+        *([ExpiryNotices(storage, live, limits).run] if settings.expiry_mails else []),
+        interval=BACKGROUND_SECONDS,
+    )
     handler = CallHandler(authenticator, denials)
     return _Core(
         handler,
@@ -332,21 +364,22 @@ def _methods(file: FileDescriptor, servicer: Any) -> Iterator[Method]:
             )
 
 
-def _bind(server: grpc.Server, settings: Settings) -> str:
+def _bind(server: grpc.Server, settings: Settings, certificates: Certificates | None) -> str:
     """Listen, and return the address with its port. Raises `ConfigError`."""
-    host, _ = split_address(settings.listen)
     try:
-        if settings.tls_cert is None or settings.tls_key is None:
-            port = server.add_insecure_port(settings.listen)
+        if path := socket_path(settings.listen):
+            # gRPC reads the path as part of a URI.
+            with socket_file.claim(Path(path), int(settings.socket_mode, 8)):
+                server.add_insecure_port(f"unix:{quote(path)}")
+            return f"unix:{path}"
+        if certificates:
+            port = server.add_secure_port(settings.listen, certificates.credentials)
         else:
-            pair = (settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())
-            port = server.add_secure_port(settings.listen, grpc.ssl_server_credentials([pair]))
-    except OSError as error:
-        raise ConfigError(f"The TLS file {error.filename} can't be read: {error.strerror}.") from error
+            port = server.add_insecure_port(settings.listen)
     except RuntimeError as error:
-        hint = " Or the TLS files are no PEM, or don't fit together." if settings.tls else ""
         raise ConfigError(
             f"{settings.listen} can't be listened on: perhaps another server does so already. End that one, or choose"
-            f" another address with --listen or ROLECALL_LISTEN.{hint}"
+            " another address with --listen or ROLECALL_LISTEN."
         ) from error
+    host, _ = split_address(settings.listen)
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

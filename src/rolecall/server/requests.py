@@ -1,17 +1,18 @@
 """Request messages to domain values. Every field is validated here; a bad one raises `InvalidField`."""
 
 import re
-import unicodedata
 import uuid
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Protocol
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from rolecall import email_address
+from rolecall import display_names, email_address, external_ids
 from rolecall.credentials import token_format
+from rolecall.credentials.token_format import require_no_credential
 from rolecall.domain import (
     Address,
     Effect,
@@ -25,23 +26,33 @@ from rolecall.domain import (
 )
 from rolecall.errors import BatchSize, InvalidField
 from rolecall.networks import parse_address
-from rolecall.policy import pattern_problem, request_problem, value_problem
+from rolecall.policy import (
+    MODEL_FILE,
+    POLICY_FILE,
+    TEST_FILE,
+    PolicyFiles,
+    pattern_problem,
+    request_problem,
+    value_problem,
+)
 from rolecall.v1 import authorization_pb2 as pb
-from rolecall.v1 import shared_pb2
+from rolecall.v1 import policy_pb2, shared_pb2
 
 __all__ = [
     "action",
     "at_least_revision",
     "batch_size",
     "credential_id",
+    "display_name",
     "duration",
+    "external_id",
     "is_id",
-    "name",
+    "mask_paths",
     "page",
+    "policy_files",
     "question",
     "questions",
     "request_id",
-    "require_no_credential",
     "resource",
     "resource_type",
     "restriction",
@@ -65,7 +76,6 @@ CACHED_SUBJECTS = 32_768
 CACHED_PAIRS = 8192
 _ADDRESS_SHAPE = re.compile(r"[^\s@]+@[^\s@]+")
 _FORMS = "`user:ann@acme.io`, `user:ID`, `token:ID`, `role:NAME`, or a bare address"
-MAX_NAME = 64
 MAX_PERMISSIONS = 100
 # So that a page of a thousand tokens, or of entries about them, fits into a message.
 MAX_RESTRICTION_BYTES = 2048
@@ -73,15 +83,6 @@ MAX_ID = 64
 MAX_ROLE = 64
 # As long as an address may be.
 MAX_TEXT = 254
-# What Unicode calls Default_Ignorable_Code_Point, for which nothing is drawn, and two blanks, of Braille and of music.
-# Python takes some for printable, such as the joiner of graphemes, the fillers of Hangul, the selectors of variations.
-_INVISIBLE = re.compile(
-    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u2800"
-    "\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d159\U0001d173-\U0001d17a"
-    "\U000e0000-\U000e0fff]"
-)
-# Letters, digits, punctuation, symbols. Marks combine with one of them.
-_VISIBLE = "LNPS"
 # What a Timestamp and a Duration may hold: the years 1 to 9999, 10,000 years.
 _SECONDS = range(-62_135_596_800, 253_402_300_800)
 _DURATION_SECONDS = 315_576_000_000
@@ -153,6 +154,8 @@ def subject(text: str) -> Subject:
     if form == "role" and value_problem("role", value):
         message = f"subject `{text}` is no role: write `role:` and a letter, then letters, digits, `_`, `.` and `-`."
         raise InvalidField(message, field="subject")
+    if form == "user" and not token_format.is_id(value):
+        return Subject(SubjectKind.EXTERNAL_ID, external_ids.parse(value, "subject"))
     kinds = {"user": SubjectKind.USER_ID, "token": SubjectKind.TOKEN_ID, "role": SubjectKind.ROLE}
     return Subject(kinds[form], value)
 
@@ -245,29 +248,13 @@ def page(message: _Paged) -> Page:
     return Page(message.page_size, message.page_token)
 
 
-def require_no_credential(text: str, field: str) -> None:
-    """Raise `InvalidField` where a credential stands in a field that is logged, stored, or repeated."""
-    if token_format.contains_credential(text):
-        message = (
-            f"{field} holds what looks like a token or another secret: delete that if it is one, and name no secrets."
-        )
-        raise InvalidField(message, field=field)
-
-
-def name(text: str, field: str) -> str:
-    """Validate a display name: it has a visible character and no invisible one. Raises `InvalidField` for `field`."""
-    if not text or text.isspace():
-        raise InvalidField(f"{field} is empty: give 1 to {MAX_NAME} characters.", field=field)
-    if len(text) > MAX_NAME:
-        raise InvalidField(f"{field} has {len(text)} characters, more than {MAX_NAME}: shorten it.", field=field)
-    if not text.isprintable() or _INVISIBLE.search(text):
-        raise InvalidField(f"{field} holds a control character or an invisible one: remove it.", field=field)
-    if text != text.strip():
-        raise InvalidField(f"{field} has a blank at an end: remove it.", field=field)
-    require_no_credential(text, field)
-    if not any(unicodedata.category(character)[0] in _VISIBLE for character in text):
-        raise InvalidField(f"{field} shows nothing: give it a letter, a digit or another sign.", field=field)
-    return text
+def policy_files(message: policy_pb2.ValidatePolicyRequest) -> PolicyFiles:
+    """Return the texts of a policy folder. Raises `InvalidField` where one is empty."""
+    files = PolicyFiles.cleaned(message.model, message.policy, message.tests)
+    for field, name, text in zip(files._fields, (MODEL_FILE, POLICY_FILE, TEST_FILE), files, strict=True):
+        if not text.strip():
+            raise InvalidField(f"{field} is empty: give the text of {name}.", field=field)
+    return files
 
 
 def is_id(text: str) -> bool:
@@ -277,7 +264,7 @@ def is_id(text: str) -> bool:
 
 def slug(text: str) -> str:
     """Validate an organization's id from an unauthenticated client; empty for none. Raises `InvalidField`."""
-    if len(text) > MAX_NAME or not text.isprintable():
+    if len(text) > MAX_ID or not text.isprintable():
         raise InvalidField("organization is not the id of an organization: correct it.", field="organization")
     return text
 
@@ -299,14 +286,14 @@ def credential_id(text: str) -> str:
     return text
 
 
-def role(text: str) -> str:
+def role(text: str, field: str = "role") -> str:
     """Validate the shape of a role's name; whether the policy has it, the service decides. Raises `InvalidField`."""
     if not text:
-        raise InvalidField("role is not set: name a role of the policy.", field="role")
+        raise InvalidField(f"{field} is not set: name a role of the policy.", field=field)
     if "\0" in text:
-        raise InvalidField("role holds a NUL: name a role of the policy.", field="role")
+        raise InvalidField(f"{field} holds a NUL: name a role of the policy.", field=field)
     if len(text) > MAX_ROLE:
-        raise InvalidField(f"role has {len(text)} characters, more than any role: see ListRoles.", field="role")
+        raise InvalidField(f"{field} has {len(text)} characters, more than any role: see ListRoles.", field=field)
     return text
 
 
@@ -317,11 +304,36 @@ def user_id(text: str) -> str:
     return text
 
 
+def external_id(text: str, field: str = "external_id") -> str:
+    """Validate an external id; empty for none. Raises `InvalidField` for `field`."""
+    return external_ids.parse(text, field) if text else ""
+
+
+def display_name(text: str, field: str = "display_name") -> str:
+    """Validate a display name; empty for none. Raises `InvalidField` for `field`."""
+    return display_names.parse(text, field) if text else ""
+
+
 def text(message: _Searched) -> str:
     """Return the search text of a list; empty matches everything. Raises `InvalidField`."""
     if len(message.text) > MAX_TEXT or "\0" in message.text:
         raise InvalidField(f"text has more than {MAX_TEXT} characters, or a NUL: shorten it.", field="text")
     return message.text
+
+
+def mask_paths(mask: FieldMask, mutable: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the mutable fields that an update mask names, of which `*` stands for all; empty without a mask.
+
+    Raises `InvalidField` for any other path.
+    """
+    if any(path not in mutable and path != "*" for path in mask.paths):
+        named = ", ".join(f"`{field}`" for field in mutable)
+        raise InvalidField(
+            f"update_mask names a field that is unknown or can't be changed: give {named} or `*`, or leave the mask"
+            " out.",
+            field="update_mask",
+        )
+    return mutable if "*" in mask.paths else tuple(field for field in mutable if field in mask.paths)
 
 
 def request_id(text: str) -> str:

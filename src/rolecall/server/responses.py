@@ -171,6 +171,7 @@ def member(value: Member) -> shared_pb2.Member:
         etag=value.etag,
         create_time=timestamp(value.create_time),
         update_time=timestamp(value.update_time),
+        external_id=value.external_id,
     )
 
 

@@ -126,10 +126,6 @@ class Authorizer:
         self._pages = pages
         self._cached = CachedAuthorizer(directory.cache, live)
 
-    def require(self, caller: Caller, action: str, resource: str) -> None:
-        """Raise `PermissionMissing` unless the caller itself may do `action` on `resource`."""
-        require(self._live.in_force.policy, caller, action, resource)
-
     def check_cached(
         self, caller: Caller, question: Question, *, at_least_revision: int = 0, explained: bool = False
     ) -> CheckResult | Miss[CheckResult]:
@@ -284,6 +280,8 @@ def _is_self(caller: Caller, subject: Subject) -> bool:
             return subject.value == caller.credential_id
         case Kind.ROLE:
             return False
+        case Kind.EXTERNAL_ID:
+            return subject.value == caller.external_id != ""
 
 
 def _require_revision(revision: int, at_least: int) -> None:

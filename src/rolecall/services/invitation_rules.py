@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rolecall import email_address
-from rolecall.domain import Caller, CredentialKind, Invitation, TokenState
+from rolecall import display_names, email_address, external_ids
+from rolecall.domain import Caller, CredentialKind, Invitation, Invitee, TokenState
 from rolecall.email_address import Address
 from rolecall.errors import (
     AlreadyMember,
@@ -18,13 +18,14 @@ from rolecall.errors import (
 )
 from rolecall.policy import Policy
 from rolecall.services.caller_permissions import require_any, require_handling, require_known
+from rolecall.services.external_id_rules import taken_errors
 from rolecall.services.unit_of_work import ChangeContext
 from rolecall.storage import Transaction
 from rolecall.storage import invitations as rows
 from rolecall.storage import members as member_rows
 from rolecall.storage import tokens as token_rows
 
-__all__ = ["InvitationBatch", "Invitee", "parse_batch", "require_invitable", "require_inviter"]
+__all__ = ["BatchEntry", "InvitationBatch", "parse_batch", "require_invitable", "require_inviter"]
 
 # Maximum people in one request; above it the request gets BATCH_SIZE.
 MAX_INVITEES = 200
@@ -33,46 +34,60 @@ MAX_ROLE = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Invitee:
-    """Person to invite. `field` is the path of their entry in the request, for errors."""
+class BatchEntry:
+    """Person to invite whose address is valid. `field` is the path of their entry in the request, for errors."""
 
     field: str
     address: Address
-    role: str
+    invitee: Invitee
 
 
 @dataclass(frozen=True, slots=True)
 class InvitationBatch:
-    """Parsed entries of a request: the people with valid addresses, the valid roles by field path, and the errors."""
+    """Parsed entries of a request: those with valid addresses, the valid roles and external ids, and the errors.
 
-    invitees: list[Invitee] = field(default_factory=list)
+    Roles and external ids are kept by the path of their field.
+    """
+
+    entries: list[BatchEntry] = field(default_factory=list)
     roles: dict[str, str] = field(default_factory=dict)
+    external_ids: dict[str, str] = field(default_factory=dict)
     malformed: list[RolecallError] = field(default_factory=list)
 
 
-def parse_batch(entries: Sequence[tuple[str, str]]) -> InvitationBatch:
-    """Parse (address, role) pairs. Raises `BatchSize`; malformed entries are collected in the batch."""
-    if not 1 <= len(entries) <= MAX_INVITEES:
+def parse_batch(invitees: Sequence[Invitee]) -> InvitationBatch:
+    """Parse the people of a request. Raises `BatchSize`; malformed entries are collected in the batch."""
+    if not 1 <= len(invitees) <= MAX_INVITEES:
         raise BatchSize(
-            f"invitations has {len(entries)} people; it must have 1 to {MAX_INVITEES}: split the list, or add people.",
+            f"invitations has {len(invitees)} people; it must have 1 to {MAX_INVITEES}: split the list, or add people.",
             field="invitations",
-            size=str(len(entries)),
+            size=str(len(invitees)),
             maximum=str(MAX_INVITEES),
         )
     batch = InvitationBatch()
-    for number, (email, role) in enumerate(entries):
-        place = f"invitations[{number}]"
+    for number, invitee in enumerate(invitees):
+        place, role = f"invitations[{number}]", invitee.role
         if 1 <= len(role) <= MAX_ROLE:
             batch.roles[f"{place}.role"] = role
         else:
             message = f"role has {len(role)} characters: name one of the policy's roles, as ListRoles shows them."
             batch.malformed.append(InvalidField(message, field=f"{place}.role"))
         try:
-            address = email_address.parse(email, f"{place}.email")
+            address = email_address.parse(invitee.email, f"{place}.email")
         except InvalidField as error:
             batch.malformed.append(error)
         else:
-            batch.invitees.append(Invitee(place, address, role))
+            batch.entries.append(BatchEntry(place, address, invitee))
+        try:
+            if invitee.display_name:
+                display_names.parse(invitee.display_name, "display_name")
+        except InvalidField as error:
+            batch.malformed.append(_with_field(error, f"{place}.display_name"))
+        try:
+            if invitee.external_id:
+                batch.external_ids[f"{place}.external_id"] = external_ids.parse(invitee.external_id, "external_id")
+        except InvalidField as error:
+            batch.malformed.append(_with_field(error, f"{place}.external_id"))
     return batch
 
 
@@ -85,7 +100,12 @@ def require_invitable(context: ChangeContext, batch: InvitationBatch) -> None:
         require_any(context.policy, context.caller, "invite")
     except PermissionMissing as missing:
         raise (combine(batch.malformed) if batch.malformed else missing) from None
-    problems = [*batch.malformed, *_role_errors(context, batch.roles), *_address_errors(context, batch.invitees)]
+    problems = [
+        *batch.malformed,
+        *_role_errors(context, batch.roles),
+        *_address_errors(context, batch.entries),
+        *taken_errors(context, batch.external_ids),
+    ]
     if problems:
         raise combine(sorted(problems, key=_entry_number))
 
@@ -105,16 +125,16 @@ def _role_error(context: ChangeContext, role: str) -> RolecallError | None:
     return None
 
 
-def _address_errors(context: ChangeContext, invitees: Sequence[Invitee]) -> list[RolecallError]:
+def _address_errors(context: ChangeContext, entries: Sequence[BatchEntry]) -> list[RolecallError]:
     """Return an error for each address that is a member's, is invited already, or occurs twice in the batch."""
     organization = context.caller.organization
-    keys = [invitee.address.key for invitee in invitees]
+    keys = [entry.address.key for entry in entries]
     members = member_rows.by_emails(context.tx, organization, keys)
     invited = rows.pending(context.tx, organization, keys, context.at)
     first: dict[str, str] = {}
     problems: list[RolecallError] = []
-    for invitee in invitees:
-        key, field, shown = invitee.address.key, f"{invitee.field}.email", invitee.address.display
+    for entry in entries:
+        key, field, shown = entry.address.key, f"{entry.field}.email", entry.address.display
         if key in members:
             message = f"{shown} is a member already: see GetMember; ChangeMemberRole gives another role."
             problems.append(AlreadyMember(message, field=field, user_id=members[key]))
@@ -124,7 +144,7 @@ def _address_errors(context: ChangeContext, invitees: Sequence[Invitee]) -> list
         elif key in first:
             message = f"{shown} is the same address as that of {first[key]}: leave one out."
             problems.append(DuplicateInvitation(message, field=field))
-        first.setdefault(key, invitee.field)
+        first.setdefault(key, entry.field)
     return problems
 
 

@@ -1,19 +1,32 @@
-"""Invitations: create them for many people at once, list, resend, delete and accept them."""
+"""Invitations: create them for many people at once, list, change, resend, delete and accept them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from rolecall import display_names
 from rolecall.audit import Private
 from rolecall.credentials import token_format
 from rolecall.credentials.mailed_secrets import MailedSecrets
-from rolecall.domain import Caller, Delivery, Invitation, InvitationState, LinkKind, MailKind, Member, Page, now
+from rolecall.domain import (
+    Caller,
+    Delivery,
+    Invitation,
+    InvitationState,
+    Invitee,
+    LinkKind,
+    MailKind,
+    Member,
+    Page,
+    now,
+)
 from rolecall.errors import AlreadyMember, InvitationAccepted, InvitationExpired, InvitationNotFound
 from rolecall.limits import DEFAULT_LIMITS, Limits
 from rolecall.policy import Policy
 from rolecall.policy.reload import LivePolicy
 from rolecall.rate_limit import RateLimiter
 from rolecall.services.caller_permissions import require, require_any, require_handling, require_known
-from rolecall.services.invitation_rules import Invitee, parse_batch, require_invitable, require_inviter
+from rolecall.services.external_id_rules import take
+from rolecall.services.invitation_rules import BatchEntry, parse_batch, require_invitable, require_inviter
 from rolecall.services.members import audit_details
 from rolecall.services.pagination import Pagination
 from rolecall.services.sessions import OpenedSession, open_session
@@ -40,8 +53,6 @@ __all__ = ["ChangedInvitation", "CreatedInvitations", "InvitationPage", "Invitat
 
 # In microseconds: 7 days (docs/concepts.md, Credentials).
 INVITATION_LIFE = 7 * 24 * 60 * 60 * 1_000_000
-# Maximum characters of a display name; one taken from an address is cut to fit.
-MAX_NAME = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +64,7 @@ class CreatedInvitations(Answer):
 
 @dataclass(frozen=True, slots=True)
 class ChangedInvitation(Answer):
-    """Answer to a resend or a deletion: the changed invitation."""
+    """Answer to a change, a resend or a deletion: the changed invitation."""
 
     invitation: Invitation
 
@@ -88,23 +99,22 @@ class Invitations:
         # A secret of no early generation may be forged, and costs a query.
         self._accept_limit = RateLimiter("secrets that open no invitation", limits.guessed_invitations)
 
-    def create(
-        self, request: ChangeRequest, entries: Sequence[tuple[str, str]], *, validate_only: bool
-    ) -> CreatedInvitations:
-        """Invite (address, role) pairs, all or none; with `validate_only`, only check whether that is possible.
+    def create(self, request: ChangeRequest, invitees: Sequence[Invitee], *, validate_only: bool) -> CreatedInvitations:
+        """Invite people, all or none; with `validate_only`, only check whether that is possible.
 
         Raises `BatchSize`, or one error that combines the problems of all entries: `InvalidField`,
-        `UnknownRoleName`, `PermissionMissing`, `RoleBeyondCaller`, `DuplicateInvitation`, `AlreadyMember`.
+        `UnknownRoleName`, `PermissionMissing`, `RoleBeyondCaller`, `DuplicateInvitation`, `AlreadyMember`,
+        `ExternalIdTaken`.
         """
-        batch = parse_batch(entries)
+        batch = parse_batch(invitees)
 
         def effect(context: ChangeContext, _: None) -> Outcome[CreatedInvitations]:
-            created = [_new_invitation(context, invitee) for invitee in batch.invitees]
+            created = [_new_invitation(context, entry) for entry in batch.entries]
             if validate_only:
                 preview = (replace(invitation, id="", changed=0, delivery=None) for invitation in created)
                 return DryRun(CreatedInvitations(tuple(preview)))
-            keys = [invitee.address.key for invitee in batch.invitees]
-            rows.expire(context.tx, context.caller.organization, keys, context.at)
+            keys, taken = [entry.address.key for entry in batch.entries], list(batch.external_ids.values())
+            rows.expire(context.tx, context.caller.organization, context.at, email_keys=keys, external_ids=taken)
             rows.add(context.tx, list(zip(keys, created, strict=True)))
             _enqueue_mails(context, created)
             object_name = (
@@ -125,6 +135,7 @@ class Invitations:
         text: str,
         page: Page,
         *,
+        external_id: str = "",
         show_deleted: bool = False,
     ) -> InvitationPage:
         """List the invitations that match the filters, the newest first; an empty filter matches all.
@@ -135,12 +146,21 @@ class Invitations:
         size = self._pages.size(page)
         policy = self._live.in_force.policy
         require(policy, caller, "invite", "members")
-        scope = ("ListInvitations", caller.organization, str(state), str(show_deleted), role, text)
+        scope = ("ListInvitations", caller.organization, str(state), str(show_deleted), role, text, external_id)
         position = self._pages.position(scope, page)
         after = (int(position[0]), position[1]) if position else None
         found = self._storage.read(
             lambda tx: rows.page(
-                tx, caller.organization, state, role, text, now(), after, size + 1, show_deleted=show_deleted
+                tx,
+                caller.organization,
+                state,
+                role,
+                text,
+                external_id,
+                now(),
+                after,
+                size + 1,
+                show_deleted=show_deleted,
             )
         )
         if role and not found:
@@ -158,6 +178,40 @@ class Invitations:
             raise _not_found(invitation_id)
         return found
 
+    def update(
+        self, request: ChangeRequest, invitation_id: str, changes: Mapping[str, str], etag: str
+    ) -> ChangedInvitation:
+        """Change `role`, `display_name` or `external_id`, and mail a new secret, as `resend` does.
+
+        The present values change nothing. Raises as `resend`, and `ExternalIdTaken`.
+        """
+
+        def authorize(context: ChangeContext) -> Invitation:
+            before = _require_invitation(context, invitation_id, "invitation.id")
+            if role := changes.get("role"):
+                require_known(context.policy, role, "invitation.role")
+                require_handling(context.policy, context.caller, "invite", role, "invitation.role")
+            return before
+
+        def effect(context: ChangeContext, before: Invitation) -> Outcome[ChangedInvitation]:
+            _require_pending(context, before, "invitation.id")
+            require_etag(etag, before.etag, "invitation.etag")
+            changed = replace(
+                before,
+                role=changes.get("role", before.role),
+                display_name=changes.get("display_name", before.display_name),
+                external_id=changes.get("external_id", before.external_id),
+            )
+            if changed == before:
+                return Unchanged(ChangedInvitation(before))
+            if changed.external_id != before.external_id:
+                take(context, changed.external_id, "invitation.external_id")
+            renewed = self._renew(context, changed, "invitation.id")
+            details = {"before": _audit_details(before), "after": _audit_details(renewed)}
+            return Written(ChangedInvitation(renewed), f"invitation:{before.id}", details)
+
+        return self._unit_of_work.run(request, ChangedInvitation, authorize, effect)
+
     def resend(self, request: ChangeRequest, invitation_id: str, etag: str) -> ChangedInvitation:
         """Mail a new secret with a new expiry; the caller becomes the inviter.
 
@@ -166,45 +220,14 @@ class Invitations:
         """
 
         def effect(context: ChangeContext, before: Invitation) -> Outcome[ChangedInvitation]:
-            match before.state(context.at):
-                case InvitationState.ACCEPTED:
-                    raise _already_accepted(before)
-                case InvitationState.DELETED:
-                    raise InvitationNotFound(
-                        f"The invitation `{before.id}` was deleted: create another one for the address.",
-                        field="id",
-                    )
-                case InvitationState.EXPIRED:
-                    raise InvitationExpired(
-                        f"The invitation `{before.id}` has expired and does not prevent a new one: create another"
-                        " one for the address.",
-                        field="id",
-                        subject=f"invitation:{before.id}",
-                    )
-                case InvitationState.PENDING:
-                    require_etag(etag, before.etag)
-                    require_known(context.policy, before.role, "id")
-                    self._resend_limit.require(before.id)
-            renewed = replace(
-                before,
-                creator=context.caller.actor,
-                restriction=context.caller.restriction,
-                generation=before.generation + 1,
-                expire_time=context.at + INVITATION_LIFE,
-                changed=context.tx.revision,
-                delivery=Delivery.QUEUED,
-            )
-            rows.renew(context.tx, renewed)
-            _enqueue_mails(context, [renewed])
-            self._resend_limit.count(before.id)
-            return Written(
-                ChangedInvitation(renewed),
-                f"invitation:{before.id}",
-                {"after": _audit_details(renewed)},
-            )
+            _require_pending(context, before, "id")
+            require_etag(etag, before.etag)
+            renewed = self._renew(context, before, "id")
+            details = {"after": _audit_details(renewed)}
+            return Written(ChangedInvitation(renewed), f"invitation:{before.id}", details)
 
         return self._unit_of_work.run(
-            request, ChangedInvitation, lambda context: _require_invitation(context, invitation_id), effect
+            request, ChangedInvitation, lambda context: _require_invitation(context, invitation_id, "id"), effect
         )
 
     def delete(self, request: ChangeRequest, invitation_id: str, etag: str) -> ChangedInvitation:
@@ -212,7 +235,7 @@ class Invitations:
 
         def effect(context: ChangeContext, before: Invitation) -> Outcome[ChangedInvitation]:
             if before.stored is InvitationState.ACCEPTED:
-                raise _already_accepted(before)
+                raise _already_accepted(before, "id")
             if before.stored is InvitationState.DELETED:
                 return Unchanged(ChangedInvitation(before))
             require_etag(etag, before.etag)
@@ -222,15 +245,15 @@ class Invitations:
             return Written(ChangedInvitation(deleted), f"invitation:{before.id}", details)
 
         return self._unit_of_work.run(
-            request, ChangedInvitation, lambda context: _require_invitation(context, invitation_id), effect
+            request, ChangedInvitation, lambda context: _require_invitation(context, invitation_id, "id"), effect
         )
 
     def accept(self, call: UnauthenticatedCall, organization: str, secret: str, display_name: str) -> OpenedSession:
         """Make the holder of the mailed secret a member, and open a session.
 
         `organization` is the one that the invitation must belong to; empty for any. An empty `display_name` stands for
-        the part of the address before its `@`. Raises `InvitationNotFound`, `InvitationExpired`, `InviterLostRight`,
-        `AlreadyMember`, `RateLimited`.
+        that of the invitation, or else for the part of the address before its `@`. Raises `InvitationNotFound`,
+        `InvitationExpired`, `InviterLostRight`, `AlreadyMember`, `RateLimited`.
         """
         link = token_format.parse_link(secret)
         # Secrets made by this server are never rate-limited: forgers may call through the same gateway.
@@ -263,9 +286,18 @@ class Invitations:
                     f"You are a member of {invitation.organization} already: sign in with RequestSignIn.",
                     field="secret",
                 )
-            name = display_name or invitation.email.partition("@")[0]
-            new = (invitation.email, name[:MAX_NAME], invitation.role, at, at)
-            member = Member(invitation.organization, token_format.new_id(), *new)
+            # A name taken from an address is cut to fit.
+            name = display_name or invitation.display_name or invitation.email.partition("@")[0]
+            member = Member(
+                invitation.organization,
+                token_format.new_id(),
+                invitation.email,
+                name[: display_names.MAX_LENGTH],
+                invitation.role,
+                create_time=at,
+                update_time=at,
+                external_id=invitation.external_id,
+            )
             member_rows.add(tx, member, email_key)
             rows.accept(tx, invitation, member.user_id)
             opened = open_session(tx, member, at)
@@ -274,16 +306,37 @@ class Invitations:
 
         return self._unit_of_work.run_unauthenticated(call, found[0].organization, effect)
 
+    def _renew(self, context: ChangeContext, invitation: Invitation, field: str) -> Invitation:
+        """Store a pending invitation with a new secret and expiry, by this caller, and enqueue its mail.
+
+        Raises `UnknownRoleName` for `field`, `RateLimited`.
+        """
+        require_known(context.policy, invitation.role, field)
+        self._resend_limit.require(invitation.id)
+        renewed = replace(
+            invitation,
+            creator=context.caller.actor,
+            restriction=context.caller.restriction,
+            generation=invitation.generation + 1,
+            expire_time=context.at + INVITATION_LIFE,
+            changed=context.tx.revision,
+            delivery=Delivery.QUEUED,
+        )
+        rows.renew(context.tx, renewed)
+        _enqueue_mails(context, [renewed])
+        self._resend_limit.count(invitation.id)
+        return renewed
+
     def _opens(self, secret: str, invitation: Invitation) -> bool:
         return self._links.opens(secret, LinkKind.INVITATION, invitation.id, invitation.generation)
 
 
-def _new_invitation(context: ChangeContext, invitee: Invitee) -> Invitation:
+def _new_invitation(context: ChangeContext, entry: BatchEntry) -> Invitation:
     return Invitation(
         context.caller.organization,
         token_format.new_id(),
-        invitee.address.display,
-        invitee.role,
+        entry.address.display,
+        entry.invitee.role,
         context.caller.actor,
         context.caller.restriction,
         generation=1,
@@ -292,6 +345,8 @@ def _new_invitation(context: ChangeContext, invitee: Invitee) -> Invitation:
         expire_time=context.at + INVITATION_LIFE,
         changed=context.tx.revision,
         delivery=Delivery.QUEUED,
+        display_name=entry.invitee.display_name,
+        external_id=entry.invitee.external_id,
     )
 
 
@@ -304,39 +359,64 @@ def _enqueue_mails(context: ChangeContext, invitations: Sequence[Invitation]) ->
     mail_rows.add(context.tx, mails, context.at)
 
 
-def _require_invitation(context: ChangeContext, invitation_id: str) -> Invitation:
-    """Return the invitation; raise unless the caller may invite to its role.
+def _require_invitation(context: ChangeContext, invitation_id: str, field: str) -> Invitation:
+    """Return the invitation that `field` names; raise unless the caller may invite to its role.
 
     A caller who may invite nobody does not learn whether the invitation exists.
     """
     require_any(context.policy, context.caller, "invite")
     found = rows.get(context.tx, context.caller.organization, invitation_id)
     if found is None:
-        raise _not_found(invitation_id)
-    require_handling(context.policy, context.caller, "invite", found.role, "id")
+        raise _not_found(invitation_id, field)
+    require_handling(context.policy, context.caller, "invite", found.role, field)
     return found
+
+
+def _require_pending(context: ChangeContext, invitation: Invitation, field: str) -> None:
+    """Raise for `field`, which names the invitation, unless this can be accepted."""
+    match invitation.state(context.at):
+        case InvitationState.ACCEPTED:
+            raise _already_accepted(invitation, field)
+        case InvitationState.DELETED:
+            raise InvitationNotFound(
+                f"The invitation `{invitation.id}` was deleted: create another one for the address.", field=field
+            )
+        case InvitationState.EXPIRED:
+            raise InvitationExpired(
+                f"The invitation `{invitation.id}` has expired and does not prevent a new one: create another one for"
+                " the address.",
+                field=field,
+                subject=f"invitation:{invitation.id}",
+            )
+        case InvitationState.PENDING:
+            pass
 
 
 def _audit_details(invitation: Invitation) -> dict[str, object]:
     """Details of an invitation for the audit log. Until the person joins, the invitation's id stands for them."""
-    return {
+    details: dict[str, object] = {
         "invitation": invitation.id,
         "email": Private(invitation.id, invitation.email, "email"),
         "role": invitation.role,
     }
+    if invitation.display_name:
+        details["display_name"] = Private(invitation.id, invitation.display_name)
+    if invitation.external_id:
+        details["external_id"] = Private(invitation.id, invitation.external_id, "external_id")
+    return details
 
 
-def _already_accepted(invitation: Invitation) -> InvitationAccepted:
+def _already_accepted(invitation: Invitation, field: str) -> InvitationAccepted:
     return InvitationAccepted(
         f"The invitation `{invitation.id}` was accepted already: see ListMembers, and use RemoveMember to undo it.",
-        field="id",
+        field=field,
         subject=f"invitation:{invitation.id}",
     )
 
 
-def _not_found(invitation_id: str) -> InvitationNotFound:
+def _not_found(invitation_id: str, field: str = "id") -> InvitationNotFound:
     return InvitationNotFound(
-        f"The organization has no invitation `{invitation_id}`: find the id with ListInvitations.", field="id"
+        f"The organization has no invitation `{invitation_id}`: find the id with ListInvitations.", field=field
     )
 
 

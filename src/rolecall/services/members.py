@@ -1,20 +1,23 @@
-"""Members: list them, change their roles, remove them. An organization never loses its last owner."""
+"""Members: list them, change their roles and external ids, remove them. An organization never loses its last owner."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rolecall.audit import Private
 from rolecall.domain import Caller, Member, MemberOrder, Page, Token
-from rolecall.errors import InvalidField, LastOwner, MemberNotFound, PermissionMissing
+from rolecall.errors import BatchSize, InvalidField, LastOwner, MemberNotFound, PermissionMissing
 from rolecall.policy import join_names
 from rolecall.policy.reload import LivePolicy
 from rolecall.services.caller_permissions import require, require_any, require_handling, require_known, require_person
+from rolecall.services.external_id_rules import take
 from rolecall.services.pagination import Pagination
 from rolecall.services.unit_of_work import (
     Answer,
     ChangeContext,
     ChangeRequest,
+    DryRun,
     Outcome,
     Unchanged,
     UnitOfWork,
@@ -22,21 +25,34 @@ from rolecall.services.unit_of_work import (
     require_etag,
 )
 from rolecall.storage import Storage
+from rolecall.storage import invitations as invitation_rows
 from rolecall.storage import members as rows
 from rolecall.storage import organizations as organization_rows
 from rolecall.storage import tokens as token_rows
 
-__all__ = ["ChangedMember", "MemberPage", "Members", "RemovedMember", "audit_details"]
+__all__ = ["ChangedMember", "MemberPage", "Members", "MovedMembers", "RemovedMember", "audit_details"]
 
 # Maximum organization tokens listed in the answer when their creator is removed, to bound the response.
 MAX_TOKENS = 1000
+# Maximum members that are moved in one transaction, which blocks the organization's writers, and named in its entry.
+MAX_MOVED = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class ChangedMember(Answer):
-    """Answer to a change of a member's role."""
+    """Answer to a change of a member's role or external id."""
 
     member: Member
+
+
+@dataclass(frozen=True, slots=True)
+class MovedMembers(Answer):
+    """Answer to a move: how many members were moved, their etag before, and what else has the old role still."""
+
+    count: int
+    etag: str
+    organization_tokens: int
+    invitations: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +80,12 @@ class Members:
         self._live = live
         self._pages = pages
 
-    def list(self, caller: Caller, role: str, text: str, order: MemberOrder, page: Page) -> MemberPage:
-        """List the members with this role and with this text in address or name; an empty filter matches all.
+    def list(
+        self, caller: Caller, role: str, text: str, order: MemberOrder, page: Page, *, external_id: str = ""
+    ) -> MemberPage:
+        """List the members with this role, with this text in address or name, and with this external id.
+
+        An empty filter matches all.
 
         Raises `PermissionMissing`, `InvalidField`, `UnknownRoleName`, `PageToken`.
         """
@@ -74,12 +94,14 @@ class Members:
         require(policy, caller, "view", "members")
         if role:
             require_known(policy, role, "role")
-        scope = ("ListMembers", caller.organization, role, text, order.value)
+        scope = ("ListMembers", caller.organization, role, text, external_id, order.value)
         position = self._pages.position(scope, page)
         after: tuple[str | int, str] | None = None
         if position:
             after = (int(position[0]) if order is MemberOrder.NEWEST else position[0], position[1])
-        found = self._storage.read(lambda tx: rows.page(tx, caller.organization, role, text, order, after, size + 1))
+        found = self._storage.read(
+            lambda tx: rows.page(tx, caller.organization, role, text, external_id, order, after, size + 1)
+        )
         more = len(found) > size
         token = self._pages.token(scope, [str(part) for part in found[size - 1][0]]) if more else ""
         return MemberPage(tuple(member for _, member in found[:size]), token)
@@ -118,6 +140,78 @@ class Members:
             return Written(ChangedMember(changed), f"user:{user_id}", details)
 
         return self._unit_of_work.run(request, ChangedMember, authorize, effect)
+
+    def change_external_id(self, request: ChangeRequest, user_id: str, external_id: str, etag: str) -> ChangedMember:
+        """Give a member another external id, or with an empty one none; the present one changes nothing.
+
+        Raises `PermissionMissing`, `RoleBeyondCaller`, `MemberNotFound`, `ExternalIdTaken`, `EtagMismatch`.
+        """
+
+        def effect(context: ChangeContext, member: Member) -> Outcome[ChangedMember]:
+            require_etag(etag, member.etag)
+            if member.external_id == external_id:
+                return Unchanged(ChangedMember(member))
+            take(context, external_id, "external_id")
+            rows.change_external_id(context.tx, member, external_id, max(context.at, member.update_time + 1))
+            changed = rows.get(context.tx, member.organization, user_id) or member
+            before, after = ({"external_id": _audited_external_id(each)} for each in (member, changed))
+            details = {"before": before, "after": after}
+            return Written(ChangedMember(changed), f"user:{user_id}", details)
+
+        # The holder of the external id acts with the member's role, so this is as if that role were given.
+        return self._unit_of_work.run(
+            request, ChangedMember, lambda context: _require_member(context, "update", user_id), effect
+        )
+
+    def move(
+        self, request: ChangeRequest, from_role: str, to_role: str, etag: str, *, validate_only: bool = False
+    ) -> MovedMembers:
+        """Give all members with one role another, as `change_role` does for each; with `validate_only`, count them.
+
+        Raises `PermissionMissing`, `RoleBeyondCaller`, `UnknownRoleName`, `InvalidField` for the same role,
+        `EtagMismatch`, `BatchSize`, `LastOwner`.
+        """
+
+        def authorize(context: ChangeContext) -> None:
+            require_any(context.policy, context.caller, "update")
+            for role, field in ((to_role, "to_role"), (from_role, "from_role")):
+                held = role == from_role and rows.versions_with_role(context.tx, context.caller.organization, role, 1)
+                if not held:
+                    require_known(context.policy, role, field)
+                require_handling(context.policy, context.caller, "update", role, field)
+            if from_role == to_role:
+                raise InvalidField(f"to_role is {to_role}, as from_role: name another role.", field="to_role")
+
+        def effect(context: ChangeContext, _: None) -> Outcome[MovedMembers]:
+            organization, owners = context.caller.organization, context.policy.owner_roles
+            found = rows.versions_with_role(context.tx, organization, from_role, MAX_MOVED + 1)
+            require_etag(etag, present := _etag(found))
+            if len(found) > MAX_MOVED:
+                raise BatchSize(
+                    f"More than {MAX_MOVED} members have the role {from_role}: ask the operator to move them, with"
+                    f" `rolecall operator policy activate --move {from_role}={to_role}`.",
+                    field="from_role",
+                    maximum=str(MAX_MOVED),
+                )
+            answer = MovedMembers(
+                len(found),
+                present,
+                token_rows.count_with_role(context.tx, organization, from_role, context.at),
+                invitation_rows.pending_count(context.tx, organization, from_role, context.at),
+            )
+            if from_role in owners and to_role not in owners and found:
+                others = [role for role in owners if role != from_role]
+                if not organization_rows.owner_count(context.tx, organization, others):
+                    raise _last_owner(organization, owners, "from_role")
+            if validate_only:
+                return DryRun(answer)
+            if not found:
+                return Unchanged(answer)
+            moved = rows.move(context.tx, organization, from_role, to_role, context.at)
+            details = {"before": {"role": from_role}, "after": {"role": to_role}, "members": moved}
+            return Written(answer, f"role:{from_role}", details)
+
+        return self._unit_of_work.run(request, MovedMembers, authorize, effect)
 
     def remove(self, request: ChangeRequest, user_id: str, etag: str) -> RemovedMember:
         """Remove a member, and revoke their tokens and sessions in the same transaction.
@@ -173,11 +267,18 @@ class Members:
 
 def audit_details(member: Member) -> Mapping[str, Any]:
     """Details of a member for the audit log."""
-    return {
+    details: dict[str, Any] = {
         "role": member.role,
         "email": Private(member.user_id, member.email, "email"),
         "display_name": Private(member.user_id, member.display_name),
     }
+    if member.external_id:
+        details["external_id"] = _audited_external_id(member)
+    return details
+
+
+def _audited_external_id(member: Member) -> Private | str:
+    return Private(member.user_id, member.external_id, "external_id") if member.external_id else ""
 
 
 def _require_member(context: ChangeContext, verb: str, user_id: str) -> Member:
@@ -197,12 +298,24 @@ def _require_other_owner(context: ChangeContext, leaving: Member, field: str = "
     """Raise `LastOwner` for `field` if the member is the only owner; the organization's writers are serialized."""
     owners = context.policy.owner_roles
     if leaving.role in owners and organization_rows.owner_count(context.tx, leaving.organization, owners) <= 1:
-        raise LastOwner(
-            f"Nobody else holds the role {join_names(owners, ' or ')} in {leaving.organization}: give it to a second"
-            " person first, with ChangeMemberRole or an invitation.",
-            field=field,
-            subject=f"organization:{leaving.organization}",
-        )
+        raise _last_owner(leaving.organization, owners, field)
+
+
+def _last_owner(organization: str, owner_roles: Sequence[str], field: str) -> LastOwner:
+    return LastOwner(
+        f"Nobody else holds the role {join_names(owner_roles, ' or ')} in {organization}: give it to a second"
+        " person first, with ChangeMemberRole or an invitation.",
+        field=field,
+        subject=f"organization:{organization}",
+    )
+
+
+def _etag(versions: Iterable[tuple[str, int]]) -> str:
+    """Return the etag of several members, which changes with each of them, and with who they are."""
+    digest = hashlib.sha256()
+    for user_id, update_time in versions:
+        digest.update(f"{user_id} {update_time:x}\n".encode())
+    return digest.hexdigest()[:32]
 
 
 def _not_found(user_id: str) -> MemberNotFound:

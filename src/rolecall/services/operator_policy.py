@@ -48,10 +48,10 @@ def activate(
 ) -> ActivatedPolicy:
     """Put the policy in force for all servers of the database, all or nothing.
 
-    Before that, each member, organization token and pending invitation with a role in `moves` gets the role that it
-    maps to; each organization concerned has an audit entry of that. Raises `UnknownRoleName` for a role to move to
-    that the policy doesn't have, `PolicyInvalid` where the policy doesn't fit the members and tokens even so,
-    `WriteConflict`, `StorageUnavailable`.
+    Each member, organization token and pending invitation with a role in `moves` gets the role that it maps to; each
+    organization concerned has an audit entry of that, after the one about the activation. Raises `UnknownRoleName` for
+    a role to move to that the policy doesn't have, `PolicyInvalid` where the policy doesn't fit the members and tokens
+    even so, `WriteConflict`, `StorageUnavailable`.
     """
     policy = built.policy
     assert policy is not None  # noqa: S101 - for the type checker: callers pass no policy with errors
@@ -63,21 +63,21 @@ def activate(
 
     def work(tx: Transaction) -> ActivatedPolicy:
         at = now()
+        stored = StoredPolicy(built.version, *built.files, built.comparisons, built.comparison_key)
+        activation = rows.activate(tx, stored, activator, at)
         moved = _holders(tx, moves, at)
         for organization, holders in moved.items():
             revised = replace(tx, revision=organization_rows.bump(tx, organization))
             _move(revised, holders, moves, at)
             for part in _audit_details(holders):
                 details = {"policy_version": built.version, "moves": dict(moves), **part}
-                event = Event(organization, OPERATOR, "ActivatePolicy", f"organization:{organization}", details)
+                event = Event(organization, OPERATOR, "MoveRoles", f"organization:{organization}", details)
                 log.record(revised, event)
         findings, ownerless = find_conflicts(tx, policy)
         if findings:
             problems = " ".join(f"{finding.message} {finding.fix}" for finding in findings)
             names = f" Organizations: {join_names(ownerless)}." if ownerless else ""
             raise PolicyInvalid(f"The policy can't be activated: {problems}{names}")
-        stored = StoredPolicy(built.version, *built.files, built.comparisons, built.comparison_key)
-        activation = rows.activate(tx, stored, activator, at)
         count = sum(len(each.members) + len(each.tokens) + len(each.invitations) for each in moved.values())
         return ActivatedPolicy(activation, count, len(moved))
 

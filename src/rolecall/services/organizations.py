@@ -104,7 +104,7 @@ def view(tx: Transaction, policy: Policy, organization: str) -> OrganizationView
 def create(
     storage: Storage, log: AuditLog, policy: Policy, organization: str, owner: str, *, demo: bool = False
 ) -> CreatedOrganization:
-    """Create `organization` with the member `owner` (an address) in the policy's top role, and a token for them.
+    """Create `organization` with the member `owner` (an address) in the policy's `founder_role`, and a token for them.
 
     `policy` is the one in force. `demo` adds a member for each other role, named after it. Raises `InvalidField`,
     `OrganizationExists`, `PolicyInvalid`, `WriteConflict`.
@@ -116,11 +116,11 @@ def create(
             field="organization",
         )
     address = email_address.parse(owner, "owner")
-    if not policy.owner_roles:
+    top = policy.founder_role
+    if not top:
         raise PolicyInvalid(
             "No role of the policy may `owners update`, so an organization could have no owner: add a rule for it."
         )
-    top = policy.owner_roles[0]
     others = [role for role in policy.roles if role != top] if demo else []
     domain = address.display.rpartition("@")[2]
     people = [(top, address), *((role, email_address.parse(f"{role.lower()}@{domain}", "owner")) for role in others)]

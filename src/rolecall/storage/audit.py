@@ -21,6 +21,7 @@ __all__ = [
     "add_head",
     "add_values",
     "addresses_of",
+    "behind_activation",
     "checkpoints",
     "clear",
     "denied_at",
@@ -76,7 +77,11 @@ class PersonalValue:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """End of a log, and the last entry that was pruned; sequence number 0 for none."""
+    """End of a log, and the last entry that was pruned; sequence number 0 for none.
+
+    `activation` is the sequence number of the last activation of a policy that the log records, or of the last before
+    the log began.
+    """
 
     organization: str
     sequence: int
@@ -86,6 +91,7 @@ class Head:
     start_hash: bytes
     start_signature: bytes
     key_id: str
+    activation: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +115,7 @@ _LOCKED_HEAD = _HEAD.with_for_update()
 _MOVE_HEAD = (
     update(audit_heads)
     .where(audit_heads.c.organization == bindparam("named"))
-    .values({name: bindparam(name) for name in ("sequence", "hash", "signature", "key_id")})
+    .values({name: bindparam(name) for name in ("sequence", "hash", "signature", "key_id", "activation")})
 )
 
 
@@ -128,6 +134,14 @@ def clear(tx: Transaction, organization: str) -> None:
     """Delete the whole log, its head included."""
     for table in (audit_values, audit_entries, audit_checkpoints, audit_heads):
         tx.connection.execute(delete(table).where(table.c.organization == organization))
+
+
+def behind_activation(tx: Transaction, activation: int, after: str, limit: int) -> list[str]:
+    """Return at most `limit` organizations after `after`, by name, whose logs don't record this activation yet."""
+    behind = select(audit_heads.c.organization).where(
+        audit_heads.c.activation < activation, audit_heads.c.organization > after
+    )
+    return list(tx.connection.scalars(behind.order_by(audit_heads.c.organization).limit(limit)))
 
 
 def organizations_without_head(tx: Transaction) -> list[str]:
@@ -151,6 +165,7 @@ def move_head(tx: Transaction, moved: Head) -> None:
             "hash": moved.hash,
             "signature": moved.signature,
             "key_id": moved.key_id,
+            "activation": moved.activation,
         },
     )
 

@@ -1,11 +1,13 @@
 """Queries on the changes of each revision, by which the caches of all processes are invalidated."""
 
+from collections.abc import Iterable
+
 from sqlalchemy import delete, literal_column, select, text
 
 from rolecall.storage.tables import changes
 from rolecall.storage.transaction import Change, Transaction
 
-__all__ = ["CHANNEL", "notify_followers", "position", "prune", "record_change", "since"]
+__all__ = ["CHANNEL", "notify_followers", "position", "prune", "record_change", "record_changes", "since"]
 
 # The channel on which PostgreSQL notifies the followers of each commit.
 CHANNEL = "rolecall"
@@ -36,6 +38,13 @@ def record_change(tx: Transaction, organization: str, kind: str, key: str) -> No
     change = Change(organization, tx.revision, kind, key)
     tx.changes_made.append(change)
     tx.connection.execute(_ADD[tx.connection.dialect.name], change._asdict())
+
+
+def record_changes(tx: Transaction, organization: str, kind: str, keys: Iterable[str]) -> None:
+    """Record that this revision changed several objects of this kind, at least one."""
+    made = [Change(organization, tx.revision, kind, key) for key in keys]
+    tx.changes_made.extend(made)
+    tx.connection.execute(_ADD[tx.connection.dialect.name], [change._asdict() for change in made])
 
 
 def notify_followers(tx: Transaction) -> None:

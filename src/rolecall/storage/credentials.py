@@ -73,6 +73,7 @@ _KNOWN = (
         credentials.c.revoke_time,
         credentials.c.digest,
         members.c.email_key,
+        members.c.external_id,
         present_role().label("role"),
     )
     .select_from(credentials_with_holders())
@@ -215,6 +216,7 @@ def holders(tx: Transaction, presented: Collection[tuple[str, bytes]]) -> list[C
             row.expire_time,
             digest,
             networks_of(row.networks),
+            row.external_id or "",
         )
         if hmac.compare_digest(row.digest, digest):
             found.append(CredentialHolder(caller, _validity(row, caller.networks)))

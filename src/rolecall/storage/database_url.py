@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Sequence
+from functools import cache
 from itertools import chain
 from urllib.parse import parse_qs, unquote
 
-from psycopg import pq
 from sqlalchemy import URL, make_url
 
 from rolecall.errors import ConfigError
@@ -22,7 +22,6 @@ _POSTGRESQL = re.compile(
     r"(?:\?(?P<query>[^@?#]*))?"
 )
 _SQLITE = re.compile(r"sqlite(?:\+\w+)?://(?:/.*)?", re.DOTALL)
-_PARAMETERS = frozenset(option.keyword.decode() for option in pq.Conninfo.get_defaults())
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
 _LONE_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 
@@ -101,7 +100,7 @@ def _parse_query(text: str) -> dict[str, str | Sequence[str]]:
     found = parse_qs(text, keep_blank_values=True, strict_parsing=True, errors="strict")
     if _LONE_PERCENT.search(text) or any(map(_CONTROL_CHARACTER.search, chain(*found.values()))):
         raise ValueError
-    if found.keys() - _PARAMETERS:
+    if found.keys() - _known_parameters():
         raise ConfigError(
             "The database URL has a parameter that PostgreSQL doesn't know: remove it, or correct its name, after the"
             " `?`, by the list in https://www.postgresql.org/docs/current/libpq-connect.html."
@@ -117,3 +116,11 @@ def _decode(part: str | None) -> str | None:
     if _LONE_PERCENT.search(part) or _CONTROL_CHARACTER.search(decoded):
         raise ValueError
     return decoded
+
+
+@cache
+def _known_parameters() -> frozenset[str]:
+    """Return the names of the parameters of a connection to PostgreSQL."""
+    from psycopg import pq  # noqa: PLC0415 - a server on SQLite needs no driver
+
+    return frozenset(option.keyword.decode() for option in pq.Conninfo.get_defaults())

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from sqlalchemy import Row, and_, bindparam, case, insert, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Row, and_, bindparam, case, func, insert, or_, select, tuple_, update
 
 from rolecall.domain import Delivery, Invitation, InvitationState, MailKind
 from rolecall.storage.credentials import restriction_of, restriction_text
@@ -23,6 +23,8 @@ __all__ = [
     "of_address",
     "page",
     "pending",
+    "pending_count",
+    "pending_with_external_ids",
     "pending_with_roles",
     "renew",
 ]
@@ -61,6 +63,8 @@ def add(tx: Transaction, new: Sequence[tuple[str, Invitation]]) -> None:
                 "create_time": invitation.create_time,
                 "expire_time": invitation.expire_time,
                 "changed": invitation.changed,
+                "display_name": invitation.display_name,
+                "external_id": invitation.external_id or None,
             }
             for email_key, invitation in new
         ],
@@ -81,24 +85,25 @@ def get(tx: Transaction, organization: str, invitation_id: str) -> Invitation | 
 
 def pending(tx: Transaction, organization: str, email_keys: Collection[str], at: int) -> dict[str, str]:
     """Map each of the addresses that has an invitation pending at `at` to the invitation's id."""
-    rows = tx.connection.execute(
-        select(invitations.c.email_key, invitations.c.id).where(
-            invitations.c.organization == organization,
-            invitations.c.email_key.in_(email_keys),
-            invitations.c.state == InvitationState.PENDING.value,
-            invitations.c.expire_time > at,
-        )
-    )
-    return {row.email_key: row.id for row in rows}
+    return _pending_by(tx, organization, invitations.c.email_key, email_keys, at)
 
 
-def expire(tx: Transaction, organization: str, email_keys: Collection[str], at: int) -> None:
-    """Mark these addresses' pending invitations that expired by `at`: then new ones can be inserted."""
+def pending_with_external_ids(
+    tx: Transaction, organization: str, external_ids: Collection[str], at: int
+) -> dict[str, str]:
+    """Map each of the external ids that an invitation pending at `at` has to the invitation's id."""
+    return _pending_by(tx, organization, invitations.c.external_id, external_ids, at)
+
+
+def expire(
+    tx: Transaction, organization: str, at: int, *, email_keys: Collection[str] = (), external_ids: Collection[str] = ()
+) -> None:
+    """Mark the pending invitations of these addresses or external ids that expired by `at`, so that these are free."""
     tx.connection.execute(
         update(invitations)
         .where(
             invitations.c.organization == organization,
-            invitations.c.email_key.in_(email_keys),
+            or_(invitations.c.email_key.in_(email_keys), invitations.c.external_id.in_(external_ids)),
             invitations.c.state == InvitationState.PENDING.value,
             invitations.c.expire_time <= at,
         )
@@ -107,10 +112,13 @@ def expire(tx: Transaction, organization: str, email_keys: Collection[str], at: 
 
 
 def renew(tx: Transaction, invitation: Invitation) -> None:
-    """Store the generation and expiry of a new secret, and the inviter who resent it."""
+    """Store the generation and expiry of a new secret, the inviter who sent it, and what else they changed."""
     _change(
         tx,
         invitation,
+        role=invitation.role,
+        display_name=invitation.display_name,
+        external_id=invitation.external_id or None,
         creator=invitation.creator,
         restriction=restriction_text(invitation.restriction),
         generation=invitation.generation,
@@ -119,8 +127,8 @@ def renew(tx: Transaction, invitation: Invitation) -> None:
 
 
 def accept(tx: Transaction, invitation: Invitation, user_id: str) -> None:
-    """Mark the invitation as accepted by this person."""
-    _change(tx, invitation, state=InvitationState.ACCEPTED.value, user_id=user_id)
+    """Mark the invitation as accepted by this person, whose row has the external id from now on."""
+    _change(tx, invitation, state=InvitationState.ACCEPTED.value, user_id=user_id, external_id=None)
 
 
 def delete(tx: Transaction, invitation: Invitation) -> None:
@@ -141,6 +149,17 @@ def pending_with_roles(tx: Transaction, roles: Collection[str]) -> list[Invitati
     return [_invitation(row) for row in tx.connection.execute(query.order_by(invitations.c.organization))]
 
 
+def pending_count(tx: Transaction, organization: str, role: str, at: int) -> int:
+    """Count the invitations to this role that can be accepted at `at`."""
+    query = select(func.count()).where(
+        invitations.c.organization == organization,
+        invitations.c.role == role,
+        invitations.c.state == InvitationState.PENDING.value,
+        invitations.c.expire_time > at,
+    )
+    return tx.connection.scalars(query).one()
+
+
 def change_role(tx: Transaction, invitation: Invitation, role: str) -> None:
     """Give the invited person another role."""
     _change(tx, invitation, role=role)
@@ -153,7 +172,7 @@ def of_address(tx: Transaction, organization: str, email_key: str) -> set[str]:
 
 
 def erase(tx: Transaction, organization: str, invitation_ids: Collection[str], at: int) -> int:
-    """Erase the addresses of these invitations, and delete the pending ones. Returns their number."""
+    """Erase who these invitations are for, and delete the pending ones. Returns their number."""
     pending = invitations.c.state == InvitationState.PENDING.value
     state = case(
         (pending & (invitations.c.expire_time <= at), InvitationState.EXPIRED.value),
@@ -162,7 +181,8 @@ def erase(tx: Transaction, organization: str, invitation_ids: Collection[str], a
     )
     named = (invitations.c.organization == organization) & invitations.c.id.in_(invitation_ids)
     erased = update(invitations).where(named, invitations.c.email_key != "")
-    return tx.connection.execute(erased.values(email=ERASED, email_key="", state=state, changed=tx.revision)).rowcount
+    person = {"email": ERASED, "email_key": "", "display_name": "", "external_id": None}
+    return tx.connection.execute(erased.values(**person, state=state, changed=tx.revision)).rowcount
 
 
 def page(
@@ -171,6 +191,7 @@ def page(
     state: InvitationState | None,
     role: str,
     text: str,
+    external_id: str,
     at: int,
     after: tuple[int, str] | None,
     limit: int,
@@ -179,7 +200,7 @@ def page(
 ) -> list[Invitation]:
     """Read at most `limit` invitations, newest first, those after the position `after`, a (create_time, id).
 
-    `state`: as it is at `at`; `role` and `text`, in lower case, are empty for any.
+    `state`: as it is at `at`; `role`, `text`, in lower case, and `external_id` are empty for any.
     """
     query = _INVITATIONS.where(invitations.c.organization == organization)
     pends = invitations.c.state == InvitationState.PENDING.value
@@ -197,6 +218,8 @@ def page(
             query = query.where(invitations.c.state == state.value)
     if role:
         query = query.where(invitations.c.role == role)
+    if external_id:
+        query = query.where(invitations.c.external_id == external_id)
     if text:
         columns = (invitations.c.email_key, invitations.c.email)
         query = query.where(or_(*(column.icontains(text, autoescape=True) for column in columns)))
@@ -205,6 +228,19 @@ def page(
         query = query.where(tuple_(*place) < after)
     rows = tx.connection.execute(query.order_by(*(column.desc() for column in place)).limit(limit))
     return [_invitation(row) for row in rows]
+
+
+def _pending_by(
+    tx: Transaction, organization: str, column: ColumnElement[Any], values: Collection[str], at: int
+) -> dict[str, str]:
+    """Map each of the values that stands in this column of an invitation pending at `at` to the invitation's id."""
+    query = select(column.label("value"), invitations.c.id).where(
+        invitations.c.organization == organization,
+        column.in_(values),
+        invitations.c.state == InvitationState.PENDING.value,
+        invitations.c.expire_time > at,
+    )
+    return {row.value: row.id for row in tx.connection.execute(query)}
 
 
 def _change(tx: Transaction, invitation: Invitation, **values: str | int | None) -> None:
@@ -227,4 +263,6 @@ def _invitation(row: Row[Any]) -> Invitation:
         row.expire_time,
         row.changed,
         Delivery(row.delivery) if row.delivery else None,
+        row.display_name,
+        row.external_id or "",
     )

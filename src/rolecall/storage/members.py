@@ -3,10 +3,10 @@
 from collections.abc import Collection
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, bindparam, delete, exists, insert, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Row, and_, bindparam, case, delete, exists, insert, or_, select, tuple_, update
 
 from rolecall.domain import Member, MemberOrder
-from rolecall.storage.changes import record_change
+from rolecall.storage.changes import record_change, record_changes
 from rolecall.storage.tables import members, organizations
 from rolecall.storage.transaction import Transaction
 
@@ -14,16 +14,20 @@ __all__ = [
     "add",
     "by_email",
     "by_emails",
+    "change_external_id",
     "change_role",
     "get",
     "holders",
+    "move",
     "organizations_without",
     "page",
     "page_with_roles",
     "remove",
     "roles_by_email",
+    "roles_by_external_id",
     "roles_by_id",
     "roles_held",
+    "versions_with_role",
 ]
 
 # Columns of each order; the second makes it total.
@@ -40,6 +44,9 @@ _BY_ID = select(members.c.user_id, members.c.role).where(
 _BY_EMAIL = select(members.c.email_key, members.c.role, members.c.user_id).where(
     members.c.organization == bindparam("named"), members.c.email_key.in_(bindparam("keys", expanding=True))
 )
+_BY_EXTERNAL_ID = select(members.c.external_id, members.c.role, members.c.user_id).where(
+    members.c.organization == bindparam("named"), members.c.external_id.in_(bindparam("keys", expanding=True))
+)
 
 
 def add(tx: Transaction, member: Member, email_key: str) -> None:
@@ -54,6 +61,7 @@ def add(tx: Transaction, member: Member, email_key: str) -> None:
             role=member.role,
             create_time=member.create_time,
             update_time=member.update_time,
+            external_id=member.external_id or None,
         )
     )
     record_change(tx, member.organization, "member", member.user_id)
@@ -91,6 +99,36 @@ def change_role(tx: Transaction, member: Member, role: str, at: int) -> None:
     record_change(tx, member.organization, "member", member.user_id)
 
 
+def change_external_id(tx: Transaction, member: Member, external_id: str, at: int) -> None:
+    """Give the member another external id; an empty one stands for none."""
+    values = {"external_id": external_id or None, "update_time": at}
+    tx.connection.execute(update(members).where(_named(member)).values(values))
+    record_change(tx, member.organization, "member", member.user_id)
+
+
+def versions_with_role(tx: Transaction, organization: str, role: str, limit: int) -> list[tuple[str, int]]:
+    """Return the ids of at most `limit` members with this role, with the time of each one's last change, by id."""
+    query = select(members.c.user_id, members.c.update_time).where(
+        members.c.organization == organization, members.c.role == role
+    )
+    rows = tx.connection.execute(query.order_by(members.c.user_id).limit(limit))
+    return [(row.user_id, row.update_time) for row in rows]
+
+
+def move(tx: Transaction, organization: str, from_role: str, to_role: str, at: int) -> list[str]:
+    """Give all members with `from_role`, at least one, the role `to_role`. Returns their ids."""
+    moved = (
+        update(members)
+        .where(members.c.organization == organization, members.c.role == from_role)
+        # An etag must never occur twice, even where the clock was set back.
+        .values(role=to_role, update_time=case((members.c.update_time >= at, members.c.update_time + 1), else_=at))
+        .returning(members.c.user_id)
+    )
+    user_ids = sorted(tx.connection.scalars(moved))
+    record_changes(tx, organization, "member", user_ids)
+    return user_ids
+
+
 def remove(tx: Transaction, member: Member) -> None:
     """Delete the member, and with the row all their credentials."""
     tx.connection.execute(delete(members).where(_named(member)))
@@ -102,17 +140,20 @@ def page(
     organization: str,
     role: str,
     text: str,
+    external_id: str,
     order: MemberOrder,
     after: tuple[str | int, str] | None,
     limit: int,
 ) -> list[tuple[tuple[str | int, str], Member]]:
     """Read at most `limit` members with their positions in the order, those after the position `after`.
 
-    `role` and `text`, in lower case, are empty for any.
+    `role`, `text`, in lower case, and `external_id` are empty for any.
     """
     query = select(members).where(members.c.organization == organization)
     if role:
         query = query.where(members.c.role == role)
+    if external_id:
+        query = query.where(members.c.external_id == external_id)
     if text:
         columns = (members.c.email_key, members.c.email, members.c.display_name)
         query = query.where(or_(*(column.icontains(text, autoescape=True) for column in columns)))
@@ -138,6 +179,14 @@ def roles_by_email(tx: Transaction, organization: str, email_keys: Collection[st
     """Map each of the addresses that is a member's to the role and the user id."""
     rows = tx.connection.execute(_BY_EMAIL, {"named": organization, "keys": list(email_keys)})
     return {email_key: (role, user_id) for email_key, role, user_id in rows}
+
+
+def roles_by_external_id(
+    tx: Transaction, organization: str, external_ids: Collection[str]
+) -> dict[str, tuple[str, str]]:
+    """Map each of the external ids that is a member's to the role and the user id."""
+    rows = tx.connection.execute(_BY_EXTERNAL_ID, {"named": organization, "keys": list(external_ids)})
+    return {external_id: (role, user_id) for external_id, role, user_id in rows}
 
 
 def page_with_roles(
@@ -176,5 +225,12 @@ def _named(member: Member) -> ColumnElement[bool]:
 
 def _member(row: Row[Any]) -> Member:
     return Member(
-        row.organization, row.user_id, row.email, row.display_name, row.role, row.create_time, row.update_time
+        row.organization,
+        row.user_id,
+        row.email,
+        row.display_name,
+        row.role,
+        row.create_time,
+        row.update_time,
+        row.external_id or "",
     )

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import Row, func, insert, select, update
+from sqlalchemy import Row, bindparam, func, insert, select, update
 
 from rolecall.storage.changes import notify_followers
 from rolecall.storage.tables import policies, policy_activations
@@ -13,6 +13,7 @@ __all__ = [
     "Activation",
     "StoredPolicy",
     "activate",
+    "activations_from",
     "comparison_key",
     "get",
     "in_force",
@@ -24,6 +25,11 @@ __all__ = [
 # Built once, as every change runs it.
 _SEQUENCE = select(func.max(policy_activations.c.sequence))
 _IN_FORCE = select(policy_activations).order_by(policy_activations.c.sequence.desc()).limit(1)
+_FROM = (
+    select(policy_activations)
+    .where(policy_activations.c.sequence >= bindparam("first"))
+    .order_by(policy_activations.c.sequence)
+)
 _VERSION = select(policy_activations.c.version).order_by(policy_activations.c.sequence.desc()).limit(1)
 
 
@@ -66,6 +72,11 @@ def in_force(tx: Transaction) -> Activation | None:
     """Return the activation in force; None where no policy was activated yet."""
     row = tx.connection.execute(_IN_FORCE).one_or_none()
     return _activation(row) if row else None
+
+
+def activations_from(tx: Transaction, first: int) -> list[Activation]:
+    """Return the activation with the sequence number `first`, if there is one, and all later ones, in order."""
+    return [_activation(row) for row in tx.connection.execute(_FROM, {"first": first})]
 
 
 def get(tx: Transaction, version: str) -> StoredPolicy | None:

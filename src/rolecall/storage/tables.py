@@ -66,8 +66,12 @@ members = Table(
     Column[str]("role", Text, nullable=False),
     Column[int]("create_time", BigInteger, nullable=False),
     Column[int]("update_time", BigInteger, nullable=False),
+    # NULL for none: then it is unique beside others without one.
+    Column[str | None]("external_id", Text, nullable=True),
     ForeignKeyConstraint(["organization"], ["organizations.id"]),
     UniqueConstraint("organization", "email_key"),
+    # An index, as SQLite can't add a constraint to a table.
+    Index("uq_members_external_id", "organization", "external_id", unique=True),
     # The policy's reload checks the roles in use, and which organizations have an owner; lists are ordered by address.
     Index(None, "organization", "role", "email_key"),
     Index(None, "organization", "display_name", "user_id"),
@@ -94,6 +98,9 @@ invitations = Table(
     Column[int]("changed", BigInteger, nullable=False),
     # The person who joined by it. No foreign key: they may be removed.
     Column[str | None]("user_id", Text, nullable=True),
+    # Of the person who will join; NULL for none.
+    Column[str]("display_name", Text, nullable=False, server_default=text("''")),
+    Column[str | None]("external_id", Text, nullable=True),
     CheckConstraint("(state = 'accepted') = (user_id IS NOT NULL)", name="accepted"),
     ForeignKeyConstraint(["organization"], ["organizations.id"]),
     # At most one pending invitation for each address.
@@ -101,6 +108,15 @@ invitations = Table(
         "uq_invitations_pending",
         "organization",
         "email_key",
+        unique=True,
+        sqlite_where=text("state = 'pending'"),
+        postgresql_where=text("state = 'pending'"),
+    ),
+    # No two pending invitations have the same external id.
+    Index(
+        "uq_invitations_external_id",
+        "organization",
+        "external_id",
         unique=True,
         sqlite_where=text("state = 'pending'"),
         postgresql_where=text("state = 'pending'"),
@@ -262,6 +278,8 @@ audit_heads = Table(
     Column[bytes]("start_hash", LargeBinary(32), nullable=False),
     Column[bytes]("start_signature", LargeBinary(32), nullable=False),
     Column[str]("key_id", Text, nullable=False),
+    # Sequence number of the last activation of a policy that the log records.
+    Column[int]("activation", BigInteger, nullable=False, server_default=text("0")),
     ForeignKeyConstraint(["organization"], ["organizations.id"]),
 )
 
@@ -287,7 +305,7 @@ audit_entries = Table(
     Index(None, "organization", "actor", "sequence"),
 )
 
-# Addresses and names of persons, outside the hash chain so that they can be erased.
+# Addresses, names and external ids of persons, outside the hash chain so that they can be erased.
 audit_values = Table(
     "audit_values",
     metadata,
@@ -295,7 +313,7 @@ audit_values = Table(
     Column[int]("sequence", BigInteger, primary_key=True, autoincrement=False),
     Column[int]("number", BigInteger, primary_key=True, autoincrement=False),
     Column[str]("person", Text, nullable=False),
-    # email or name.
+    # email, name or external_id.
     Column[str]("kind", Text, nullable=False),
     Column[bytes]("salt", LargeBinary(16), nullable=False),
     Column[str]("value", Text, nullable=False),

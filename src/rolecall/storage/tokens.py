@@ -4,7 +4,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Row, and_, bindparam, case, false, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Row, and_, bindparam, case, false, func, or_, select, tuple_, update
 
 from rolecall.domain import CredentialKind, Token, TokenState
 from rolecall.storage.changes import record_change
@@ -17,6 +17,7 @@ __all__ = [
     "TokenQuery",
     "change_role",
     "count_notices",
+    "count_with_role",
     "created_by",
     "expiring",
     "get",
@@ -101,6 +102,17 @@ def roles_held(tx: Transaction, at: int) -> set[str]:
         .distinct()
     )
     return {role for role in rows if role is not None}
+
+
+def count_with_role(tx: Transaction, organization: str, role: str, at: int) -> int:
+    """Count the organization's tokens with this role that are live at `at`."""
+    query = select(func.count()).where(
+        credentials.c.organization == organization,
+        credentials.c.role == role,
+        credentials.c.revoke_time.is_(None),
+        credentials.c.expire_time > at,
+    )
+    return tx.connection.scalars(query).one()
 
 
 def holders(tx: Transaction, roles: Collection[str], at: int) -> list[RoleHolder]:

@@ -141,7 +141,9 @@ class CheckRequest(_message.Message):
     organization: _builtins.str
     """Names the organization; empty for the credential's own."""
     subject: _builtins.str
-    """Holds `user:ann@acme.io`, `user:ID`, `token:ID`, `role:NAME` (hypothetical), or a bare address."""
+    """Holds `user:ann@acme.io`, `user:USER_ID`, `user:EXTERNAL_ID`, `token:ID`, `role:NAME` (hypothetical), or a bare
+    address.
+    """
     subject_token: _builtins.str
     """Holds a token that was presented to your service; its holder is the subject. Never logged."""
     action: _builtins.str

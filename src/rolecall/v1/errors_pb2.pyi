@@ -94,6 +94,10 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: a plan would have more patterns than a query can. Ask by BatchCheck, or have the policy say it by
     fewer rules. Metadata: `size`, `maximum`.
     """
+    ERROR_REASON_EXTERNAL_ID_TAKEN: _ErrorReason.ValueType  # 32
+    """ALREADY_EXISTS: a member or a pending invitation has the external id, or it stands twice in one request. Metadata:
+    `user_id` of the member, or `id` of the invitation.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed: the `reason` of the google.rpc.ErrorInfo in its status, without the prefix `ERROR_REASON_`, in the
@@ -174,5 +178,9 @@ ERROR_REASON_SERVICE_UNKNOWN: ErrorReason.ValueType  # 30
 ERROR_REASON_PLAN_SIZE: ErrorReason.ValueType  # 31
 """FAILED_PRECONDITION: a plan would have more patterns than a query can. Ask by BatchCheck, or have the policy say it by
 fewer rules. Metadata: `size`, `maximum`.
+"""
+ERROR_REASON_EXTERNAL_ID_TAKEN: ErrorReason.ValueType  # 32
+"""ALREADY_EXISTS: a member or a pending invitation has the external id, or it stands twice in one request. Metadata:
+`user_id` of the member, or `id` of the invitation.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

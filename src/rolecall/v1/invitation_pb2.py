@@ -22,12 +22,13 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from rolecall.v1 import session_pb2 as rolecall_dot_v1_dot_session__pb2
 from rolecall.v1 import shared_pb2 as rolecall_dot_v1_dot_shared__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1crolecall/v1/invitation.proto\x12\x0brolecall.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19rolecall/v1/session.proto\x1a\x18rolecall/v1/shared.proto\"\x91\x02\n\nInvitation\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05\x65mail\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12+\n\x05state\x18\x04 \x01(\x0e\x32\x1c.rolecall.v1.InvitationState\x12\x0f\n\x07\x63reator\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x08 \x01(\t\x12,\n\x08\x64\x65livery\x18\t \x01(\x0e\x32\x1a.rolecall.v1.DeliveryState\"&\n\x07Invitee\x12\r\n\x05\x65mail\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\"\x86\x01\n\x18\x43reateInvitationsRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12)\n\x0binvitations\x18\x02 \x03(\x0b\x32\x14.rolecall.v1.Invitee\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"[\n\x19\x43reateInvitationsResponse\x12,\n\x0binvitations\x18\x01 \x03(\x0b\x32\x17.rolecall.v1.Invitation\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\xb4\x01\n\x16ListInvitationsRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12+\n\x05state\x18\x02 \x01(\x0e\x32\x1c.rolecall.v1.InvitationState\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\x12\x14\n\x0cshow_deleted\x18\x07 \x01(\x08\"`\n\x17ListInvitationsResponse\x12,\n\x0binvitations\x18\x01 \x03(\x0b\x32\x17.rolecall.v1.Invitation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"8\n\x14GetInvitationRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"D\n\x15GetInvitationResponse\x12+\n\ninvitation\x18\x01 \x01(\x0b\x32\x17.rolecall.v1.Invitation\"]\n\x17ResendInvitationRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"Y\n\x18ResendInvitationResponse\x12+\n\ninvitation\x18\x01 \x01(\x0b\x32\x17.rolecall.v1.Invitation\x12\x10\n\x08revision\x18\x02 \x01(\x03\"]\n\x17\x44\x65leteInvitationRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"Y\n\x18\x44\x65leteInvitationResponse\x12+\n\ninvitation\x18\x01 \x01(\x0b\x32\x17.rolecall.v1.Invitation\x12\x10\n\x08revision\x18\x02 \x01(\x03\"Z\n\x17\x41\x63\x63\x65ptInvitationRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x13\n\x06secret\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\"\x8e\x01\n\x18\x41\x63\x63\x65ptInvitationResponse\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12#\n\x06member\x18\x02 \x01(\x0b\x32\x13.rolecall.v1.Member\x12%\n\x07session\x18\x03 \x01(\x0b\x32\x14.rolecall.v1.Session\x12\x10\n\x08revision\x18\x04 \x01(\x03*\xac\x01\n\x0fInvitationState\x12 \n\x1cINVITATION_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18INVITATION_STATE_PENDING\x10\x01\x12\x1c\n\x18INVITATION_STATE_EXPIRED\x10\x02\x12\x1d\n\x19INVITATION_STATE_ACCEPTED\x10\x03\x12\x1c\n\x18INVITATION_STATE_DELETED\x10\x04*\x7f\n\rDeliveryState\x12\x1e\n\x1a\x44\x45LIVERY_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44\x45LIVERY_STATE_QUEUED\x10\x01\x12\x17\n\x13\x44\x45LIVERY_STATE_SENT\x10\x02\x12\x1a\n\x16\x44\x45LIVERY_STATE_BOUNCED\x10\x03\x32\xd0\x04\n\x11InvitationService\x12\x62\n\x11\x43reateInvitations\x12%.rolecall.v1.CreateInvitationsRequest\x1a&.rolecall.v1.CreateInvitationsResponse\x12\\\n\x0fListInvitations\x12#.rolecall.v1.ListInvitationsRequest\x1a$.rolecall.v1.ListInvitationsResponse\x12V\n\rGetInvitation\x12!.rolecall.v1.GetInvitationRequest\x1a\".rolecall.v1.GetInvitationResponse\x12_\n\x10ResendInvitation\x12$.rolecall.v1.ResendInvitationRequest\x1a%.rolecall.v1.ResendInvitationResponse\x12_\n\x10\x44\x65leteInvitation\x12$.rolecall.v1.DeleteInvitationRequest\x1a%.rolecall.v1.DeleteInvitationResponse\x12_\n\x10\x41\x63\x63\x65ptInvitation\x12$.rolecall.v1.AcceptInvitationRequest\x1a%.rolecall.v1.AcceptInvitationResponseBW\n\x0f\x64\x65v.rolecall.v1B\x0fInvitationProtoP\x01Z#rolecall.dev/rolecall/v1;rolecallv1\xaa\x02\x0bRolecall.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1crolecall/v1/invitation.proto\x12\x0brolecall.v1\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19rolecall/v1/session.proto\x1a\x18rolecall/v1/shared.proto\"\xbc\x02\n\nInvitation\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05\x65mail\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12+\n\x05state\x18\x04 \x01(\x0e\x32\x1c.rolecall.v1.InvitationState\x12\x0f\n\x07\x63reator\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0b\x65xpire_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0c\n\x04\x65tag\x18\x08 \x01(\t\x12,\n\x08\x64\x65livery\x18\t \x01(\x0e\x32\x1a.rolecall.v1.DeliveryState\x12\x14\n\x0c\x64isplay_name\x18\n \x01(\t\x12\x13\n\x0b\x65xternal_id\x18\x0b \x01(\t\"Q\n\x07Invitee\x12\r\n\x05\x65mail\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x13\n\x0b\x65xternal_id\x18\x04 \x01(\t\"\x86\x01\n\x18\x43reateInvitationsRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12)\n\x0binvitations\x18\x02 \x03(\x0b\x32\x14.rolecall.v1.Invitee\x12\x15\n\rvalidate_only\x18\x03 \x01(\x08\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"[\n\x19\x43reateInvitationsResponse\x12,\n\x0binvitations\x18\x01 \x03(\x0b\x32\x17.rolecall.v1.Invitation\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\xc9\x01\n\x16ListInvitationsRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12+\n\x05state\x18\x02 \x01(\x0e\x32\x1c.rolecall.v1.InvitationState\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\x12\x14\n\x0cshow_deleted\x18\x07 \x01(\x08\x12\x13\n\x0b\x65xternal_id\x18\x08 \x01(\t\"`\n\x17ListInvitationsResponse\x12,\n\x0binvitations\x18\x01 \x03(\x0b\x32\x17.rolecall.v1.Invitation\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"8\n\x14GetInvitationRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\"D\n\x15GetInvitationResponse\x12+\n\ninvitation\x18\x01 \x01(\x0b\x32\x17.rolecall.v1.Invitation\"\xa1\x01\n\x17UpdateInvitationRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12+\n\ninvitation\x18\x02 \x01(\x0b\x32\x17.rolecall.v1.Invitation\x12/\n\x0bupdate_mask\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"Y\n\x18UpdateInvitationResponse\x12+\n\ninvitation\x18\x01 \x01(\x0b\x32\x17.rolecall.v1.Invitation\x12\x10\n\x08revision\x18\x02 \x01(\x03\"]\n\x17ResendInvitationRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"Y\n\x18ResendInvitationResponse\x12+\n\ninvitation\x18\x01 \x01(\x0b\x32\x17.rolecall.v1.Invitation\x12\x10\n\x08revision\x18\x02 \x01(\x03\"]\n\x17\x44\x65leteInvitationRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\n\n\x02id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"Y\n\x18\x44\x65leteInvitationResponse\x12+\n\ninvitation\x18\x01 \x01(\x0b\x32\x17.rolecall.v1.Invitation\x12\x10\n\x08revision\x18\x02 \x01(\x03\"Z\n\x17\x41\x63\x63\x65ptInvitationRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x13\n\x06secret\x18\x02 \x01(\tB\x03\x80\x01\x01\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\"\x8e\x01\n\x18\x41\x63\x63\x65ptInvitationResponse\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12#\n\x06member\x18\x02 \x01(\x0b\x32\x13.rolecall.v1.Member\x12%\n\x07session\x18\x03 \x01(\x0b\x32\x14.rolecall.v1.Session\x12\x10\n\x08revision\x18\x04 \x01(\x03*\xac\x01\n\x0fInvitationState\x12 \n\x1cINVITATION_STATE_UNSPECIFIED\x10\x00\x12\x1c\n\x18INVITATION_STATE_PENDING\x10\x01\x12\x1c\n\x18INVITATION_STATE_EXPIRED\x10\x02\x12\x1d\n\x19INVITATION_STATE_ACCEPTED\x10\x03\x12\x1c\n\x18INVITATION_STATE_DELETED\x10\x04*\x7f\n\rDeliveryState\x12\x1e\n\x1a\x44\x45LIVERY_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44\x45LIVERY_STATE_QUEUED\x10\x01\x12\x17\n\x13\x44\x45LIVERY_STATE_SENT\x10\x02\x12\x1a\n\x16\x44\x45LIVERY_STATE_BOUNCED\x10\x03\x32\xb1\x05\n\x11InvitationService\x12\x62\n\x11\x43reateInvitations\x12%.rolecall.v1.CreateInvitationsRequest\x1a&.rolecall.v1.CreateInvitationsResponse\x12\\\n\x0fListInvitations\x12#.rolecall.v1.ListInvitationsRequest\x1a$.rolecall.v1.ListInvitationsResponse\x12V\n\rGetInvitation\x12!.rolecall.v1.GetInvitationRequest\x1a\".rolecall.v1.GetInvitationResponse\x12_\n\x10UpdateInvitation\x12$.rolecall.v1.UpdateInvitationRequest\x1a%.rolecall.v1.UpdateInvitationResponse\x12_\n\x10ResendInvitation\x12$.rolecall.v1.ResendInvitationRequest\x1a%.rolecall.v1.ResendInvitationResponse\x12_\n\x10\x44\x65leteInvitation\x12$.rolecall.v1.DeleteInvitationRequest\x1a%.rolecall.v1.DeleteInvitationResponse\x12_\n\x10\x41\x63\x63\x65ptInvitation\x12$.rolecall.v1.AcceptInvitationRequest\x1a%.rolecall.v1.AcceptInvitationResponseBW\n\x0f\x64\x65v.rolecall.v1B\x0fInvitationProtoP\x01Z#rolecall.dev/rolecall/v1;rolecallv1\xaa\x02\x0bRolecall.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,38 +38,42 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._serialized_options = b'\n\017dev.rolecall.v1B\017InvitationProtoP\001Z#rolecall.dev/rolecall/v1;rolecallv1\252\002\013Rolecall.V1'
   _globals['_ACCEPTINVITATIONREQUEST'].fields_by_name['secret']._loaded_options = None
   _globals['_ACCEPTINVITATIONREQUEST'].fields_by_name['secret']._serialized_options = b'\200\001\001'
-  _globals['_INVITATIONSTATE']._serialized_start=1696
-  _globals['_INVITATIONSTATE']._serialized_end=1868
-  _globals['_DELIVERYSTATE']._serialized_start=1870
-  _globals['_DELIVERYSTATE']._serialized_end=1997
-  _globals['_INVITATION']._serialized_start=132
-  _globals['_INVITATION']._serialized_end=405
-  _globals['_INVITEE']._serialized_start=407
-  _globals['_INVITEE']._serialized_end=445
-  _globals['_CREATEINVITATIONSREQUEST']._serialized_start=448
-  _globals['_CREATEINVITATIONSREQUEST']._serialized_end=582
-  _globals['_CREATEINVITATIONSRESPONSE']._serialized_start=584
-  _globals['_CREATEINVITATIONSRESPONSE']._serialized_end=675
-  _globals['_LISTINVITATIONSREQUEST']._serialized_start=678
-  _globals['_LISTINVITATIONSREQUEST']._serialized_end=858
-  _globals['_LISTINVITATIONSRESPONSE']._serialized_start=860
-  _globals['_LISTINVITATIONSRESPONSE']._serialized_end=956
-  _globals['_GETINVITATIONREQUEST']._serialized_start=958
-  _globals['_GETINVITATIONREQUEST']._serialized_end=1014
-  _globals['_GETINVITATIONRESPONSE']._serialized_start=1016
-  _globals['_GETINVITATIONRESPONSE']._serialized_end=1084
-  _globals['_RESENDINVITATIONREQUEST']._serialized_start=1086
-  _globals['_RESENDINVITATIONREQUEST']._serialized_end=1179
-  _globals['_RESENDINVITATIONRESPONSE']._serialized_start=1181
-  _globals['_RESENDINVITATIONRESPONSE']._serialized_end=1270
-  _globals['_DELETEINVITATIONREQUEST']._serialized_start=1272
-  _globals['_DELETEINVITATIONREQUEST']._serialized_end=1365
-  _globals['_DELETEINVITATIONRESPONSE']._serialized_start=1367
-  _globals['_DELETEINVITATIONRESPONSE']._serialized_end=1456
-  _globals['_ACCEPTINVITATIONREQUEST']._serialized_start=1458
-  _globals['_ACCEPTINVITATIONREQUEST']._serialized_end=1548
-  _globals['_ACCEPTINVITATIONRESPONSE']._serialized_start=1551
-  _globals['_ACCEPTINVITATIONRESPONSE']._serialized_end=1693
-  _globals['_INVITATIONSERVICE']._serialized_start=2000
-  _globals['_INVITATIONSERVICE']._serialized_end=2592
+  _globals['_INVITATIONSTATE']._serialized_start=2092
+  _globals['_INVITATIONSTATE']._serialized_end=2264
+  _globals['_DELIVERYSTATE']._serialized_start=2266
+  _globals['_DELIVERYSTATE']._serialized_end=2393
+  _globals['_INVITATION']._serialized_start=166
+  _globals['_INVITATION']._serialized_end=482
+  _globals['_INVITEE']._serialized_start=484
+  _globals['_INVITEE']._serialized_end=565
+  _globals['_CREATEINVITATIONSREQUEST']._serialized_start=568
+  _globals['_CREATEINVITATIONSREQUEST']._serialized_end=702
+  _globals['_CREATEINVITATIONSRESPONSE']._serialized_start=704
+  _globals['_CREATEINVITATIONSRESPONSE']._serialized_end=795
+  _globals['_LISTINVITATIONSREQUEST']._serialized_start=798
+  _globals['_LISTINVITATIONSREQUEST']._serialized_end=999
+  _globals['_LISTINVITATIONSRESPONSE']._serialized_start=1001
+  _globals['_LISTINVITATIONSRESPONSE']._serialized_end=1097
+  _globals['_GETINVITATIONREQUEST']._serialized_start=1099
+  _globals['_GETINVITATIONREQUEST']._serialized_end=1155
+  _globals['_GETINVITATIONRESPONSE']._serialized_start=1157
+  _globals['_GETINVITATIONRESPONSE']._serialized_end=1225
+  _globals['_UPDATEINVITATIONREQUEST']._serialized_start=1228
+  _globals['_UPDATEINVITATIONREQUEST']._serialized_end=1389
+  _globals['_UPDATEINVITATIONRESPONSE']._serialized_start=1391
+  _globals['_UPDATEINVITATIONRESPONSE']._serialized_end=1480
+  _globals['_RESENDINVITATIONREQUEST']._serialized_start=1482
+  _globals['_RESENDINVITATIONREQUEST']._serialized_end=1575
+  _globals['_RESENDINVITATIONRESPONSE']._serialized_start=1577
+  _globals['_RESENDINVITATIONRESPONSE']._serialized_end=1666
+  _globals['_DELETEINVITATIONREQUEST']._serialized_start=1668
+  _globals['_DELETEINVITATIONREQUEST']._serialized_end=1761
+  _globals['_DELETEINVITATIONRESPONSE']._serialized_start=1763
+  _globals['_DELETEINVITATIONRESPONSE']._serialized_end=1852
+  _globals['_ACCEPTINVITATIONREQUEST']._serialized_start=1854
+  _globals['_ACCEPTINVITATIONREQUEST']._serialized_end=1944
+  _globals['_ACCEPTINVITATIONRESPONSE']._serialized_start=1947
+  _globals['_ACCEPTINVITATIONRESPONSE']._serialized_end=2089
+  _globals['_INVITATIONSERVICE']._serialized_start=2396
+  _globals['_INVITATIONSERVICE']._serialized_end=3085
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ Rolecall's API, version 1: who may do what in an organization."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import field_mask_pb2 as _field_mask_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -97,6 +98,8 @@ class Invitation(_message.Message):
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     ETAG_FIELD_NUMBER: _builtins.int
     DELIVERY_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    EXTERNAL_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Identifies it."""
     email: _builtins.str
@@ -111,6 +114,12 @@ class Invitation(_message.Message):
     """Changes with every change of the invitation."""
     delivery: Global___DeliveryState.ValueType
     """Holds the delivery state of the newest mail."""
+    display_name: _builtins.str
+    """Holds the display name that the person will have, unless they give one themselves; empty for none."""
+    external_id: _builtins.str
+    """Holds the external id that the person will have, as in Member; empty for none. Until the invitation ends, nobody
+    else can get it.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Says when it was made."""
@@ -131,10 +140,12 @@ class Invitation(_message.Message):
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         etag: _builtins.str = ...,
         delivery: Global___DeliveryState.ValueType = ...,
+        display_name: _builtins.str = ...,
+        external_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "expire_time", b"expire_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "delivery", b"delivery", "email", b"email", "etag", b"etag", "expire_time", b"expire_time", "id", b"id", "role", b"role", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "creator", b"creator", "delivery", b"delivery", "display_name", b"display_name", "email", b"email", "etag", b"etag", "expire_time", b"expire_time", "external_id", b"external_id", "id", b"id", "role", b"role", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -148,19 +159,31 @@ class Invitee(_message.Message):
 
     EMAIL_FIELD_NUMBER: _builtins.int
     ROLE_FIELD_NUMBER: _builtins.int
+    DISPLAY_NAME_FIELD_NUMBER: _builtins.int
+    EXTERNAL_ID_FIELD_NUMBER: _builtins.int
     email: _builtins.str
     """Holds the mail address."""
     role: _builtins.str
     """Names the role that the person will have."""
+    display_name: _builtins.str
+    """Holds the display name that the person will have, unless they give one themselves: at most 64 characters, none
+    invisible.
+    """
+    external_id: _builtins.str
+    """Holds the external id that the person will have, as in Member. No member and no other pending invitation may have
+    it.
+    """
     def __init__(
         self,
         *,
         email: _builtins.str = ...,
         role: _builtins.str = ...,
+        display_name: _builtins.str = ...,
+        external_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["email", b"email", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["display_name", b"display_name", "email", b"email", "external_id", b"external_id", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -245,6 +268,7 @@ class ListInvitationsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     SHOW_DELETED_FIELD_NUMBER: _builtins.int
+    EXTERNAL_ID_FIELD_NUMBER: _builtins.int
     organization: _builtins.str
     """Names the organization; empty for the credential's own."""
     state: Global___InvitationState.ValueType
@@ -259,6 +283,8 @@ class ListInvitationsRequest(_message.Message):
     """Continues after an earlier page: its `next_page_token`. The other fields must be the same."""
     show_deleted: _builtins.bool
     """Lists accepted and deleted invitations too. Has no effect with a `state`."""
+    external_id: _builtins.str
+    """Matches invitations with this external id."""
     def __init__(
         self,
         *,
@@ -269,10 +295,11 @@ class ListInvitationsRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         show_deleted: _builtins.bool = ...,
+        external_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["organization", b"organization", "page_size", b"page_size", "page_token", b"page_token", "role", b"role", "show_deleted", b"show_deleted", "state", b"state", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["external_id", b"external_id", "organization", b"organization", "page_size", b"page_size", "page_token", b"page_token", "role", b"role", "show_deleted", b"show_deleted", "state", b"state", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -355,6 +382,76 @@ class GetInvitationResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetInvitationResponse: _TypeAlias = GetInvitationResponse  # noqa: Y015
+
+@_typing.final
+class UpdateInvitationRequest(_message.Message):
+    """Request to change an invitation."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_FIELD_NUMBER: _builtins.int
+    INVITATION_FIELD_NUMBER: _builtins.int
+    UPDATE_MASK_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    organization: _builtins.str
+    """Names the organization; empty for the credential's own."""
+    request_id: _builtins.str
+    """Makes a repeated call have one effect: a UUID of the caller's choice, kept for 24 hours."""
+    @_builtins.property
+    def invitation(self) -> Global___Invitation:
+        """Holds the new values. Its `id` identifies the invitation. Its `etag`, if set, must be the present one: else the call
+        fails, as the invitation has changed since it was read. The fields that can't be changed are ignored.
+        """
+
+    @_builtins.property
+    def update_mask(self) -> _field_mask_pb2.FieldMask:
+        """Names the fields to change: `role`, `display_name` and `external_id` can be changed, and `*` stands for all of them.
+        Without a mask, all of them that are set. Any other path is INVALID_ARGUMENT.
+        """
+
+    def __init__(
+        self,
+        *,
+        organization: _builtins.str = ...,
+        invitation: Global___Invitation | None = ...,
+        update_mask: _field_mask_pb2.FieldMask | None = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["invitation", b"invitation", "update_mask", b"update_mask"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["invitation", b"invitation", "organization", b"organization", "request_id", b"request_id", "update_mask", b"update_mask"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateInvitationRequest: _TypeAlias = UpdateInvitationRequest  # noqa: Y015
+
+@_typing.final
+class UpdateInvitationResponse(_message.Message):
+    """An invitation with other values. If it had them already, nothing is changed, and no mail is sent."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INVITATION_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """Holds the revision of the organization in which the older link stopped working."""
+    @_builtins.property
+    def invitation(self) -> Global___Invitation:
+        """Describes it."""
+
+    def __init__(
+        self,
+        *,
+        invitation: Global___Invitation | None = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["invitation", b"invitation"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["invitation", b"invitation", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateInvitationResponse: _TypeAlias = UpdateInvitationResponse  # noqa: Y015
 
 @_typing.final
 class ResendInvitationRequest(_message.Message):
@@ -494,7 +591,9 @@ class AcceptInvitationRequest(_message.Message):
     secret: _builtins.str
     """Holds the mailed secret; begins with `rci_`."""
     display_name: _builtins.str
-    """Holds the display name: at most 64 characters, none invisible; without one, the address up to its `@`."""
+    """Holds the display name: at most 64 characters, none invisible; without one, that of the invitation, or else the
+    address up to its `@`.
+    """
     def __init__(
         self,
         *,

@@ -53,6 +53,11 @@ class InvitationServiceStub:
                 request_serializer=rolecall_dot_v1_dot_invitation__pb2.GetInvitationRequest.SerializeToString,
                 response_deserializer=rolecall_dot_v1_dot_invitation__pb2.GetInvitationResponse.FromString,
                 _registered_method=True)
+        self.UpdateInvitation = channel.unary_unary(
+                '/rolecall.v1.InvitationService/UpdateInvitation',
+                request_serializer=rolecall_dot_v1_dot_invitation__pb2.UpdateInvitationRequest.SerializeToString,
+                response_deserializer=rolecall_dot_v1_dot_invitation__pb2.UpdateInvitationResponse.FromString,
+                _registered_method=True)
         self.ResendInvitation = channel.unary_unary(
                 '/rolecall.v1.InvitationService/ResendInvitation',
                 request_serializer=rolecall_dot_v1_dot_invitation__pb2.ResendInvitationRequest.SerializeToString,
@@ -93,6 +98,15 @@ class InvitationServiceServicer:
 
     def GetInvitation(self, request, context):
         """Gets one invitation. Needs `members invite`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateInvitation(self, request, context):
+        """Changes the fields that `update_mask` names, and mails a new secret with a new expiry; the older link stops working.
+        The caller becomes the creator. Needs `members invite` or `owners invite`, as above, for both the old and the new
+        role.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -140,6 +154,11 @@ def add_InvitationServiceServicer_to_server(servicer, server):
                     servicer.GetInvitation,
                     request_deserializer=rolecall_dot_v1_dot_invitation__pb2.GetInvitationRequest.FromString,
                     response_serializer=rolecall_dot_v1_dot_invitation__pb2.GetInvitationResponse.SerializeToString,
+            ),
+            'UpdateInvitation': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateInvitation,
+                    request_deserializer=rolecall_dot_v1_dot_invitation__pb2.UpdateInvitationRequest.FromString,
+                    response_serializer=rolecall_dot_v1_dot_invitation__pb2.UpdateInvitationResponse.SerializeToString,
             ),
             'ResendInvitation': grpc.unary_unary_rpc_method_handler(
                     servicer.ResendInvitation,
@@ -242,6 +261,33 @@ class InvitationService:
             '/rolecall.v1.InvitationService/GetInvitation',
             rolecall_dot_v1_dot_invitation__pb2.GetInvitationRequest.SerializeToString,
             rolecall_dot_v1_dot_invitation__pb2.GetInvitationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateInvitation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rolecall.v1.InvitationService/UpdateInvitation',
+            rolecall_dot_v1_dot_invitation__pb2.UpdateInvitationRequest.SerializeToString,
+            rolecall_dot_v1_dot_invitation__pb2.UpdateInvitationResponse.FromString,
             options,
             channel_credentials,
             insecure,

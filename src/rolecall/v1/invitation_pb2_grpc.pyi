@@ -43,6 +43,11 @@ class InvitationServiceStub:
     """Lists invitations, the newest first. Needs `members invite`."""
     GetInvitation: _grpc.UnaryUnaryMultiCallable[_invitation_pb2.GetInvitationRequest, _invitation_pb2.GetInvitationResponse]
     """Gets one invitation. Needs `members invite`."""
+    UpdateInvitation: _grpc.UnaryUnaryMultiCallable[_invitation_pb2.UpdateInvitationRequest, _invitation_pb2.UpdateInvitationResponse]
+    """Changes the fields that `update_mask` names, and mails a new secret with a new expiry; the older link stops working.
+    The caller becomes the creator. Needs `members invite` or `owners invite`, as above, for both the old and the new
+    role.
+    """
     ResendInvitation: _grpc.UnaryUnaryMultiCallable[_invitation_pb2.ResendInvitationRequest, _invitation_pb2.ResendInvitationResponse]
     """Mails a new secret with a new expiry; the older link stops working. The caller becomes the creator. Needs
     `members invite` or `owners invite`, as above.
@@ -72,6 +77,11 @@ class InvitationServiceAsyncStub(InvitationServiceStub):
     """Lists invitations, the newest first. Needs `members invite`."""
     GetInvitation: _aio.UnaryUnaryMultiCallable[_invitation_pb2.GetInvitationRequest, _invitation_pb2.GetInvitationResponse]  # type: ignore[assignment]
     """Gets one invitation. Needs `members invite`."""
+    UpdateInvitation: _aio.UnaryUnaryMultiCallable[_invitation_pb2.UpdateInvitationRequest, _invitation_pb2.UpdateInvitationResponse]  # type: ignore[assignment]
+    """Changes the fields that `update_mask` names, and mails a new secret with a new expiry; the older link stops working.
+    The caller becomes the creator. Needs `members invite` or `owners invite`, as above, for both the old and the new
+    role.
+    """
     ResendInvitation: _aio.UnaryUnaryMultiCallable[_invitation_pb2.ResendInvitationRequest, _invitation_pb2.ResendInvitationResponse]  # type: ignore[assignment]
     """Mails a new secret with a new expiry; the older link stops working. The caller becomes the creator. Needs
     `members invite` or `owners invite`, as above.
@@ -116,6 +126,17 @@ class InvitationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_invitation_pb2.GetInvitationResponse, _abc.Awaitable[_invitation_pb2.GetInvitationResponse]]:
         """Gets one invitation. Needs `members invite`."""
+
+    @_abc_1.abstractmethod
+    def UpdateInvitation(
+        self,
+        request: _invitation_pb2.UpdateInvitationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_invitation_pb2.UpdateInvitationResponse, _abc.Awaitable[_invitation_pb2.UpdateInvitationResponse]]:
+        """Changes the fields that `update_mask` names, and mails a new secret with a new expiry; the older link stops working.
+        The caller becomes the creator. Needs `members invite` or `owners invite`, as above, for both the old and the new
+        role.
+        """
 
     @_abc_1.abstractmethod
     def ResendInvitation(

@@ -26,7 +26,7 @@ from rolecall.v1 import shared_pb2 as rolecall_dot_v1_dot_shared__pb2
 from rolecall.v1 import token_pb2 as rolecall_dot_v1_dot_token__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18rolecall/v1/member.proto\x12\x0brolecall.v1\x1a\x18rolecall/v1/shared.proto\x1a\x17rolecall/v1/token.proto\"\x96\x01\n\x12ListMembersRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\'\n\x05order\x18\x04 \x01(\x0e\x32\x18.rolecall.v1.MemberOrder\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\"T\n\x13ListMembersResponse\x12$\n\x07members\x18\x01 \x03(\x0b\x32\x13.rolecall.v1.Member\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"9\n\x10GetMemberRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\"8\n\x11GetMemberResponse\x12#\n\x06member\x18\x01 \x01(\x0b\x32\x13.rolecall.v1.Member\"p\n\x17\x43hangeMemberRoleRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"Q\n\x18\x43hangeMemberRoleResponse\x12#\n\x06member\x18\x01 \x01(\x0b\x32\x13.rolecall.v1.Member\x12\x10\n\x08revision\x18\x02 \x01(\x03\"^\n\x13RemoveMemberRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"~\n\x14RemoveMemberResponse\x12#\n\x06member\x18\x01 \x01(\x0b\x32\x13.rolecall.v1.Member\x12/\n\x13organization_tokens\x18\x02 \x03(\x0b\x32\x12.rolecall.v1.Token\x12\x10\n\x08revision\x18\x03 \x01(\x03\"0\n\x18LeaveOrganizationRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\"-\n\x19LeaveOrganizationResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03*{\n\x0bMemberOrder\x12\x1c\n\x18MEMBER_ORDER_UNSPECIFIED\x10\x00\x12\x16\n\x12MEMBER_ORDER_EMAIL\x10\x01\x12\x1d\n\x19MEMBER_ORDER_DISPLAY_NAME\x10\x02\x12\x17\n\x13MEMBER_ORDER_NEWEST\x10\x03\x32\xc7\x03\n\rMemberService\x12P\n\x0bListMembers\x12\x1f.rolecall.v1.ListMembersRequest\x1a .rolecall.v1.ListMembersResponse\x12J\n\tGetMember\x12\x1d.rolecall.v1.GetMemberRequest\x1a\x1e.rolecall.v1.GetMemberResponse\x12_\n\x10\x43hangeMemberRole\x12$.rolecall.v1.ChangeMemberRoleRequest\x1a%.rolecall.v1.ChangeMemberRoleResponse\x12S\n\x0cRemoveMember\x12 .rolecall.v1.RemoveMemberRequest\x1a!.rolecall.v1.RemoveMemberResponse\x12\x62\n\x11LeaveOrganization\x12%.rolecall.v1.LeaveOrganizationRequest\x1a&.rolecall.v1.LeaveOrganizationResponseBS\n\x0f\x64\x65v.rolecall.v1B\x0bMemberProtoP\x01Z#rolecall.dev/rolecall/v1;rolecallv1\xaa\x02\x0bRolecall.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18rolecall/v1/member.proto\x12\x0brolecall.v1\x1a\x18rolecall/v1/shared.proto\x1a\x17rolecall/v1/token.proto\"\xab\x01\n\x12ListMembersRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\'\n\x05order\x18\x04 \x01(\x0e\x32\x18.rolecall.v1.MemberOrder\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\x12\x13\n\x0b\x65xternal_id\x18\x07 \x01(\t\"T\n\x13ListMembersResponse\x12$\n\x07members\x18\x01 \x03(\x0b\x32\x13.rolecall.v1.Member\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"9\n\x10GetMemberRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\"8\n\x11GetMemberResponse\x12#\n\x06member\x18\x01 \x01(\x0b\x32\x13.rolecall.v1.Member\"p\n\x17\x43hangeMemberRoleRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"Q\n\x18\x43hangeMemberRoleResponse\x12#\n\x06member\x18\x01 \x01(\x0b\x32\x13.rolecall.v1.Member\x12\x10\n\x08revision\x18\x02 \x01(\x03\"}\n\x1d\x43hangeMemberExternalIdRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x13\n\x0b\x65xternal_id\x18\x03 \x01(\t\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\"W\n\x1e\x43hangeMemberExternalIdResponse\x12#\n\x06member\x18\x01 \x01(\x0b\x32\x13.rolecall.v1.Member\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\x87\x01\n\x12MoveMembersRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x11\n\tfrom_role\x18\x02 \x01(\t\x12\x0f\n\x07to_role\x18\x03 \x01(\t\x12\x0c\n\x04\x65tag\x18\x04 \x01(\t\x12\x12\n\nrequest_id\x18\x05 \x01(\t\x12\x15\n\rvalidate_only\x18\x06 \x01(\x08\"\x87\x01\n\x13MoveMembersResponse\x12\x14\n\x0cmember_count\x18\x01 \x01(\x05\x12\x0c\n\x04\x65tag\x18\x02 \x01(\t\x12 \n\x18organization_token_count\x18\x03 \x01(\x05\x12\x18\n\x10invitation_count\x18\x04 \x01(\x05\x12\x10\n\x08revision\x18\x05 \x01(\x03\"^\n\x13RemoveMemberRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x0f\n\x07user_id\x18\x02 \x01(\t\x12\x0c\n\x04\x65tag\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"~\n\x14RemoveMemberResponse\x12#\n\x06member\x18\x01 \x01(\x0b\x32\x13.rolecall.v1.Member\x12/\n\x13organization_tokens\x18\x02 \x03(\x0b\x32\x12.rolecall.v1.Token\x12\x10\n\x08revision\x18\x03 \x01(\x03\"0\n\x18LeaveOrganizationRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\"-\n\x19LeaveOrganizationResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03*{\n\x0bMemberOrder\x12\x1c\n\x18MEMBER_ORDER_UNSPECIFIED\x10\x00\x12\x16\n\x12MEMBER_ORDER_EMAIL\x10\x01\x12\x1d\n\x19MEMBER_ORDER_DISPLAY_NAME\x10\x02\x12\x17\n\x13MEMBER_ORDER_NEWEST\x10\x03\x32\x8c\x05\n\rMemberService\x12P\n\x0bListMembers\x12\x1f.rolecall.v1.ListMembersRequest\x1a .rolecall.v1.ListMembersResponse\x12J\n\tGetMember\x12\x1d.rolecall.v1.GetMemberRequest\x1a\x1e.rolecall.v1.GetMemberResponse\x12_\n\x10\x43hangeMemberRole\x12$.rolecall.v1.ChangeMemberRoleRequest\x1a%.rolecall.v1.ChangeMemberRoleResponse\x12q\n\x16\x43hangeMemberExternalId\x12*.rolecall.v1.ChangeMemberExternalIdRequest\x1a+.rolecall.v1.ChangeMemberExternalIdResponse\x12P\n\x0bMoveMembers\x12\x1f.rolecall.v1.MoveMembersRequest\x1a .rolecall.v1.MoveMembersResponse\x12S\n\x0cRemoveMember\x12 .rolecall.v1.RemoveMemberRequest\x1a!.rolecall.v1.RemoveMemberResponse\x12\x62\n\x11LeaveOrganization\x12%.rolecall.v1.LeaveOrganizationRequest\x1a&.rolecall.v1.LeaveOrganizationResponseBS\n\x0f\x64\x65v.rolecall.v1B\x0bMemberProtoP\x01Z#rolecall.dev/rolecall/v1;rolecallv1\xaa\x02\x0bRolecall.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,28 +34,36 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rolecall.v1.member_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\017dev.rolecall.v1B\013MemberProtoP\001Z#rolecall.dev/rolecall/v1;rolecallv1\252\002\013Rolecall.V1'
-  _globals['_MEMBERORDER']._serialized_start=966
-  _globals['_MEMBERORDER']._serialized_end=1089
+  _globals['_MEMBERORDER']._serialized_start=1479
+  _globals['_MEMBERORDER']._serialized_end=1602
   _globals['_LISTMEMBERSREQUEST']._serialized_start=93
-  _globals['_LISTMEMBERSREQUEST']._serialized_end=243
-  _globals['_LISTMEMBERSRESPONSE']._serialized_start=245
-  _globals['_LISTMEMBERSRESPONSE']._serialized_end=329
-  _globals['_GETMEMBERREQUEST']._serialized_start=331
-  _globals['_GETMEMBERREQUEST']._serialized_end=388
-  _globals['_GETMEMBERRESPONSE']._serialized_start=390
-  _globals['_GETMEMBERRESPONSE']._serialized_end=446
-  _globals['_CHANGEMEMBERROLEREQUEST']._serialized_start=448
-  _globals['_CHANGEMEMBERROLEREQUEST']._serialized_end=560
-  _globals['_CHANGEMEMBERROLERESPONSE']._serialized_start=562
-  _globals['_CHANGEMEMBERROLERESPONSE']._serialized_end=643
-  _globals['_REMOVEMEMBERREQUEST']._serialized_start=645
-  _globals['_REMOVEMEMBERREQUEST']._serialized_end=739
-  _globals['_REMOVEMEMBERRESPONSE']._serialized_start=741
-  _globals['_REMOVEMEMBERRESPONSE']._serialized_end=867
-  _globals['_LEAVEORGANIZATIONREQUEST']._serialized_start=869
-  _globals['_LEAVEORGANIZATIONREQUEST']._serialized_end=917
-  _globals['_LEAVEORGANIZATIONRESPONSE']._serialized_start=919
-  _globals['_LEAVEORGANIZATIONRESPONSE']._serialized_end=964
-  _globals['_MEMBERSERVICE']._serialized_start=1092
-  _globals['_MEMBERSERVICE']._serialized_end=1547
+  _globals['_LISTMEMBERSREQUEST']._serialized_end=264
+  _globals['_LISTMEMBERSRESPONSE']._serialized_start=266
+  _globals['_LISTMEMBERSRESPONSE']._serialized_end=350
+  _globals['_GETMEMBERREQUEST']._serialized_start=352
+  _globals['_GETMEMBERREQUEST']._serialized_end=409
+  _globals['_GETMEMBERRESPONSE']._serialized_start=411
+  _globals['_GETMEMBERRESPONSE']._serialized_end=467
+  _globals['_CHANGEMEMBERROLEREQUEST']._serialized_start=469
+  _globals['_CHANGEMEMBERROLEREQUEST']._serialized_end=581
+  _globals['_CHANGEMEMBERROLERESPONSE']._serialized_start=583
+  _globals['_CHANGEMEMBERROLERESPONSE']._serialized_end=664
+  _globals['_CHANGEMEMBEREXTERNALIDREQUEST']._serialized_start=666
+  _globals['_CHANGEMEMBEREXTERNALIDREQUEST']._serialized_end=791
+  _globals['_CHANGEMEMBEREXTERNALIDRESPONSE']._serialized_start=793
+  _globals['_CHANGEMEMBEREXTERNALIDRESPONSE']._serialized_end=880
+  _globals['_MOVEMEMBERSREQUEST']._serialized_start=883
+  _globals['_MOVEMEMBERSREQUEST']._serialized_end=1018
+  _globals['_MOVEMEMBERSRESPONSE']._serialized_start=1021
+  _globals['_MOVEMEMBERSRESPONSE']._serialized_end=1156
+  _globals['_REMOVEMEMBERREQUEST']._serialized_start=1158
+  _globals['_REMOVEMEMBERREQUEST']._serialized_end=1252
+  _globals['_REMOVEMEMBERRESPONSE']._serialized_start=1254
+  _globals['_REMOVEMEMBERRESPONSE']._serialized_end=1380
+  _globals['_LEAVEORGANIZATIONREQUEST']._serialized_start=1382
+  _globals['_LEAVEORGANIZATIONREQUEST']._serialized_end=1430
+  _globals['_LEAVEORGANIZATIONRESPONSE']._serialized_start=1432
+  _globals['_LEAVEORGANIZATIONRESPONSE']._serialized_end=1477
+  _globals['_MEMBERSERVICE']._serialized_start=1605
+  _globals['_MEMBERSERVICE']._serialized_end=2257
 # @@protoc_insertion_point(module_scope)

@@ -61,6 +61,7 @@ class ListMembersRequest(_message.Message):
     ORDER_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    EXTERNAL_ID_FIELD_NUMBER: _builtins.int
     organization: _builtins.str
     """Names the organization; empty for the credential's own."""
     role: _builtins.str
@@ -73,6 +74,8 @@ class ListMembersRequest(_message.Message):
     """Limits the page: 1 to 1,000 entries; 0 means 50. A larger value means 1,000, a negative one is INVALID_ARGUMENT."""
     page_token: _builtins.str
     """Continues after an earlier page: its `next_page_token`. The other fields must be the same."""
+    external_id: _builtins.str
+    """Matches the member with this external id."""
     def __init__(
         self,
         *,
@@ -82,10 +85,11 @@ class ListMembersRequest(_message.Message):
         order: Global___MemberOrder.ValueType = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        external_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["order", b"order", "organization", b"organization", "page_size", b"page_size", "page_token", b"page_token", "role", b"role", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["external_id", b"external_id", "order", b"order", "organization", b"organization", "page_size", b"page_size", "page_token", b"page_token", "role", b"role", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -234,6 +238,156 @@ class ChangeMemberRoleResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ChangeMemberRoleResponse: _TypeAlias = ChangeMemberRoleResponse  # noqa: Y015
+
+@_typing.final
+class ChangeMemberExternalIdRequest(_message.Message):
+    """Request to change a member's external id."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_FIELD_NUMBER: _builtins.int
+    USER_ID_FIELD_NUMBER: _builtins.int
+    EXTERNAL_ID_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    organization: _builtins.str
+    """Names the organization; empty for the credential's own."""
+    user_id: _builtins.str
+    """Identifies the member."""
+    external_id: _builtins.str
+    """Holds the new external id, as in Member; empty for none. No other member and no pending invitation may have it."""
+    etag: _builtins.str
+    """Holds the member's etag; the call fails if the member has changed since."""
+    request_id: _builtins.str
+    """Makes a repeated call have one effect: a UUID of the caller's choice, kept for 24 hours."""
+    def __init__(
+        self,
+        *,
+        organization: _builtins.str = ...,
+        user_id: _builtins.str = ...,
+        external_id: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "external_id", b"external_id", "organization", b"organization", "request_id", b"request_id", "user_id", b"user_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeMemberExternalIdRequest: _TypeAlias = ChangeMemberExternalIdRequest  # noqa: Y015
+
+@_typing.final
+class ChangeMemberExternalIdResponse(_message.Message):
+    """A member with another external id."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    revision: _builtins.int
+    """Holds the revision of the organization in which the external id is in force."""
+    @_builtins.property
+    def member(self) -> _shared_pb2.Member:
+        """Describes the member."""
+
+    def __init__(
+        self,
+        *,
+        member: _shared_pb2.Member | None = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["member", b"member"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member", b"member", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChangeMemberExternalIdResponse: _TypeAlias = ChangeMemberExternalIdResponse  # noqa: Y015
+
+@_typing.final
+class MoveMembersRequest(_message.Message):
+    """Request to give all members with one role another role."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_FIELD_NUMBER: _builtins.int
+    FROM_ROLE_FIELD_NUMBER: _builtins.int
+    TO_ROLE_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    organization: _builtins.str
+    """Names the organization; empty for the credential's own."""
+    from_role: _builtins.str
+    """Names the role that the members have, at most 10,000 of them."""
+    to_role: _builtins.str
+    """Names the role that they get."""
+    etag: _builtins.str
+    """Holds the etag of an earlier answer with `validate_only`; the call fails if other members have the role since, or
+    one of them has changed.
+    """
+    request_id: _builtins.str
+    """Makes a repeated call have one effect: a UUID of the caller's choice, kept for 24 hours."""
+    validate_only: _builtins.bool
+    """Checks the call and counts the members, without moving anybody."""
+    def __init__(
+        self,
+        *,
+        organization: _builtins.str = ...,
+        from_role: _builtins.str = ...,
+        to_role: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "from_role", b"from_role", "organization", b"organization", "request_id", b"request_id", "to_role", b"to_role", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MoveMembersRequest: _TypeAlias = MoveMembersRequest  # noqa: Y015
+
+@_typing.final
+class MoveMembersResponse(_message.Message):
+    """Members with another role."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_COUNT_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    ORGANIZATION_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
+    INVITATION_COUNT_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    member_count: _builtins.int
+    """Counts the members that were moved; with `validate_only`, those that would be."""
+    etag: _builtins.str
+    """Identifies these members as they were before."""
+    organization_token_count: _builtins.int
+    """Counts the organization's live tokens with the old role. They keep it: create others with the new role in their
+    place.
+    """
+    invitation_count: _builtins.int
+    """Counts the pending invitations to the old role. They keep it: delete them, and invite to the new role."""
+    revision: _builtins.int
+    """Holds the revision of the organization in which the role is in force."""
+    def __init__(
+        self,
+        *,
+        member_count: _builtins.int = ...,
+        etag: _builtins.str = ...,
+        organization_token_count: _builtins.int = ...,
+        invitation_count: _builtins.int = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "invitation_count", b"invitation_count", "member_count", b"member_count", "organization_token_count", b"organization_token_count", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MoveMembersResponse: _TypeAlias = MoveMembersResponse  # noqa: Y015
 
 @_typing.final
 class RemoveMemberRequest(_message.Message):

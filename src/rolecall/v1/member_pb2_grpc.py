@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class MemberServiceStub:
-    """Lists an organization's members, changes their roles, and removes them.
+    """Lists an organization's members, changes their roles and external ids, and removes them.
 
     A call on a member needs `owners VERB` if the member's role may `owners update`, or has a permission that the caller
     lacks; otherwise `members VERB`. An organization always keeps a member whose role may `owners update`.
@@ -53,6 +53,16 @@ class MemberServiceStub:
                 request_serializer=rolecall_dot_v1_dot_member__pb2.ChangeMemberRoleRequest.SerializeToString,
                 response_deserializer=rolecall_dot_v1_dot_member__pb2.ChangeMemberRoleResponse.FromString,
                 _registered_method=True)
+        self.ChangeMemberExternalId = channel.unary_unary(
+                '/rolecall.v1.MemberService/ChangeMemberExternalId',
+                request_serializer=rolecall_dot_v1_dot_member__pb2.ChangeMemberExternalIdRequest.SerializeToString,
+                response_deserializer=rolecall_dot_v1_dot_member__pb2.ChangeMemberExternalIdResponse.FromString,
+                _registered_method=True)
+        self.MoveMembers = channel.unary_unary(
+                '/rolecall.v1.MemberService/MoveMembers',
+                request_serializer=rolecall_dot_v1_dot_member__pb2.MoveMembersRequest.SerializeToString,
+                response_deserializer=rolecall_dot_v1_dot_member__pb2.MoveMembersResponse.FromString,
+                _registered_method=True)
         self.RemoveMember = channel.unary_unary(
                 '/rolecall.v1.MemberService/RemoveMember',
                 request_serializer=rolecall_dot_v1_dot_member__pb2.RemoveMemberRequest.SerializeToString,
@@ -66,7 +76,7 @@ class MemberServiceStub:
 
 
 class MemberServiceServicer:
-    """Lists an organization's members, changes their roles, and removes them.
+    """Lists an organization's members, changes their roles and external ids, and removes them.
 
     A call on a member needs `owners VERB` if the member's role may `owners update`, or has a permission that the caller
     lacks; otherwise `members VERB`. An organization always keeps a member whose role may `owners update`.
@@ -89,6 +99,22 @@ class MemberServiceServicer:
     def ChangeMemberRole(self, request, context):
         """Gives a member another role. Needs `members update` or `owners update`, as above, for both the old and the new
         role.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ChangeMemberExternalId(self, request, context):
+        """Gives a member another external id, or none. Needs `members update` or `owners update`, as above: who has the id
+        outside acts with the member's role.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MoveMembers(self, request, context):
+        """Gives all members with one role another role, all or nobody, as when the policy gets another name for a role. Needs
+        what ChangeMemberRole needs for these two roles.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -127,6 +153,16 @@ def add_MemberServiceServicer_to_server(servicer, server):
                     request_deserializer=rolecall_dot_v1_dot_member__pb2.ChangeMemberRoleRequest.FromString,
                     response_serializer=rolecall_dot_v1_dot_member__pb2.ChangeMemberRoleResponse.SerializeToString,
             ),
+            'ChangeMemberExternalId': grpc.unary_unary_rpc_method_handler(
+                    servicer.ChangeMemberExternalId,
+                    request_deserializer=rolecall_dot_v1_dot_member__pb2.ChangeMemberExternalIdRequest.FromString,
+                    response_serializer=rolecall_dot_v1_dot_member__pb2.ChangeMemberExternalIdResponse.SerializeToString,
+            ),
+            'MoveMembers': grpc.unary_unary_rpc_method_handler(
+                    servicer.MoveMembers,
+                    request_deserializer=rolecall_dot_v1_dot_member__pb2.MoveMembersRequest.FromString,
+                    response_serializer=rolecall_dot_v1_dot_member__pb2.MoveMembersResponse.SerializeToString,
+            ),
             'RemoveMember': grpc.unary_unary_rpc_method_handler(
                     servicer.RemoveMember,
                     request_deserializer=rolecall_dot_v1_dot_member__pb2.RemoveMemberRequest.FromString,
@@ -146,7 +182,7 @@ def add_MemberServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class MemberService:
-    """Lists an organization's members, changes their roles, and removes them.
+    """Lists an organization's members, changes their roles and external ids, and removes them.
 
     A call on a member needs `owners VERB` if the member's role may `owners update`, or has a permission that the caller
     lacks; otherwise `members VERB`. An organization always keeps a member whose role may `owners update`.
@@ -223,6 +259,60 @@ class MemberService:
             '/rolecall.v1.MemberService/ChangeMemberRole',
             rolecall_dot_v1_dot_member__pb2.ChangeMemberRoleRequest.SerializeToString,
             rolecall_dot_v1_dot_member__pb2.ChangeMemberRoleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ChangeMemberExternalId(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rolecall.v1.MemberService/ChangeMemberExternalId',
+            rolecall_dot_v1_dot_member__pb2.ChangeMemberExternalIdRequest.SerializeToString,
+            rolecall_dot_v1_dot_member__pb2.ChangeMemberExternalIdResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MoveMembers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rolecall.v1.MemberService/MoveMembers',
+            rolecall_dot_v1_dot_member__pb2.MoveMembersRequest.SerializeToString,
+            rolecall_dot_v1_dot_member__pb2.MoveMembersResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,7 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class MemberServiceStub:
-    """Lists an organization's members, changes their roles, and removes them.
+    """Lists an organization's members, changes their roles and external ids, and removes them.
 
     A call on a member needs `owners VERB` if the member's role may `owners update`, or has a permission that the caller
     lacks; otherwise `members VERB`. An organization always keeps a member whose role may `owners update`.
@@ -45,6 +45,14 @@ class MemberServiceStub:
     """Gives a member another role. Needs `members update` or `owners update`, as above, for both the old and the new
     role.
     """
+    ChangeMemberExternalId: _grpc.UnaryUnaryMultiCallable[_member_pb2.ChangeMemberExternalIdRequest, _member_pb2.ChangeMemberExternalIdResponse]
+    """Gives a member another external id, or none. Needs `members update` or `owners update`, as above: who has the id
+    outside acts with the member's role.
+    """
+    MoveMembers: _grpc.UnaryUnaryMultiCallable[_member_pb2.MoveMembersRequest, _member_pb2.MoveMembersResponse]
+    """Gives all members with one role another role, all or nobody, as when the policy gets another name for a role. Needs
+    what ChangeMemberRole needs for these two roles.
+    """
     RemoveMember: _grpc.UnaryUnaryMultiCallable[_member_pb2.RemoveMemberRequest, _member_pb2.RemoveMemberResponse]
     """Removes a member, whose tokens and sessions stop working. Needs `members remove` or `owners remove`, as above.
     The caller itself is removed by LeaveOrganization.
@@ -54,7 +62,7 @@ class MemberServiceStub:
 
 @_typing.type_check_only
 class MemberServiceAsyncStub(MemberServiceStub):
-    """Lists an organization's members, changes their roles, and removes them.
+    """Lists an organization's members, changes their roles and external ids, and removes them.
 
     A call on a member needs `owners VERB` if the member's role may `owners update`, or has a permission that the caller
     lacks; otherwise `members VERB`. An organization always keeps a member whose role may `owners update`.
@@ -69,6 +77,14 @@ class MemberServiceAsyncStub(MemberServiceStub):
     """Gives a member another role. Needs `members update` or `owners update`, as above, for both the old and the new
     role.
     """
+    ChangeMemberExternalId: _aio.UnaryUnaryMultiCallable[_member_pb2.ChangeMemberExternalIdRequest, _member_pb2.ChangeMemberExternalIdResponse]  # type: ignore[assignment]
+    """Gives a member another external id, or none. Needs `members update` or `owners update`, as above: who has the id
+    outside acts with the member's role.
+    """
+    MoveMembers: _aio.UnaryUnaryMultiCallable[_member_pb2.MoveMembersRequest, _member_pb2.MoveMembersResponse]  # type: ignore[assignment]
+    """Gives all members with one role another role, all or nobody, as when the policy gets another name for a role. Needs
+    what ChangeMemberRole needs for these two roles.
+    """
     RemoveMember: _aio.UnaryUnaryMultiCallable[_member_pb2.RemoveMemberRequest, _member_pb2.RemoveMemberResponse]  # type: ignore[assignment]
     """Removes a member, whose tokens and sessions stop working. Needs `members remove` or `owners remove`, as above.
     The caller itself is removed by LeaveOrganization.
@@ -77,7 +93,7 @@ class MemberServiceAsyncStub(MemberServiceStub):
     """Removes the caller, whose tokens and sessions stop working. Needs `organization leave`; persons only."""
 
 class MemberServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Lists an organization's members, changes their roles, and removes them.
+    """Lists an organization's members, changes their roles and external ids, and removes them.
 
     A call on a member needs `owners VERB` if the member's role may `owners update`, or has a permission that the caller
     lacks; otherwise `members VERB`. An organization always keeps a member whose role may `owners update`.
@@ -107,6 +123,26 @@ class MemberServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_member_pb2.ChangeMemberRoleResponse, _abc.Awaitable[_member_pb2.ChangeMemberRoleResponse]]:
         """Gives a member another role. Needs `members update` or `owners update`, as above, for both the old and the new
         role.
+        """
+
+    @_abc_1.abstractmethod
+    def ChangeMemberExternalId(
+        self,
+        request: _member_pb2.ChangeMemberExternalIdRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_member_pb2.ChangeMemberExternalIdResponse, _abc.Awaitable[_member_pb2.ChangeMemberExternalIdResponse]]:
+        """Gives a member another external id, or none. Needs `members update` or `owners update`, as above: who has the id
+        outside acts with the member's role.
+        """
+
+    @_abc_1.abstractmethod
+    def MoveMembers(
+        self,
+        request: _member_pb2.MoveMembersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_member_pb2.MoveMembersResponse, _abc.Awaitable[_member_pb2.MoveMembersResponse]]:
+        """Gives all members with one role another role, all or nobody, as when the policy gets another name for a role. Needs
+        what ChangeMemberRole needs for these two roles.
         """
 
     @_abc_1.abstractmethod

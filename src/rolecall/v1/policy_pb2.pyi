@@ -64,7 +64,7 @@ Global___PolicyFinding: _TypeAlias = PolicyFinding  # noqa: Y015
 
 @_typing.final
 class Policy(_message.Message):
-    """The policy in force."""
+    """The policy that a process serves."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -73,19 +73,27 @@ class Policy(_message.Message):
     ROLE_COUNT_FIELD_NUMBER: _builtins.int
     RULE_COUNT_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
+    ACTIVATE_TIME_FIELD_NUMBER: _builtins.int
+    ACTIVATOR_FIELD_NUMBER: _builtins.int
     policy_version: _builtins.str
     """Identifies the contents of the policy's files."""
     role_count: _builtins.int
     """Counts the roles."""
     rule_count: _builtins.int
     """Counts the rules."""
+    activator: _builtins.str
+    """Names who activated it: the host of a server that saw it in its folder, or an operator."""
     @_builtins.property
     def load_time(self) -> _timestamp_pb2.Timestamp:
-        """Says when it came into force in the answering process."""
+        """Says since when the answering process has served it."""
 
     @_builtins.property
     def warnings(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyFinding]:
         """Lists warnings, which do not keep the policy from coming into force."""
+
+    @_builtins.property
+    def activate_time(self) -> _timestamp_pb2.Timestamp:
+        """Says when it was activated, for all processes of the database."""
 
     def __init__(
         self,
@@ -95,14 +103,52 @@ class Policy(_message.Message):
         role_count: _builtins.int = ...,
         rule_count: _builtins.int = ...,
         warnings: _abc.Iterable[Global___PolicyFinding] | None = ...,
+        activate_time: _timestamp_pb2.Timestamp | None = ...,
+        activator: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["load_time", b"load_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activate_time", b"activate_time", "load_time", b"load_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["load_time", b"load_time", "policy_version", b"policy_version", "role_count", b"role_count", "rule_count", b"rule_count", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activate_time", b"activate_time", "activator", b"activator", "load_time", b"load_time", "policy_version", b"policy_version", "role_count", b"role_count", "rule_count", b"rule_count", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Policy: _TypeAlias = Policy  # noqa: Y015
+
+@_typing.final
+class PolicyInForce(_message.Message):
+    """The policy in force, which the answering process doesn't serve yet."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    ACTIVATE_TIME_FIELD_NUMBER: _builtins.int
+    ACTIVATOR_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    policy_version: _builtins.str
+    """Identifies the contents of the policy's files."""
+    activator: _builtins.str
+    """Names who activated it."""
+    problem: _builtins.str
+    """Says why the answering process doesn't serve it; empty while it is being built, which takes a second."""
+    @_builtins.property
+    def activate_time(self) -> _timestamp_pb2.Timestamp:
+        """Says when it was activated."""
+
+    def __init__(
+        self,
+        *,
+        policy_version: _builtins.str = ...,
+        activate_time: _timestamp_pb2.Timestamp | None = ...,
+        activator: _builtins.str = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["activate_time", b"activate_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activate_time", b"activate_time", "activator", b"activator", "policy_version", b"policy_version", "problem", b"problem"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PolicyInForce: _TypeAlias = PolicyInForce  # noqa: Y015
 
 @_typing.final
 class PolicyRefusal(_message.Message):
@@ -166,33 +212,125 @@ Global___GetPolicyRequest: _TypeAlias = GetPolicyRequest  # noqa: Y015
 
 @_typing.final
 class GetPolicyResponse(_message.Message):
-    """The policy in force, and why a later one was refused."""
+    """The policy that the answering process serves, and what differs from it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     POLICY_FIELD_NUMBER: _builtins.int
     REFUSAL_FIELD_NUMBER: _builtins.int
+    AHEAD_FIELD_NUMBER: _builtins.int
+    PROCESS_FIELD_NUMBER: _builtins.int
+    process: _builtins.str
+    """Names the answering process: HOST/PID."""
     @_builtins.property
     def policy(self) -> Global___Policy:
-        """Describes the policy in force."""
+        """Describes the policy that the answering process serves: the one in force, unless `ahead` is set."""
 
     @_builtins.property
     def refusal(self) -> Global___PolicyRefusal:
         """Says what is wrong with the files as they are now; absent if they are in force."""
+
+    @_builtins.property
+    def ahead(self) -> Global___PolicyInForce:
+        """Describes the policy in force where the answering process is behind it; absent where it serves the policy in force,
+        or while the database can't be reached. A change is never authorized by a policy that isn't in force.
+        """
 
     def __init__(
         self,
         *,
         policy: Global___Policy | None = ...,
         refusal: Global___PolicyRefusal | None = ...,
+        ahead: Global___PolicyInForce | None = ...,
+        process: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "refusal", b"refusal"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "policy", b"policy", "refusal", b"refusal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "refusal", b"refusal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "policy", b"policy", "process", b"process", "refusal", b"refusal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetPolicyResponse: _TypeAlias = GetPolicyResponse  # noqa: Y015
+
+@_typing.final
+class ValidatePolicyRequest(_message.Message):
+    """Request to validate the files of a policy folder, at most 4 MiB together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    TESTS_FIELD_NUMBER: _builtins.int
+    organization: _builtins.str
+    """Names the organization; empty for the credential's own."""
+    model: _builtins.str
+    """Holds the text of model.conf."""
+    policy: _builtins.str
+    """Holds the text of policy.csv."""
+    tests: _builtins.str
+    """Holds the text of policy_test.csv."""
+    def __init__(
+        self,
+        *,
+        organization: _builtins.str = ...,
+        model: _builtins.str = ...,
+        policy: _builtins.str = ...,
+        tests: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "organization", b"organization", "policy", b"policy", "tests", b"tests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ValidatePolicyRequest: _TypeAlias = ValidatePolicyRequest  # noqa: Y015
+
+@_typing.final
+class ValidatePolicyResponse(_message.Message):
+    """Whether a policy would be accepted."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCEPTED_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    FINDING_COUNT_FIELD_NUMBER: _builtins.int
+    TEST_COUNT_FIELD_NUMBER: _builtins.int
+    COMPARISON_COUNT_FIELD_NUMBER: _builtins.int
+    accepted: _builtins.bool
+    """Says whether the server would put it in force now, if it were in its folder."""
+    policy_version: _builtins.str
+    """Identifies the contents."""
+    finding_count: _builtins.int
+    """Counts all findings."""
+    test_count: _builtins.int
+    """Counts the tests that were run."""
+    comparison_count: _builtins.int
+    """Counts the decisions that were compared with Casbin's."""
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___PolicyFinding]:
+        """Lists errors, then warnings, at most 100 findings. Those about members and tokens hold for all organizations of the
+        server, and name none.
+        """
+
+    def __init__(
+        self,
+        *,
+        accepted: _builtins.bool = ...,
+        policy_version: _builtins.str = ...,
+        findings: _abc.Iterable[Global___PolicyFinding] | None = ...,
+        finding_count: _builtins.int = ...,
+        test_count: _builtins.int = ...,
+        comparison_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "comparison_count", b"comparison_count", "finding_count", b"finding_count", "findings", b"findings", "policy_version", b"policy_version", "test_count", b"test_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ValidatePolicyResponse: _TypeAlias = ValidatePolicyResponse  # noqa: Y015
 
 @_typing.final
 class Role(_message.Message):

@@ -40,6 +40,11 @@ class PolicyServiceStub:
                 request_serializer=rolecall_dot_v1_dot_policy__pb2.GetPolicyRequest.SerializeToString,
                 response_deserializer=rolecall_dot_v1_dot_policy__pb2.GetPolicyResponse.FromString,
                 _registered_method=True)
+        self.ValidatePolicy = channel.unary_unary(
+                '/rolecall.v1.PolicyService/ValidatePolicy',
+                request_serializer=rolecall_dot_v1_dot_policy__pb2.ValidatePolicyRequest.SerializeToString,
+                response_deserializer=rolecall_dot_v1_dot_policy__pb2.ValidatePolicyResponse.FromString,
+                _registered_method=True)
         self.ListRoles = channel.unary_unary(
                 '/rolecall.v1.PolicyService/ListRoles',
                 request_serializer=rolecall_dot_v1_dot_policy__pb2.ListRolesRequest.SerializeToString,
@@ -52,7 +57,16 @@ class PolicyServiceServicer:
     """
 
     def GetPolicy(self, request, context):
-        """Gets the policy in force, and why a later one was refused. Needs `policy view`.
+        """Gets the policy that the answering process serves, whether that is the one in force, and why a later one was
+        refused. Needs `policy view`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ValidatePolicy(self, request, context):
+        """Says whether the files of a policy folder would be accepted: by the checks of a reload, and for the roles that are
+        held. Changes nothing. Needs `policy manage`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -72,6 +86,11 @@ def add_PolicyServiceServicer_to_server(servicer, server):
                     servicer.GetPolicy,
                     request_deserializer=rolecall_dot_v1_dot_policy__pb2.GetPolicyRequest.FromString,
                     response_serializer=rolecall_dot_v1_dot_policy__pb2.GetPolicyResponse.SerializeToString,
+            ),
+            'ValidatePolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.ValidatePolicy,
+                    request_deserializer=rolecall_dot_v1_dot_policy__pb2.ValidatePolicyRequest.FromString,
+                    response_serializer=rolecall_dot_v1_dot_policy__pb2.ValidatePolicyResponse.SerializeToString,
             ),
             'ListRoles': grpc.unary_unary_rpc_method_handler(
                     servicer.ListRoles,
@@ -107,6 +126,33 @@ class PolicyService:
             '/rolecall.v1.PolicyService/GetPolicy',
             rolecall_dot_v1_dot_policy__pb2.GetPolicyRequest.SerializeToString,
             rolecall_dot_v1_dot_policy__pb2.GetPolicyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ValidatePolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rolecall.v1.PolicyService/ValidatePolicy',
+            rolecall_dot_v1_dot_policy__pb2.ValidatePolicyRequest.SerializeToString,
+            rolecall_dot_v1_dot_policy__pb2.ValidatePolicyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -143,8 +143,9 @@ class Member(_message.Message):
     ETAG_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    EXTERNAL_ID_FIELD_NUMBER: _builtins.int
     user_id: _builtins.str
-    """Identifies the person in this organization, as in `user:USER_ID`."""
+    """Identifies the person in this organization, as in `user:USER_ID`: 22 letters and digits."""
     email: _builtins.str
     """Holds the mail address as written."""
     display_name: _builtins.str
@@ -153,6 +154,11 @@ class Member(_message.Message):
     """Names the role."""
     etag: _builtins.str
     """Changes with every change of the member."""
+    external_id: _builtins.str
+    """Identifies the person in an identity provider or a database of yours, as in `user:EXTERNAL_ID`: unique in the
+    organization, empty for none. 1 to 255 visible ASCII characters without `@` and `*`, which don't have the form of a
+    user id.
+    """
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Says when the person became a member."""
@@ -171,10 +177,11 @@ class Member(_message.Message):
         etag: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        external_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "display_name", b"display_name", "email", b"email", "etag", b"etag", "role", b"role", "update_time", b"update_time", "user_id", b"user_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "display_name", b"display_name", "email", b"email", "etag", b"etag", "external_id", b"external_id", "role", b"role", "update_time", b"update_time", "user_id", b"user_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,7 +25,7 @@ def erase(
     key_file: KeyFile = None,
     json: Json = False,
 ) -> None:
-    """Erase a person's addresses and names from the log. It still verifies."""
+    """Erase a person's addresses, names and external ids from the log. It still verifies."""
     from rolecall import audit
 
     with open_database(config_file, database, key_file) as (storage, log):

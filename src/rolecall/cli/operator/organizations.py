@@ -45,12 +45,12 @@ def create(
 def list_organizations(
     config_file: ConfigFile = None, database: Database = None, key_file: KeyFile = None, json: Json = False
 ) -> None:
-    """List all organizations."""
-    from rolecall.storage import organizations as rows
+    """List all organizations. CUT_OFF: the end of the audit log was removed, and nothing can be changed there."""
+    from rolecall.storage import audit, organizations
 
     with open_database(config_file, database, key_file) as (storage, _):
-        found = storage.read(rows.list_all)
-    header = ("organization", "name", "members", "created", "revision")
+        found, cut_off = storage.read(lambda tx: (organizations.list_all(tx), audit.organizations_without_head(tx)))
+    header = ("organization", "name", "members", "created", "revision", "audit_log")
     table = [
         (
             item.organization.id,
@@ -58,6 +58,7 @@ def list_organizations(
             item.members,
             output.short_time(rfc3339(item.organization.create_time)),
             item.organization.revision,
+            "CUT_OFF" if item.organization.id in cut_off else "COMPLETE",
         )
         for item in found
     ]

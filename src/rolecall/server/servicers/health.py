@@ -21,9 +21,12 @@ from rolecall.server.handler import Call, Method
 from rolecall.server.transport.executors import Executors
 from rolecall.services.unit_of_work import UnauthenticatedCall
 
-__all__ = ["SERVICE_NAME", "Health"]
+__all__ = ["READY", "SERVICE_NAME", "Health"]
 
-# Threads that notify watchers that the server stops, and the seconds that all of them have.
+READY = "rolecall.ready"
+"""Service that is SERVING while Checks are answered, for readiness probes."""
+
+# Threads that notify watchers, and the seconds that all of them have when the server stops.
 NOTIFIERS = 16
 NOTIFY_SECONDS = 1.0
 
@@ -33,13 +36,15 @@ _METHODS = pb.DESCRIPTOR.services_by_name["Health"].methods_by_name
 
 
 class Health:
-    """The health service: everything is SERVING until the server stops. Threads may share it."""
+    """The health service: everything is SERVING until the server stops, but for `READY`. Threads may share it."""
 
-    def __init__(self, services: Iterable[str]) -> None:
-        """The server itself has the empty name."""
-        self._names = frozenset(["", *services])
+    def __init__(self, services: Iterable[str], is_ready: Callable[[], bool]) -> None:
+        """The server itself has the empty name. `is_ready` gives the status of `READY`; it must not block."""
+        self._names = frozenset(["", READY, *services])
         self._status: int = _SERVING
+        self._is_ready = is_ready
         self._watchers: set[_Watcher] = set()
+        self._notifiers = ThreadPoolExecutor(NOTIFIERS, thread_name_prefix="health")
 
     @property
     def methods(self) -> list[Method]:
@@ -55,7 +60,19 @@ class Health:
 
     def status(self, service: str) -> int:
         """The status of one service."""
+        if service == READY and not self._is_ready():
+            return _NOT_SERVING
         return self._status if service in self._names else _UNKNOWN
+
+    def notify_watchers(self) -> None:
+        """Send watchers each status that has changed. Never blocks; called periodically.
+
+        Clients that don't read hold the threads, and delay this for others, until their connections end.
+        """
+        for watcher in list(self._watchers):
+            if watcher.is_outdated and not watcher.is_queued:
+                watcher.is_queued = True
+                self._notifiers.submit(watcher.notify_queued)
 
     def add_watch(self, server: grpc.Server, executors: Executors) -> None:
         """Serve Watch, which streams each change of a status."""
@@ -82,9 +99,11 @@ class Health:
         Streams of clients that don't read in time end with the server.
         """
         self._status = _NOT_SERVING
-        notifiers = ThreadPoolExecutor(NOTIFIERS, thread_name_prefix="health")
+        # Not those of `notify_watchers`, which clients may hold.
+        notifiers = ThreadPoolExecutor(NOTIFIERS, thread_name_prefix="health-stop")
         wait([notifiers.submit(watcher.end) for watcher in list(self._watchers)], NOTIFY_SECONDS)
-        notifiers.shutdown(wait=False, cancel_futures=True)
+        for each in (notifiers, self._notifiers):
+            each.shutdown(wait=False, cancel_futures=True)
 
     def _check(self, request: pb.HealthCheckRequest, _call: UnauthenticatedCall) -> pb.HealthCheckResponse:
         status = self.status(request.service)
@@ -98,7 +117,7 @@ class Health:
         )
 
     def _list(self, _request: Message, _call: UnauthenticatedCall) -> Message:
-        statuses = {name: pb.HealthCheckResponse(status=self._status) for name in sorted(self._names)}
+        statuses = {name: pb.HealthCheckResponse(status=self.status(name)) for name in sorted(self._names)}
         return _kinds("List")[1](statuses=statuses)
 
 
@@ -127,6 +146,13 @@ class _Watcher:
         # Held while sending, so that the newest status is sent last. The polling thread never takes it.
         self._sending = threading.Lock()
         self._sent: int | None = None
+        # Whether a thread is to notify the client, or does so now.
+        self.is_queued = False
+
+    @property
+    def is_outdated(self) -> bool:
+        """Whether the client was sent another status than the present one."""
+        return self._health.status(self._service) != self._sent
 
     def notify(self) -> None:
         """Send the status, if it differs from the one sent last."""
@@ -135,6 +161,13 @@ class _Watcher:
             if status != self._sent:
                 self._sent = status
                 self._send(pb.HealthCheckResponse(status=status))
+
+    def notify_queued(self) -> None:
+        """Notify the client, which may then be queued again."""
+        try:
+            self.notify()
+        finally:
+            self.is_queued = False
 
     def end(self) -> None:
         """Send the status for the last time, and end the stream."""

@@ -1,6 +1,6 @@
 """InvitationService."""
 
-from rolecall.domain import Delivery, Invitation, InvitationState, now
+from rolecall.domain import Delivery, Invitation, InvitationState, Invitee, now
 from rolecall.errors import InvalidField
 from rolecall.server import requests, responses
 from rolecall.server.handler import Call
@@ -13,18 +13,19 @@ __all__ = ["InvitationService"]
 _STATES = {state: pb.InvitationState.Value(f"INVITATION_STATE_{state.name}") for state in InvitationState}
 _STATES_BY_NUMBER: dict[int, InvitationState] = {number: state for state, number in _STATES.items()}
 _DELIVERIES = {state: pb.DeliveryState.Value(f"DELIVERY_STATE_{state.name}") for state in Delivery}
+_MUTABLE = ("role", "display_name", "external_id")
 
 
 class InvitationService:
-    """Creates, lists, resends, deletes and accepts invitations."""
+    """Creates, lists, changes, resends, deletes and accepts invitations."""
 
     def __init__(self, invitations: Invitations) -> None:
         self._invitations = invitations
 
     def CreateInvitations(self, request: pb.CreateInvitationsRequest, call: Call) -> pb.CreateInvitationsResponse:
         """Create invitations, and enqueue their mails."""
-        entries = [(item.email, item.role) for item in request.invitations]
-        made = self._invitations.create(call.change_request(request), entries, validate_only=request.validate_only)
+        invitees = [Invitee(each.email, each.role, each.display_name, each.external_id) for each in request.invitations]
+        made = self._invitations.create(call.change_request(request), invitees, validate_only=request.validate_only)
         return pb.CreateInvitationsResponse(
             invitations=[_invitation(item) for item in made.invitations], revision=made.revision
         )
@@ -35,8 +36,10 @@ class InvitationService:
             raise InvalidField("state is unknown: give pending, expired, accepted or deleted, or none.", field="state")
         role = requests.role(request.role) if request.role else ""
         state, text, page = _STATES_BY_NUMBER.get(request.state), requests.text(request), requests.page(request)
-        caller = call.caller_in(request.organization)
-        found = self._invitations.list(caller, state, role, text, page, show_deleted=request.show_deleted)
+        external_id, caller = requests.external_id(request.external_id), call.caller_in(request.organization)
+        found = self._invitations.list(
+            caller, state, role, text, page, external_id=external_id, show_deleted=request.show_deleted
+        )
         return pb.ListInvitationsResponse(
             invitations=[_invitation(item) for item in found.invitations], next_page_token=found.next_page_token
         )
@@ -46,6 +49,14 @@ class InvitationService:
         invitation_id = _id(request.id)
         found = self._invitations.get(call.caller_in(request.organization), invitation_id)
         return pb.GetInvitationResponse(invitation=_invitation(found))
+
+    def UpdateInvitation(self, request: pb.UpdateInvitationRequest, call: Call) -> pb.UpdateInvitationResponse:
+        """Change the fields that the mask names, and mail a new secret."""
+        changed, changes = request.invitation, _changes(request)
+        updated = self._invitations.update(
+            call.change_request(request), _id(changed.id, "invitation.id"), changes, changed.etag
+        )
+        return pb.UpdateInvitationResponse(invitation=_invitation(updated.invitation), revision=updated.revision)
 
     def ResendInvitation(self, request: pb.ResendInvitationRequest, call: Call) -> pb.ResendInvitationResponse:
         """Mail a new secret."""
@@ -61,9 +72,9 @@ class InvitationService:
         self, request: pb.AcceptInvitationRequest, call: UnauthenticatedCall
     ) -> pb.AcceptInvitationResponse:
         """Accept an invitation by its secret; opens a session."""
-        name = requests.name(request.display_name, "display_name") if request.display_name else ""
+        display_name = requests.display_name(request.display_name)
         accepted = self._invitations.accept(
-            call, requests.slug(request.organization), requests.secret(request.secret), name
+            call, requests.slug(request.organization), requests.secret(request.secret), display_name
         )
         return pb.AcceptInvitationResponse(
             organization=accepted.member.organization,
@@ -73,11 +84,30 @@ class InvitationService:
         )
 
 
-def _id(text: str) -> str:
+def _id(text: str, field: str = "id") -> str:
     if not requests.is_id(text):
         # Not repeated: it may be the whole secret.
-        raise InvalidField("id is no invitation's: give it as ListInvitations shows it.", field="id")
+        raise InvalidField("id is no invitation's: give it as ListInvitations shows it.", field=field)
     return text
+
+
+def _changes(request: pb.UpdateInvitationRequest) -> dict[str, str]:
+    """Return the new values of the fields that are to be changed. Raises `InvalidField`."""
+    new = request.invitation
+    paths = requests.mask_paths(request.update_mask, _MUTABLE)
+    fields = paths or tuple(field for field in _MUTABLE if getattr(new, field))
+    if not fields:
+        raise InvalidField(
+            "The request changes nothing: set a role, a display_name or an external_id.", field="invitation"
+        )
+    changes: dict[str, str] = {}
+    if "role" in fields:
+        changes["role"] = requests.role(new.role, "invitation.role")
+    if "display_name" in fields:
+        changes["display_name"] = requests.display_name(new.display_name, "invitation.display_name")
+    if "external_id" in fields:
+        changes["external_id"] = requests.external_id(new.external_id, "invitation.external_id")
+    return changes
 
 
 def _invitation(value: Invitation) -> pb.Invitation:
@@ -91,4 +121,6 @@ def _invitation(value: Invitation) -> pb.Invitation:
         expire_time=responses.timestamp(value.expire_time),
         etag=value.etag,
         delivery=_DELIVERIES[value.delivery] if value.delivery else pb.DELIVERY_STATE_UNSPECIFIED,
+        display_name=value.display_name,
+        external_id=value.external_id,
     )

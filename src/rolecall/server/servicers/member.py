@@ -18,7 +18,7 @@ _ORDERS: dict[int, MemberOrder] = {
 
 
 class MemberService:
-    """Lists members, changes their roles, and removes them."""
+    """Lists members, changes their roles and external ids, and removes them."""
 
     def __init__(self, members: Members) -> None:
         self._members = members
@@ -29,7 +29,8 @@ class MemberService:
             raise InvalidField("order is unknown: give email, display name or newest, or none.", field="order")
         role = requests.role(request.role) if request.role else ""
         text, order, page = requests.text(request), _ORDERS[request.order], requests.page(request)
-        found = self._members.list(call.caller_in(request.organization), role, text, order, page)
+        external_id, caller = requests.external_id(request.external_id), call.caller_in(request.organization)
+        found = self._members.list(caller, role, text, order, page, external_id=external_id)
         return pb.ListMembersResponse(
             members=[responses.member(member) for member in found.members], next_page_token=found.next_page_token
         )
@@ -45,6 +46,27 @@ class MemberService:
         user_id, role = _required(request.user_id), requests.role(request.role)
         changed = self._members.change_role(call.change_request(request), user_id, role, request.etag)
         return pb.ChangeMemberRoleResponse(member=responses.member(changed.member), revision=changed.revision)
+
+    def ChangeMemberExternalId(
+        self, request: pb.ChangeMemberExternalIdRequest, call: Call
+    ) -> pb.ChangeMemberExternalIdResponse:
+        """Give a member another external id, or none."""
+        user_id, external_id = _required(request.user_id), requests.external_id(request.external_id)
+        changed = self._members.change_external_id(call.change_request(request), user_id, external_id, request.etag)
+        return pb.ChangeMemberExternalIdResponse(member=responses.member(changed.member), revision=changed.revision)
+
+    def MoveMembers(self, request: pb.MoveMembersRequest, call: Call) -> pb.MoveMembersResponse:
+        """Give all members with one role another."""
+        from_role, to_role = requests.role(request.from_role, "from_role"), requests.role(request.to_role, "to_role")
+        change = call.change_request(request)
+        moved = self._members.move(change, from_role, to_role, request.etag, validate_only=request.validate_only)
+        return pb.MoveMembersResponse(
+            member_count=moved.count,
+            etag=moved.etag,
+            organization_token_count=moved.organization_tokens,
+            invitation_count=moved.invitations,
+            revision=moved.revision,
+        )
 
     def RemoveMember(self, request: pb.RemoveMemberRequest, call: Call) -> pb.RemoveMemberResponse:
         """Remove a member."""

@@ -1,8 +1,6 @@
 """OrganizationService."""
 
-from google.protobuf.field_mask_pb2 import FieldMask
-
-from rolecall.errors import InvalidField
+from rolecall import display_names
 from rolecall.server import requests, responses
 from rolecall.server.handler import Call
 from rolecall.services.organizations import Organizations
@@ -10,8 +8,7 @@ from rolecall.v1 import organization_pb2 as pb
 
 __all__ = ["OrganizationService"]
 
-# Paths that an update mask may have; `*` stands for all mutable fields.
-_MUTABLE = ("*", "display_name")
+_MUTABLE = ("display_name",)
 
 
 class OrganizationService:
@@ -27,20 +24,10 @@ class OrganizationService:
 
     def UpdateOrganization(self, request: pb.UpdateOrganizationRequest, call: Call) -> pb.UpdateOrganizationResponse:
         """Change the fields that the mask names."""
-        _require_mutable(request.update_mask)
+        requests.mask_paths(request.update_mask, _MUTABLE)
         changed = request.organization
-        display_name = requests.name(changed.display_name, "organization.display_name")
+        display_name = display_names.parse(changed.display_name, "organization.display_name")
         updated = self._organizations.update(call.change_request(request), display_name, changed.etag)
         return pb.UpdateOrganizationResponse(
             organization=responses.organization(updated.view), revision=updated.revision
-        )
-
-
-def _require_mutable(mask: FieldMask) -> None:
-    """Raise `InvalidField` unless every path of the mask is a mutable field."""
-    if any(path not in _MUTABLE for path in mask.paths):
-        raise InvalidField(
-            "update_mask names a field that is unknown or can't be changed: give `display_name` or `*`, or leave the"
-            " mask out.",
-            field="update_mask",
         )

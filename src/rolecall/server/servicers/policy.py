@@ -2,10 +2,12 @@
 
 from rolecall.domain import Role
 from rolecall.policy import Finding, Severity
-from rolecall.policy.reload import LivePolicy
+from rolecall.policy.reload import Refusal
 from rolecall.server import requests, responses
 from rolecall.server.handler import Call
 from rolecall.services.authorization import Authorizer
+from rolecall.services.policies import Policies
+from rolecall.storage.policies import Activation
 from rolecall.v1 import policy_pb2 as pb
 
 __all__ = ["PolicyService"]
@@ -15,32 +17,41 @@ MAX_PERMISSIONS = 1000
 
 
 class PolicyService:
-    """Shows the policy that is in force."""
+    """Shows the policy that is in force, and validates others."""
 
-    def __init__(self, authorizer: Authorizer, live: LivePolicy) -> None:
+    def __init__(self, authorizer: Authorizer, policies: Policies) -> None:
         self._authorizer = authorizer
-        self._live = live
+        self._policies = policies
 
     def GetPolicy(self, request: pb.GetPolicyRequest, call: Call) -> pb.GetPolicyResponse:
-        """Describe the policy in force, and why the folder's present state isn't."""
-        self._authorizer.require(call.caller_in(request.organization), "view", "policy")
-        state = self._live.in_force
+        """Describe the served policy, the one in force if it is another, and why the folder's state isn't in force."""
+        state = self._policies.get(call.caller_in(request.organization))
+        served = state.served
         policy = pb.Policy(
-            policy_version=state.policy.version,
-            load_time=responses.timestamp(state.activation.time),
-            role_count=len(state.policy.roles),
-            rule_count=len(state.policy.rules),
-            warnings=[_finding(finding) for finding in state.warnings[:MAX_FINDINGS]],
+            policy_version=served.policy.version,
+            load_time=responses.timestamp(served.load_time),
+            role_count=len(served.policy.roles),
+            rule_count=len(served.policy.rules),
+            warnings=[_finding(finding) for finding in served.warnings[:MAX_FINDINGS]],
+            activate_time=responses.timestamp(served.activation.time),
+            activator=served.activation.activator,
         )
-        if state.refusal is None:
-            return pb.GetPolicyResponse(policy=policy)
-        refusal = pb.PolicyRefusal(
-            policy_version=state.refusal.version,
-            refuse_time=responses.timestamp(state.refusal.since),
-            findings=[_finding(finding) for finding in state.refusal.findings[:MAX_FINDINGS]],
-            finding_count=len(state.refusal.findings),
+        refusal = _refusal(served.refusal) if served.refusal else None
+        ahead = _in_force(state.ahead, state.problem) if state.ahead else None
+        return pb.GetPolicyResponse(policy=policy, refusal=refusal, ahead=ahead, process=state.process)
+
+    def ValidatePolicy(self, request: pb.ValidatePolicyRequest, call: Call) -> pb.ValidatePolicyResponse:
+        """Say whether the files would be accepted."""
+        caller = call.caller_in(request.organization)
+        validated = self._policies.validate(caller, requests.policy_files(request))
+        return pb.ValidatePolicyResponse(
+            accepted=validated.accepted,
+            policy_version=validated.build.version,
+            findings=[_finding(finding) for finding in validated.findings[:MAX_FINDINGS]],
+            finding_count=len(validated.findings),
+            test_count=validated.build.tests,
+            comparison_count=validated.build.comparisons,
         )
-        return pb.GetPolicyResponse(policy=policy, refusal=refusal)
 
     def ListRoles(self, request: pb.ListRolesRequest, call: Call) -> pb.ListRolesResponse:
         """List the roles with what their own rows say."""
@@ -54,6 +65,24 @@ class PolicyService:
         return pb.ListRolesResponse(
             roles=messages, policy_version=answer.policy_version, next_page_token=answer.next_page_token
         )
+
+
+def _refusal(refusal: Refusal) -> pb.PolicyRefusal:
+    return pb.PolicyRefusal(
+        policy_version=refusal.version,
+        refuse_time=responses.timestamp(refusal.since),
+        findings=[_finding(finding) for finding in refusal.findings[:MAX_FINDINGS]],
+        finding_count=len(refusal.findings),
+    )
+
+
+def _in_force(activation: Activation, problem: str) -> pb.PolicyInForce:
+    return pb.PolicyInForce(
+        policy_version=activation.version,
+        activate_time=responses.timestamp(activation.time),
+        activator=activation.activator,
+        problem=problem,
+    )
 
 
 def _role(role: Role, at_most: int) -> pb.Role:

@@ -2,6 +2,7 @@
 
 from typing import TypeVar
 
+from rolecall import display_names
 from rolecall.domain import CredentialKind, TokenState
 from rolecall.errors import InvalidField
 from rolecall.networks import parse_networks
@@ -79,7 +80,7 @@ def _spec(request: Create) -> TokenSpec:
     """Return the specification of a new token. Raises `InvalidField`."""
     expiry = request.WhichOneof("expiry")
     return TokenSpec(
-        requests.name(request.display_name, "display_name"),
+        display_names.parse(request.display_name, "display_name"),
         requests.timestamp(request.expire_time, "expire_time") if expiry == "expire_time" else None,
         requests.duration(request.ttl, "ttl") if expiry == "ttl" else None,
         requests.restriction(request.restriction) if request.HasField("restriction") else None,

@@ -1,0 +1,85 @@
+"""Policies: which one this process serves, which one is in force, and whether another would be accepted."""
+
+import os
+import socket
+import threading
+from dataclasses import dataclass
+
+from rolecall.domain import Caller
+from rolecall.errors import RateLimited, StorageUnavailable
+from rolecall.limits import DEFAULT_LIMITS, Limits
+from rolecall.policy import Build, Finding, PolicyFiles, Severity, build_in_subprocess
+from rolecall.policy.reload import RELOAD_CASBIN_SECONDS, InForce, LivePolicy, find_conflicts
+from rolecall.services.caller_permissions import require
+from rolecall.storage import Storage
+from rolecall.storage import policies as rows
+from rolecall.storage.policies import Activation
+
+__all__ = ["Policies", "PolicyState", "ValidatedPolicy"]
+
+# Maximum seconds of a build.
+MAX_VALIDATION_SECONDS = 20.0
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyState:
+    """The policy that this process serves, and the activation in force if that is a later one (`ahead`).
+
+    `problem` says why this process is behind; empty while it catches up. `process` names it, as HOST/PID.
+    """
+
+    served: InForce
+    ahead: Activation | None
+    problem: str
+    process: str
+
+
+@dataclass(frozen=True, slots=True)
+class ValidatedPolicy:
+    """Result of a validation: the build, and all findings, those first that keep the policy from coming into force."""
+
+    build: Build
+    findings: tuple[Finding, ...]
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the policy could come into force now."""
+        return not self.findings or self.findings[0].severity is not Severity.ERROR
+
+
+class Policies:
+    """Use cases of PolicyService."""
+
+    def __init__(self, storage: Storage, live: LivePolicy, limits: Limits = DEFAULT_LIMITS) -> None:
+        self._storage = storage
+        self._live = live
+        self._validations = threading.Semaphore(limits.validations)
+
+    def get(self, caller: Caller) -> PolicyState:
+        """Describe the policy. Raises `PermissionMissing`."""
+        served = self._live.in_force
+        require(served.policy, caller, "view", "policy")
+        try:
+            in_force = self._storage.read(rows.in_force)
+        except StorageUnavailable:
+            # An answer without it helps more during an outage than none.
+            in_force = None
+        ahead = in_force if in_force and in_force.version != served.policy.version else None
+        return PolicyState(served, ahead, self._live.follow_problem, f"{socket.gethostname()}/{os.getpid()}")
+
+    def validate(self, caller: Caller, files: PolicyFiles) -> ValidatedPolicy:
+        """Run the checks of a reload on the files, in a child process, and those against members and tokens.
+
+        Changes nothing. Raises `PermissionMissing`, `StorageUnavailable`, and `RateLimited` while others are validated.
+        """
+        require(self._live.in_force.policy, caller, "manage", "policy")
+        if not self._validations.acquire(blocking=False):
+            raise RateLimited("Another policy is being validated: try again in a few seconds.")
+        try:
+            built = build_in_subprocess(files, RELOAD_CASBIN_SECONDS, max_seconds=MAX_VALIDATION_SECONDS)
+        finally:
+            self._validations.release()
+        policy = built.policy
+        conflicts = self._storage.read(lambda tx: find_conflicts(tx, policy)[0]) if policy else ()
+        findings = sorted((*conflicts, *built.findings), key=lambda finding: finding.severity is not Severity.ERROR)
+        return ValidatedPolicy(built, tuple(findings))
