@@ -186,7 +186,7 @@ def test_there_are_lists_and_single_options() -> None:
     """The test above has options of both kinds."""
     multiple = {each.values[2] for each in _options() if each.values[1].multiple}
 
-    assert multiple == {"--restrict", "--move"}
+    assert multiple == {"--restrict", "--move", "--network"}
     assert len(_options()) > 100
 
 

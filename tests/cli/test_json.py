@@ -154,7 +154,10 @@ def test_missing_setting_is_a_json_error(empty: Workspace) -> None:
     """A command that can't even start says so in JSON."""
     error = json_error(empty, "whoami")
 
-    assert (error["reason"], error["fix"]) == ("CONFIG", "set ROLECALL_TOKEN to one.")
+    assert (error["reason"], error["fix"]) == (
+        "CONFIG",
+        "set ROLECALL_TOKEN to one, or ROLECALL_TOKEN_FILE to its file.",
+    )
 
 
 def test_error_of_a_policy_lists_its_findings_in_json(empty: Workspace) -> None:

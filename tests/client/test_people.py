@@ -181,4 +181,4 @@ def test_unauthenticated_client_sends_no_credential(sqlite_site: Site, monkeypat
 
     assert caught.value.field == "secret"
     with pytest.raises(ConfigError, match="server's address"):
-        UnauthenticatedClient("nowhere")
+        UnauthenticatedClient("nowhere:port")

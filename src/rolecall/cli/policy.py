@@ -36,11 +36,16 @@ class Format(StrEnum):
 def new(
     folder: Folder = None,
     variant: Annotated[str, typer.Option(help=f"A variant of it: {' or '.join(shipped.VARIANTS)}.")] = "",
+    json: Json = False,
 ) -> None:
     """Write the shipped policy into a folder, to be edited. Replaces no file."""
     folder = _folder(folder)
     shipped.write(folder, variant)
-    output.say(f"The policy is in {folder}: roles {', '.join(_index(folder).roles)}. It is yours to edit.")
+    roles = _index(folder).roles
+    if json:
+        output.print_json({"folder": str(folder), "roles": roles})
+        return
+    output.say(f"The policy is in {folder}: roles {', '.join(roles)}. It is yours to edit.")
 
 
 @app.command()
