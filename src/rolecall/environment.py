@@ -135,8 +135,9 @@ def split_address(address: str, default_port: int | None = None) -> tuple[str, i
     if "://" in address:
         raise ValueError(f"`{address}` is a URL: write only its host and port, as in auth.example.com:443")
     if default_port is not None and (":" not in address or (address.startswith("[") and address.endswith("]"))):
-        address = f"{address}:{default_port}"
-    host, colon, port = address.rpartition(":")
+        host, colon, port = address, ":", str(default_port)
+    else:
+        host, colon, port = address.rpartition(":")
     if (
         "/" in address
         or not colon
