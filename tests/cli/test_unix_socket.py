@@ -12,11 +12,12 @@ from pathlib import Path
 import grpc
 import pytest
 
-from rolecall import Client, UnauthenticatedClient, socket_file
+from rolecall import Client, UnauthenticatedClient
 from rolecall.credentials import token_format
 from rolecall.domain import CredentialKind
 from rolecall.errors import CallFailed, ConfigError, RolecallError
 from rolecall.limits import Limits, Rate
+from rolecall.server.transport import socket_file
 from rolecall.v1 import authorization_pb2
 from rolecall.v1.authorization_pb2_grpc import AuthorizationServiceStub
 from support.commands import Serve, Serving, Workspace, error_of

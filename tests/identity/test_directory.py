@@ -29,12 +29,12 @@ from rolecall.domain import (
     now,
 )
 from rolecall.errors import OrganizationNotFound, StorageUnavailable
+from rolecall.formats.networks import parse_address, parse_networks
 from rolecall.identity import authentication, directory
 from rolecall.identity.authentication import Authenticator, OnMisuse
 from rolecall.identity.cache import RevisionCache
 from rolecall.identity.change_feed import ChangeFeed
 from rolecall.identity.directory import Directory, ResolvedSubject
-from rolecall.networks import parse_address, parse_networks
 from rolecall.storage import Storage, Transaction, tables
 from rolecall.storage import credentials as credential_rows
 from rolecall.storage import members as member_rows

@@ -6,12 +6,12 @@ Each of these is itself recorded in the log.
 from dataclasses import dataclass, replace
 from typing import IO
 
-from rolecall import email_address
 from rolecall.audit.entries import AuditFormat, export_lines, read_entries
 from rolecall.audit.log import ERASE, OPERATOR, AuditLog, Event
 from rolecall.audit.verify import verify
 from rolecall.domain import AuditFilter, now, rfc3339
 from rolecall.errors import AuditLogBroken, ConfigError, InvalidField, MemberNotFound
+from rolecall.formats import email_address
 from rolecall.storage import Storage, Transaction
 from rolecall.storage import audit as rows
 from rolecall.storage import invitations as invitation_rows

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from rolecall import email_address
 from rolecall.cli import output
 from rolecall.cli.commands import Commands
 from rolecall.cli.connect import Json, open_client, to_dict
 from rolecall.domain import Invitee
 from rolecall.errors import CallFailed, InvalidField, InvitationNotFound, RolecallError
+from rolecall.formats import email_address
 
 if TYPE_CHECKING:
     from rolecall.client import Client

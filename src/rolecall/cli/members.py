@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from rolecall import email_address
 from rolecall.cli import output
 from rolecall.cli.commands import Commands
 from rolecall.cli.connect import Json, open_client, to_dict
 from rolecall.credentials import token_format
 from rolecall.errors import MemberNotFound
+from rolecall.formats import email_address
 
 if TYPE_CHECKING:
     from rolecall.client import Client

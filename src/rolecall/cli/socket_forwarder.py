@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rolecall import socket_file
+from rolecall.server.transport import socket_file
 
 __all__ = ["forwarding"]
 

@@ -9,14 +9,14 @@ from rolecall.credentials import token_format
 from rolecall.credentials.token_format import PresentedCredential
 from rolecall.domain import Caller, Refusal, now
 from rolecall.errors import RateLimited, UnauthenticatedCredential
+from rolecall.formats.networks import peer_address, peer_network
 from rolecall.identity.batch_loader import BatchLoader, Miss
 from rolecall.identity.cache import CacheEntry, TTLCache
 from rolecall.identity.change_feed import ChangeFeed
 from rolecall.identity.failed_authentications import FailedAuthentications
 from rolecall.identity.last_used import LastUsed
+from rolecall.identity.rate_limit import RateLimiter
 from rolecall.limits import DEFAULT_LIMITS, Limits
-from rolecall.networks import peer_address, peer_network
-from rolecall.rate_limit import RateLimiter
 from rolecall.storage import Storage, Transaction
 from rolecall.storage import credentials as credential_rows
 from rolecall.storage import organizations as organization_rows

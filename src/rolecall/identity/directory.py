@@ -13,8 +13,8 @@ from rolecall.identity.authentication import UNKNOWN_SECONDS, Authenticator, OnM
 from rolecall.identity.batch_loader import BatchLoader, Miss
 from rolecall.identity.cache import LoadedEntry
 from rolecall.identity.change_feed import ChangeFeed
+from rolecall.identity.rate_limit import RateLimiter
 from rolecall.limits import DEFAULT_LIMITS, Limits
-from rolecall.rate_limit import RateLimiter
 from rolecall.storage import Storage, Transaction
 from rolecall.storage import credentials as credential_rows
 from rolecall.storage import members as member_rows

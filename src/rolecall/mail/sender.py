@@ -6,12 +6,12 @@ from email.message import EmailMessage
 
 import structlog
 
-from rolecall import email_address
 from rolecall.background import PeriodicThread
 from rolecall.credentials import token_format
 from rolecall.credentials.mailed_secrets import MailedSecrets
 from rolecall.domain import Delivery, InvitationState, LinkKind, MailKind, Member, Organization, TokenState, now
 from rolecall.errors import RolecallError, StorageUnavailable, WriteConflict
+from rolecall.formats import email_address
 from rolecall.limits import DEFAULT_LIMITS, Limits
 from rolecall.mail.rendering import MailContent, MailRenderer
 from rolecall.mail.transport import REDACTED, Refused, Send, Transport, TryLater, Unreachable

@@ -12,7 +12,6 @@ import structlog
 from google.protobuf.descriptor import FileDescriptor
 from google.protobuf.message_factory import GetMessageClass
 
-from rolecall import socket_file
 from rolecall.audit import ActivationEntries, AuditLog, Denials, Event, check_key
 from rolecall.audit.decision_log import DecisionLog
 from rolecall.background import PeriodicThread
@@ -39,7 +38,7 @@ from rolecall.server.servicers.policy import PolicyService
 from rolecall.server.servicers.reflection import add_reflection
 from rolecall.server.servicers.session import SessionService
 from rolecall.server.servicers.token import TokenService
-from rolecall.server.transport import probe
+from rolecall.server.transport import probe, socket_file
 from rolecall.server.transport.call_limits import CallLimits
 from rolecall.server.transport.certificates import Certificates
 from rolecall.server.transport.executors import Executors

@@ -28,9 +28,9 @@ from rolecall.errors import (
     StorageUnavailable,
     UnauthenticatedCredential,
 )
+from rolecall.formats.networks import peer_network
 from rolecall.identity.authentication import Authenticator
 from rolecall.identity.batch_loader import Miss
-from rolecall.networks import peer_network
 from rolecall.server import requests
 from rolecall.server.error_status import status_of
 from rolecall.services.unit_of_work import ChangeRequest, UnauthenticatedCall

@@ -10,7 +10,6 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from rolecall import display_names, email_address, external_ids
 from rolecall.credentials import token_format
 from rolecall.credentials.token_format import require_no_credential
 from rolecall.domain import (
@@ -25,7 +24,8 @@ from rolecall.domain import (
     SubjectKind,
 )
 from rolecall.errors import BatchSize, InvalidField
-from rolecall.networks import parse_address
+from rolecall.formats import display_names, email_address, external_ids
+from rolecall.formats.networks import parse_address
 from rolecall.policy import (
     MODEL_FILE,
     POLICY_FILE,

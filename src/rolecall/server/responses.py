@@ -18,7 +18,7 @@ from rolecall.domain import (
     TokenState,
     now,
 )
-from rolecall.networks import format_networks
+from rolecall.formats.networks import format_networks
 from rolecall.services.authorization import BatchAnswer, PermissionsAnswer, SubjectsAnswer
 from rolecall.services.organizations import OrganizationView
 from rolecall.services.sessions import OpenedSession

@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
 
-from rolecall import email_address
 from rolecall.audit import AuditFormat, AuditLog, EntryHash, Verdict, export_lines, list_entries, read_entries, verify
 from rolecall.domain import AuditEntry, AuditFilter, Caller, Page
 from rolecall.errors import InvalidField, MemberNotFound, RateLimited
+from rolecall.formats import email_address
 from rolecall.identity.authentication import Authenticator
 from rolecall.limits import DEFAULT_LIMITS, Limits
 from rolecall.policy.reload import LivePolicy

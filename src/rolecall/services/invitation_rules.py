@@ -3,9 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rolecall import display_names, email_address, external_ids
 from rolecall.domain import Caller, CredentialKind, Invitation, Invitee, TokenState
-from rolecall.email_address import Address
 from rolecall.errors import (
     AlreadyMember,
     BatchSize,
@@ -16,6 +14,8 @@ from rolecall.errors import (
     RolecallError,
     combine,
 )
+from rolecall.formats import display_names, email_address, external_ids
+from rolecall.formats.email_address import Address
 from rolecall.policy import Policy
 from rolecall.services.caller_permissions import require_any, require_handling, require_known
 from rolecall.services.external_id_rules import taken_errors

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rolecall import display_names
 from rolecall.audit import Private
 from rolecall.credentials import token_format
 from rolecall.credentials.mailed_secrets import MailedSecrets
@@ -20,10 +19,11 @@ from rolecall.domain import (
     now,
 )
 from rolecall.errors import AlreadyMember, InvitationAccepted, InvitationExpired, InvitationNotFound
+from rolecall.formats import display_names
+from rolecall.identity.rate_limit import RateLimiter
 from rolecall.limits import DEFAULT_LIMITS, Limits
 from rolecall.policy import Policy
 from rolecall.policy.reload import LivePolicy
-from rolecall.rate_limit import RateLimiter
 from rolecall.services.caller_permissions import require, require_any, require_handling, require_known
 from rolecall.services.external_id_rules import take
 from rolecall.services.invitation_rules import BatchEntry, parse_batch, require_invitable, require_inviter

@@ -1,11 +1,11 @@
 """Tokens that the operator issues and revokes, in the database and regardless of roles."""
 
-from rolecall import email_address
 from rolecall.audit import OPERATOR, AuditLog, Event
 from rolecall.credentials import token_format
 from rolecall.credentials.token_format import MintedCredential
 from rolecall.domain import CredentialKind, Member, now
 from rolecall.errors import InvalidField, MemberNotFound, TokenNotFound
+from rolecall.formats import email_address
 from rolecall.services.token_rules import DAY, LIFE_DAYS
 from rolecall.services.tokens import audit_details
 from rolecall.storage import Storage, Transaction

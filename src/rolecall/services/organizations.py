@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rolecall import email_address
 from rolecall.audit import OPERATOR, AuditLog, Event, Private
 from rolecall.credentials.token_format import MintedCredential, new_id
 from rolecall.domain import Caller, Member, Organization, now
-from rolecall.email_address import Address
 from rolecall.errors import InvalidField, OrganizationExists, OrganizationNotFound, PolicyInvalid, WriteConflict
+from rolecall.formats import email_address
+from rolecall.formats.email_address import Address
 from rolecall.policy import Policy
 from rolecall.policy.reload import LivePolicy, find_conflicts
 from rolecall.services.operator_tokens import add_token

@@ -5,16 +5,16 @@ from dataclasses import dataclass, field
 
 import structlog
 
-from rolecall import email_address
 from rolecall.credentials import token_format
 from rolecall.credentials.mailed_secrets import MailedSecrets
 from rolecall.credentials.token_format import MintedCredential
 from rolecall.domain import Caller, CredentialKind, LinkKind, MailKind, Member, Permission, Token, now
 from rolecall.errors import RateLimited, UnauthenticatedCredential
+from rolecall.formats import email_address
+from rolecall.identity.rate_limit import RateLimiter
 from rolecall.limits import DEFAULT_LIMITS, Limits
 from rolecall.policy import Policy, restrict
 from rolecall.policy.reload import LivePolicy
-from rolecall.rate_limit import RateLimiter
 from rolecall.services.organizations import OrganizationView, view
 from rolecall.services.unit_of_work import (
     Answer,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from rolecall.domain import Caller, CredentialKind, Networks, Permission, Restriction, Token, TokenState
 from rolecall.errors import InvalidField, PermissionMissing, RoleBeyondCaller, TokenNotFound
-from rolecall.networks import format_networks, is_within
+from rolecall.formats.networks import format_networks, is_within
 from rolecall.policy import PermissionScope, Policy, is_restricted_within
 from rolecall.services.caller_permissions import is_beyond, may, require, require_known, require_person
 from rolecall.services.unit_of_work import ChangeContext

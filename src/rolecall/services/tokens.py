@@ -8,7 +8,7 @@ from rolecall.audit import Private
 from rolecall.credentials import token_format
 from rolecall.domain import Caller, CredentialKind, Page, Token, TokenState, now, rfc3339
 from rolecall.errors import InvalidField, TokenNotFound
-from rolecall.networks import format_networks
+from rolecall.formats.networks import format_networks
 from rolecall.policy.reload import LivePolicy
 from rolecall.services.caller_permissions import require_person
 from rolecall.services.pagination import Pagination

@@ -1,6 +1,6 @@
 """OrganizationService."""
 
-from rolecall import display_names
+from rolecall.formats import display_names
 from rolecall.server import requests, responses
 from rolecall.server.handler import Call
 from rolecall.services.organizations import Organizations

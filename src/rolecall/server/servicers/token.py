@@ -2,10 +2,10 @@
 
 from typing import TypeVar
 
-from rolecall import display_names
 from rolecall.domain import CredentialKind, TokenState
 from rolecall.errors import InvalidField
-from rolecall.networks import parse_networks
+from rolecall.formats import display_names
+from rolecall.formats.networks import parse_networks
 from rolecall.server import requests, responses
 from rolecall.server.handler import Call
 from rolecall.services.token_rules import TokenSpec

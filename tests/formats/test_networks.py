@@ -5,7 +5,14 @@ from ipaddress import ip_address, ip_network
 import pytest
 
 from rolecall.errors import InvalidField
-from rolecall.networks import MAX_NETWORKS, format_networks, is_within, parse_networks, peer_address, peer_network
+from rolecall.formats.networks import (
+    MAX_NETWORKS,
+    format_networks,
+    is_within,
+    parse_networks,
+    peer_address,
+    peer_network,
+)
 
 
 @pytest.mark.parametrize(

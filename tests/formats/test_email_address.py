@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from rolecall.email_address import MAX_LENGTH, Address, key_of, parse
 from rolecall.errors import InvalidField
+from rolecall.formats.email_address import MAX_LENGTH, Address, key_of, parse
 
 EXAMPLES = 1000 if os.environ.get("CI") == "true" else 100
 

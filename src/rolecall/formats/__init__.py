@@ -1,0 +1,1 @@
+"""Formats of what people write in requests: addresses, display names, external ids, networks."""
