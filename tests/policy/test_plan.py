@@ -15,7 +15,7 @@ _segments = st.sampled_from(["a", "ab", "abc", "b", "a-b", "a-c", "zz"])
 _below = st.lists(_segments, min_size=1, max_size=3).map("/".join)
 
 
-@settings(max_examples=2000 if CI else 200, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=500 if CI else 100, suppress_health_check=[HealthCheck.too_slow])
 @given(
     random_policies(), restrictions, st.sampled_from(["a", "ab", "b", "zz"]), st.lists(_below, min_size=1, max_size=20)
 )
