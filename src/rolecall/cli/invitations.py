@@ -278,7 +278,7 @@ def _duplicates(people: list[_Person]) -> list[RolecallError]:
         earlier = first.setdefault(key, person)
         if earlier is not person:
             this, other = (f"{each.invitee.email} ({each.place})" for each in (person, earlier))
-            problems.append(InvalidField(f"{this} {what} as {other}.", field="invitations"))
+            problems.append(InvalidField(f"{this} {what} as {other}: leave one of them out.", field="invitations"))
 
     for person in people:
         # The server reports an invalid address.
