@@ -87,7 +87,7 @@ class Race(ABC):
     name: ClassVar[str]
     # The allowed pairs of statuses; each of them occurs in some of the rounds, and no other.
     allowed_results: ClassVar[set[tuple[str, str]]]
-    rounds: ClassVar[int] = 200 if CI else 12
+    rounds: ClassVar[int] = 150 if CI else 12
 
     def __init__(self, database: RaceDatabase) -> None:
         self.database = database
