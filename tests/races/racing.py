@@ -185,9 +185,12 @@ def run_race(kind: type[Race], database: RaceDatabase, run: Run) -> None:
 def _check_round(race: Race, one: Result, other: Result) -> None:
     """Check the database, and which secrets a new authenticator and one with a cache accept."""
     live, dead = race.database.observer.read(lambda tx: _check_database(tx, race, one, other))
-    for authenticator in (Authenticator(race.database.observer), race.database.participant.authenticator):
+    new = Authenticator(race.database.observer)
+    for authenticator in (new, race.database.participant.authenticator):
         # Each secret has a peer of its own: one peer with all these failures would be rate-limited.
         assert {secret for secret in live | dead if authenticator.authenticate(secret, partial(str, secret))} == live
+    # Each round would leave a thread.
+    new.loader.close()
 
 
 def _check_database(tx: Transaction, race: Race, one: Result, other: Result) -> tuple[set[str], set[str]]:
