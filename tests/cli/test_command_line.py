@@ -15,6 +15,8 @@ from typer.testing import CliRunner
 
 import rolecall
 from rolecall.cli import app, output
+from rolecall.credentials import token_format
+from rolecall.domain import CredentialKind
 from support.commands import PROGRAM, SMALL_POLICY, SMALL_POLICY_TEST, Workspace, only_line, usage_of
 from support.sites import Site
 
@@ -201,6 +203,19 @@ def test_there_are_lists_and_single_options() -> None:
 def test_second_value_of_an_option_is_a_usage_error(client_workspace: Workspace, arguments: tuple[str, ...]) -> None:
     """The command exits with 2, prints no answer, and names the option."""
     assert "'--role'" in usage_of(client_workspace.run("members", "list", *arguments))
+
+
+@pytest.mark.parametrize("more", [(), ("--json",)])
+@pytest.mark.parametrize("command", [("serve",), ("operator", "db", "upgrade"), ("members", "list")])
+def test_usage_error_repeats_no_secret(empty: Workspace, command: tuple[str, ...], more: tuple[str, ...]) -> None:
+    """A URL or a credential in the place of an option isn't shown, whatever is in it."""
+    token = token_format.mint(CredentialKind.PERSONAL).text
+    given = ("postgresql://u:Zx9@Sec ret77@127.0.0.1/rc", f"x{token}")
+
+    for secret in given:
+        finished = empty.run(*command, secret, *(more if command != ("serve",) else ()))
+        assert usage_of(finished).count("unexpected extra argument") == 1
+        assert not [part for part in ("Zx9", "ret77", "127.0.0.1", token[20:]) if part in finished.stderr]
 
 
 def test_contradicting_flags_are_a_usage_error(empty: Workspace) -> None:

@@ -72,8 +72,8 @@ def main() -> None:
     """Run the command line. Exits with 2 on errors, which are JSON on standard error where `--json` is given."""
     configure_logs()
     try:
-        # Typer itself prints errors in options, as text only, unless it isn't to exit by itself.
-        sys.exit(app(standalone_mode=not output.wants_json()))
+        # Typer's own report of an error in options repeats what was given, which may hold a secret.
+        sys.exit(app(standalone_mode=False))
     except RolecallError as error:
         output.print_error(error, _hint(error))
     except typer.Abort:

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import typer
 
+from rolecall.credentials.token_format import redact
 from rolecall.domain import Explanation
 from rolecall.errors import CallFailed, Internal, InvalidField, RolecallError
 
@@ -107,6 +108,9 @@ def print_usage_error(error: typer.TyperException) -> None:
     context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
     see = f" See `{context.command_path} --help`." if context else ""
     message = " ".join(error.format_message().split())
+    # What follows may be a password: a blank in it would end a URL too early.
+    message, is_url, _ = redact(message).partition("://")
+    message += "… (a URL, not shown, as it may hold a password)." if is_url else ""
     print_error(InvalidField(f"{message}{see}", field=parameter.name if parameter else ""))
 
 
