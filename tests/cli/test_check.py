@@ -63,6 +63,20 @@ def test_check_has_exit_codes_for_allow_deny_and_error(client_workspace: Workspa
     assert "subject `ann` has no known form" in error_of(wrong)
 
 
+def test_name_for_an_address_is_told_from_an_id(client_workspace: Workspace) -> None:
+    """Without an `@`, a user is an id: where no member has it, the answer says so, and what to write."""
+    plain = client_workspace.run("check", "user:ann", "view", "secrets")
+    explained = client_workspace.run("check", "user:ann", "view", "secrets", "--explain")
+    mistyped = client_workspace.run("check", "ann@acme.oi", "view", "secrets")
+
+    assert (plain.returncode, explained.returncode, mistyped.returncode) == (1, 1, 1)
+    assert "`user:ann` is no address" in plain.stderr
+    assert "write an address, as `user:ann@acme.io`" in plain.stderr
+    assert "`ann` is neither an address nor a user id, so it is an external id" in explained.stdout
+    assert "write an address, as `user:ann@acme.io`" in explained.stdout
+    assert (explained.stderr, mistyped.stderr) == ("", "")
+
+
 def test_check_explains_an_allow(client_workspace: Workspace) -> None:
     """The output names the rule with file and line, and the chain of roles to it."""
     finished = client_workspace.run("check", "ann@acme.io", "view", "secrets/billing", "--explain")
@@ -148,14 +162,15 @@ def test_subjects_lists_the_members_who_may(client_workspace: Workspace, sqlite_
 def test_resources_prints_the_patterns_of_a_plan(client_workspace: Workspace) -> None:
     """People get a line and a table, programs the whole plan."""
     line = only_line(client_workspace.run("resources", "role:VIEWER", "view", "secrets"))
-    never = only_line(client_workspace.run("resources", "nobody@acme.io", "view", "secrets"))
+    never = client_workspace.run("resources", "nobody@acme.io", "view", "secrets")
     machine = json.loads(client_workspace.run("resources", "role:VIEWER", "view", "secrets", "--json").stdout)
     created = client_workspace.run("tokens", "create", "narrow", "--restrict", "secrets/eu view", "--json")
     token = f"token:{json.loads(created.stdout)['token']['id']}"
     table = client_workspace.run("resources", token, "view", "secrets")
 
     assert line == "ALWAYS (role VIEWER)."
-    assert never == "NEVER."
+    assert never.stdout == "NEVER.\n"
+    assert "nobody@acme.io has no permissions: there may be no such member" in never.stderr
     assert (machine["kind"], machine["resource_type"], machine["role"]) == ("always", "secrets", "VIEWER")
     assert table.stdout.startswith("CONDITIONAL (role OWNER).\n")
     assert ["include", "secrets/eu"] in cells(table)

@@ -80,7 +80,7 @@ def test_untrusted_certificate_is_named(tls_site: Site, tmp_path: Path, failure:
 
     assert "the authorities that gRPC trusts did not sign" in failure(tls_site.address, plaintext=False)
     assert "set ROLECALL_CA_FILE" in failure(tls_site.address, plaintext=False)
-    assert f"{other} (ROLECALL_CA_FILE) did not sign" in failure(tls_site.address, ca_file=other)
+    assert f" failed: {other} (ROLECALL_CA_FILE) did not sign" in failure(tls_site.address, ca_file=other)
 
 
 def test_untrusted_certificate_is_named_by_variable(
@@ -96,7 +96,7 @@ def test_untrusted_certificate_is_named_by_variable(
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
-        ({"names": "DNS:auth.acme.io"}, "(ROLECALL_CA_FILE) signed the server's certificate, but for another name"),
+        ({"names": "DNS:auth.acme.io"}, "{cert} (ROLECALL_CA_FILE) signed the server's certificate, but for another"),
         ({"end": "20210101000000Z"}, "the server's certificate has expired"),
         ({"begin": "20980101000000Z"}, "the server's certificate is not yet valid"),
     ],
@@ -113,7 +113,7 @@ def test_certificate_that_does_not_fit_is_explained(
     cert, key = make_certificate(tmp_path, **options)
     site = make_site(sqlite_url, tls_cert=cert, tls_key=key)
 
-    assert problem in failure(site.address, ca_file=cert)
+    assert f" failed: {problem.format(cert=cert)}" in failure(site.address, ca_file=cert)
 
 
 def test_plain_text_server_is_explained(

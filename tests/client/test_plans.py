@@ -200,6 +200,8 @@ def test_a_malformed_type_is_refused(client: Client) -> None:
             client.plan_resources("role:OWNER", "view", wrong)
         assert caught.value.field == "resource_type"
         assert caught.value.message.startswith("resource_type ")
+        # The form of a resource is no advice here.
+        assert "type/id" not in caught.value.message
 
 
 def test_only_callers_who_may_check_plan_for_others(planned_site: Site) -> None:

@@ -9,6 +9,7 @@ from rolecall.formats.networks import (
     MAX_NETWORKS,
     format_networks,
     is_within,
+    parse_address,
     parse_networks,
     peer_address,
     peer_network,
@@ -124,6 +125,13 @@ def test_peer_has_an_address_and_a_network(peer: str, address: str | None, netwo
     """Peers by IP have an address, mapped ones their IPv4 one; all others have none, and are one network by kind."""
     assert peer_address(peer) == (ip_address(address) if address else None)
     assert peer_network(peer) == network
+
+
+@pytest.mark.parametrize("text", ["10.1.1.1%eth0", "10.1.1.1%", "010.1.1.1", "10.1.1.1:80", "[::1]", "::1 ", ""])
+def test_malformed_address_is_none(text: str) -> None:
+    """What is no address is none; a scope stands behind an IPv6 address only."""
+    assert parse_address(text) is None
+    assert parse_address("fe80::1%eth0") == ip_address("fe80::1")
 
 
 def test_mapped_peer_is_in_the_ipv4_network() -> None:

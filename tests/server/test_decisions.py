@@ -122,15 +122,23 @@ def test_restricted_token_of_an_owner_is_told_no_rule(site: Site) -> None:
     assert beyond.reason is Reason.TOKEN_SCOPE
 
 
-@pytest.mark.parametrize("subject", ["nobody@acme.io", "user:nobody", "user:ANN@elsewhere.io"])
-def test_non_member_may_nothing(site: Site, subject: str) -> None:
-    """A subject that is not a member is denied with its own reason."""
+@pytest.mark.parametrize(
+    ("subject", "said"),
+    [
+        ("nobody@acme.io", "has this address: check its spelling"),
+        ("user:ANN@elsewhere.io", "has this address: check its spelling"),
+        ("user:Abcdefghij0123456789ZZ", "has this user id: check it"),
+        ("user:nobody", "`nobody` is neither an address nor a user id"),
+    ],
+)
+def test_non_member_may_nothing(site: Site, subject: str, said: str) -> None:
+    """A subject that is not a member is denied with its own reason, and is told what it was taken for."""
     with Client(site.address, site.tokens["ADMIN"]) as client:
         result = client.check(subject, "view", "members", explain=True)
 
     assert result.reason is Reason.NOT_A_MEMBER
     assert result.explanation is not None
-    assert "no member" in result.explanation.summary
+    assert said in result.explanation.summary
 
 
 def test_an_address_is_found_in_any_case(site: Site) -> None:

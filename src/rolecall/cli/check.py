@@ -36,10 +36,13 @@ def check(
     else:
         role = f" (role {result.role})" if result.role else ""
         output.print_value(f"{result.decision.upper()}: {result.reason.value}{role}.")
-        if result.reason is Reason.NOT_A_MEMBER and "@" not in subject:
-            output.say(f"`{subject}` is no address: is it an id, as `rolecall members list` shows it?")
         if result.explanation:
             output.print_explanation(result.explanation)
+        elif result.reason is Reason.NOT_A_MEMBER and "@" not in subject:
+            output.say(
+                f"`{subject}` is no address, and `rolecall members list` has no such user id or external id: write an"
+                " address, as `user:ann@acme.io`, or correct the id."
+            )
     raise typer.Exit(output.ALLOW if result else output.DENY)
 
 
@@ -51,7 +54,7 @@ def permissions(subject: Subject, json: Json = False) -> None:
         output.print_json([asdict(permission) for permission in found])
         return
     if not found:
-        output.say(f"{subject} has no permissions: there may be no such member, token or role.")
+        output.say(_nobody(subject))
     rows = [(permission.resource, permission.action, permission.effect) for permission in found]
     output.print_table(("resource", "action", "effect"), rows)
 
@@ -94,9 +97,15 @@ def resources(
         return
     role = f" (role {plan.role})" if plan.role else ""
     output.print_value(f"{plan.kind.upper()}{role}.")
+    if not plan.role:
+        output.say(_nobody(subject))
     if plan.include:
         rows = [("include", pattern) for pattern in plan.include] + [("exclude", pattern) for pattern in plan.exclude]
         output.print_table(("effect", "resources"), rows)
+
+
+def _nobody(subject: str) -> str:
+    return f"{subject} has no permissions: there may be no such member, token or role."
 
 
 def _as_json(result: CheckResult) -> dict[str, object]:

@@ -125,8 +125,8 @@ def explain_failure(endpoint: Endpoint, details: str) -> str:
     problems = (
         (("certificate has expired",), "the server's certificate has expired: renew it there."),
         (("not yet valid",), "the server's certificate is not yet valid: compare the clocks of both machines."),
-        (("CERTIFICATE_VERIFY_FAILED",), f"{trusted} {untrusted}"),
-        (("Hostname Verification", "is not in peer certificate"), f"{trusted} {other_name}"),
+        (("CERTIFICATE_VERIFY_FAILED",), untrusted),
+        (("Hostname Verification", "is not in peer certificate"), other_name),
         (("WRONG_VERSION_NUMBER",), _SPEAKS_PLAIN_TEXT),
         (("handshake failed",), f"TLS failed, with {trusted}."),
         (

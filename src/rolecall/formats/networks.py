@@ -77,13 +77,15 @@ def _is_subnet(
 
 @lru_cache(8192)
 def parse_address(text: str) -> Address | None:
-    """Parse an IP address; None where `text` is none."""
+    """Parse an IP address, a link-local one without its scope; None where `text` is none."""
+    address, percent, _ = text.partition("%")
     try:
-        address = ipaddress.ip_address(text.partition("%")[0])
+        parsed = ipaddress.ip_address(address)
     except ValueError:
         return None
-    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
-    return mapped or address
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return None if percent else parsed
+    return parsed.ipv4_mapped or parsed
 
 
 def peer_address(peer: str) -> Address | None:

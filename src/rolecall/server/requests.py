@@ -75,7 +75,7 @@ MAX_ADDRESS = 64
 CACHED_SUBJECTS = 32_768
 CACHED_PAIRS = 8192
 _ADDRESS_SHAPE = re.compile(r"[^\s@]+@[^\s@]+")
-_FORMS = "`user:ann@acme.io`, `user:ID`, `token:ID`, `role:NAME`, or a bare address"
+_FORMS = "`user:ann@acme.io`, `user:ID` (a user id or an external id), `token:ID`, `role:NAME`, or a bare address"
 MAX_PERMISSIONS = 100
 # So that a page of a thousand tokens, or of entries about them, fits into a message.
 MAX_RESTRICTION_BYTES = 2048
@@ -172,8 +172,8 @@ def resource(text: str) -> str:
 
 def resource_type(text: str) -> str:
     """The type of resources in `text`. Raises `InvalidField`."""
-    if "/" in text:
-        message = "resource_type holds a slash: name only the type, as in `secrets`."
+    if not text or "/" in text:
+        message = f"resource_type {'holds a slash' if text else 'is not set'}: name only the type, as in `secrets`."
         raise InvalidField(message, field="resource_type")
     if problem := request_problem("resource", text):
         raise InvalidField(f"resource_type{problem.removeprefix('resource')}", field="resource_type")

@@ -329,12 +329,7 @@ def _explained(policy: Policy, caller: Caller, question: Question, result: Check
 def _explain(policy: Policy, question: Question, result: CheckResult, *, rules: bool) -> Explanation:
     if result.reason is Reason.NOT_A_MEMBER:
         passing = policy.roles_that_may(question.action, question.resource)
-        how = (
-            "its spelling"
-            if question.subject.kind is Kind.EMAIL
-            else "the id, or write an address, as `user:ann@acme.io`"
-        )
-        return Explanation(f"The subject is no member of the organization: check {how}.", roles_that_pass=passing)
+        return Explanation(_not_a_member(question.subject), roles_that_pass=passing)
     if result.reason is Reason.TOKEN_INVALID:
         return Explanation(
             "The organization has no such live token: it may be mistyped, expired or deleted, or have networks of which"
@@ -347,3 +342,17 @@ def _explain(policy: Policy, question: Question, result: CheckResult, *, rules: 
         )
     decision = policy.decide(result.role, question.action, question.resource)
     return explain(decision) if rules else explain_without_rules(decision)
+
+
+def _not_a_member(subject: Subject) -> str:
+    """Explain that no member has this address or id."""
+    match subject.kind:
+        case Kind.EMAIL:
+            return "No member of the organization has this address: check its spelling."
+        case Kind.USER_ID:
+            return "No member of the organization has this user id: check it, or write an address."
+        case _:
+            return (
+                f"`{subject.value}` is neither an address nor a user id, so it is an external id, and no member of the"
+                " organization has it: check it, or write an address, as `user:ann@acme.io`."
+            )
