@@ -74,6 +74,8 @@ class Limits:
     `mail_outage_pause_seconds`: maximum pause while the mail server or the database can't be reached.
     `mail_timeout_seconds`: for connecting, and for each answer of the mail server.
     `expiry_notice_seconds`: time between two searches for tokens that expire soon.
+    `expiry_notices`: tokens of one person, or of an organization itself, whose expiry other members are notified of:
+    nobody floods their mailboxes by creating short-lived tokens.
 
     Audit:
     `denial_seconds`: denials of one kind (actor, action and reason) are recorded at most once in this time
@@ -128,6 +130,7 @@ class Limits:
     mail_outage_pause_seconds: float = 60.0
     mail_timeout_seconds: float = 15.0
     expiry_notice_seconds: float = 60.0
+    expiry_notices: Rate = Rate(1 / 3600, 20)
 
     denial_seconds: float = 60.0
     denial_kinds: int = 100

@@ -129,7 +129,7 @@ def test_peer_has_an_address_and_a_network(peer: str, address: str | None, netwo
 
 @pytest.mark.parametrize("text", ["10.1.1.1%eth0", "10.1.1.1%", "010.1.1.1", "10.1.1.1:80", "[::1]", "::1 ", ""])
 def test_malformed_address_is_none(text: str) -> None:
-    """What is no address is none; a scope stands behind an IPv6 address only."""
+    """Text that is no address is none; a scope stands behind an IPv6 address only."""
     assert parse_address(text) is None
     assert parse_address("fe80::1%eth0") == ip_address("fe80::1")
 

@@ -13,16 +13,17 @@ from sqlalchemy import select
 
 from rolecall.domain import CredentialKind, now
 from rolecall.errors import WriteConflict
-from rolecall.limits import Limits
+from rolecall.limits import Limits, Rate
 from rolecall.services.expiry_notices import BATCH, MAX_VIEWERS, ExpiryNotices
 from rolecall.storage import Transaction, tables
 from support.credentials import DAY, SECOND, id_of, put_credential
 from support.mail_servers import MailServer, body_of
-from support.mail_sites import QUICK_MAIL, another_server, sql
+from support.mail_sites import QUICK_MAIL, another_server, owner, sql
 from support.sites import MakeSite, Site, add_member
 from support.waiting import wait_until
 
 VIEWERS = ["admin@acme.io", "ann@acme.io"]
+AT_ONCE = replace(QUICK_MAIL, expiry_notice_seconds=0.0, expiry_notices=Rate(1.0, 1000))
 
 
 @pytest.fixture
@@ -49,10 +50,9 @@ def notices(site: Site) -> list[tuple[str, str, int]]:
     return site.storage.read(work)
 
 
-def queue(site: Site) -> None:
+def queue(site: Site, limits: Limits = AT_ONCE) -> None:
     """Queue the notices that are due, as another process."""
-    notices = ExpiryNotices(site.storage, site.server.live, replace(QUICK_MAIL, expiry_notice_seconds=0.0))
-    notices.run()
+    ExpiryNotices(site.storage, site.server.live, limits).run()
 
 
 def age(site: Site, token: str, left: int, life: int = 90 * DAY) -> None:
@@ -153,7 +153,7 @@ def test_processes_queue_each_notice_once(make_site: MakeSite, database_url: str
     start = Barrier(4)
 
     def work() -> None:
-        mine = ExpiryNotices(site.storage, site.server.live, replace(QUICK_MAIL, expiry_notice_seconds=0.0))
+        mine = ExpiryNotices(site.storage, site.server.live, AT_ONCE)
         start.wait()
         for _ in range(4):
             with suppress(WriteConflict):
@@ -186,6 +186,45 @@ def test_recipients_are_chosen_by_permission_and_bounded(
 
     assert len(people) == MAX_VIEWERS + 1
     assert site.members["VIEWER"].user_id in people
+
+
+def test_many_tokens_flood_nobody_else(make_site: MakeSite, sqlite_url: str) -> None:
+    """Above the limit only the holder has notices; the tokens of others, and the organization's, have limits of theirs.
+
+    Otherwise a member who may create tokens could fill the mailboxes of all who may see them.
+    """
+    site = without_sender(make_site(sqlite_url, expiry_mails=False))
+    user, other = (site.members[role].user_id for role in ("CONTRIBUTOR", "VIEWER"))
+    many = [put_credential(site, user) for _ in range(10)]
+    own = put_credential(site, other)
+    program = put_credential(site, None, kind=CredentialKind.ORGANIZATION, role="VIEWER")
+    for token in (*many, own, program):
+        age(site, token, 2 * DAY)
+    queue(site, replace(AT_ONCE, expiry_notices=Rate(1e-6, 3)))
+    people = Counter(person for _, person, _ in notices(site))
+
+    assert people == {user: 10, other: 1, **{site.members[role].user_id: 3 + 1 + 1 for role in ("ADMIN", "OWNER")}}
+
+
+def test_member_who_may_no_longer_see_the_token_gets_no_notice(make_site: MakeSite, database_url: str) -> None:
+    """A role that was lowered while the mail was queued counts, but not that of the holder."""
+    site = without_sender(make_site(database_url, expiry_mails=False))
+    holder, former = site.members["CONTRIBUTOR"], site.members["ADMIN"]
+    program = put_credential(site, None, kind=CredentialKind.ORGANIZATION, role="VIEWER")
+    for token in (put_credential(site, holder.user_id), program):
+        age(site, token, 2 * DAY)
+    with MailServer() as server:
+        queue(site)
+        owner(site).members.change_role(former.user_id, "VIEWER")
+        owner(site).members.change_role(holder.user_id, "VIEWER")
+        with another_server(site, **server.settings()):
+            wait_until(lambda: not notices(site))
+
+    assert Counter(server.recipients) == {"ann@acme.io": 2, holder.email: 1}
+    # The command in the mail makes a token of the same kind.
+    lines = [line for received in server.accepted for line in body_of(received.mail).splitlines()]
+    assert sum(line.endswith("rolecall tokens create NAME --role VIEWER") for line in lines) == 1
+    assert sum(line.endswith("rolecall tokens create NAME") for line in lines) == 2
 
 
 def test_notices_are_switched_off_by_a_setting(make_site: MakeSite, sqlite_url: str) -> None:

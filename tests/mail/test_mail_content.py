@@ -10,7 +10,7 @@ import pytest
 
 from rolecall import Client, UnauthenticatedClient
 from rolecall.config import Settings
-from rolecall.domain import MailKind
+from rolecall.domain import Invitee, MailKind
 from rolecall.errors import ConfigError, InvalidField
 from rolecall.mail import MailRenderer
 from rolecall.mail.rendering import MailContent
@@ -245,6 +245,34 @@ def test_name_cannot_inject_a_link(make_site: MakeSite, sqlite_url: str, name: s
     for received in server.accepted[2:]:
         for form in ("plain", "html"):
             assert "evil" not in body_of(received.mail, form)
+
+
+def test_name_that_an_inviter_chose_cannot_inject_a_link(make_site: MakeSite, sqlite_url: str) -> None:
+    """An invited person who gives no name has that of the invitation: mails to them name it only where it's no link."""
+    names = {"bob@acme.io": "https://evil.io", "eve@acme.io": "Eve", "www.x.io/y@acme.io": "evil.io"}
+    with MailServer() as server:
+        site = make_site(sqlite_url, **server.settings())
+        made = owner(site).invitations.create([Invitee(address, "VIEWER", "Any") for address in names]).invitations
+        for invitation in made:
+            owner(site).invitations.update(invitation.id, display_name=names[invitation.email])
+        wait_until(lambda: not sql(site, "SELECT id FROM mails WHERE state = 'queued'"))
+        secrets = {received.recipients[0]: received.secret for received in server.accepted}
+        members = {address: accept(site, secret).member for address, secret in secrets.items()}
+        before = len(server.accepted)
+        with UnauthenticatedClient(site.address, organization="acme") as guest:
+            for address in names:
+                guest.request_sign_in(address)
+        wait_until(lambda: len(server.accepted) == before + 3)
+
+    greetings = {
+        received.recipients[0]: body_of(received.mail).splitlines()[0] for received in server.accepted[before:]
+    }
+    assert {address: member.display_name for address, member in members.items()} == names
+    assert greetings == {
+        "bob@acme.io": "Hello bob@acme.io,",
+        "eve@acme.io": "Hello Eve,",
+        "www.x.io/y@acme.io": f"Hello {members['www.x.io/y@acme.io'].user_id},",
+    }
 
 
 # Whom they come from

@@ -64,7 +64,7 @@ class PeopleSite:
         self.links = MailedSecrets(key)
         self.collector = MailCollector()
         renderer = MailRenderer(Settings(policy=policy_folder, database=database_url))
-        self.sender = MailSender(self.storage, self.links, renderer, self.collector)
+        self.sender = MailSender(self.storage, self.live, self.links, renderer, self.collector)
         self.authenticator = Authenticator(self.storage, None, limits)
         self.directory = Directory(self.storage, self.authenticator, None, limits)
         unit_of_work, pages = UnitOfWork(self.storage, self.authenticator, self.live, self.log), Pagination(key)

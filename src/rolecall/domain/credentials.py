@@ -165,6 +165,11 @@ class Token:
     networks: Networks = ()
 
     @property
+    def resource(self) -> str:
+        """The resource whose `view` lets other members see the token."""
+        return "member-tokens" if self.user_id else "organization-tokens"
+
+    @property
     def etag(self) -> str:
         """The etag, which changes with every change of the token, but not with its use."""
         return f"{self.changed:x}"

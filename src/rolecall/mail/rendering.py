@@ -36,7 +36,8 @@ class MailContent:
 
     `inviter` (an address, or an organization's name) and `role` are empty for a sign-in link, `name` (the recipient's)
     for an invitation. A notice of a token's expiry has no secret; `token` is the token's name, empty where it could be
-    taken for a link, and `holder` the address of its person or the organization's name.
+    taken for a link, `holder` the address of its person or the organization's name, and `role` that of an
+    organization's token.
     """
 
     kind: MailKind

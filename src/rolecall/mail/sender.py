@@ -15,6 +15,7 @@ from rolecall.formats import email_address
 from rolecall.limits import DEFAULT_LIMITS, Limits
 from rolecall.mail.rendering import MailContent, MailRenderer
 from rolecall.mail.transport import REDACTED, Refused, Send, Transport, TryLater, Unreachable
+from rolecall.policy.reload import LivePolicy
 from rolecall.storage import Storage, Transaction
 from rolecall.storage import invitations as invitation_rows
 from rolecall.storage import members as member_rows
@@ -37,12 +38,14 @@ class MailSender:
     def __init__(
         self,
         storage: Storage,
+        live: LivePolicy,
         secrets: MailedSecrets,
         renderer: MailRenderer,
         transport: Transport,
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self._storage = storage
+        self._live = live
         self._secrets = secrets
         self._renderer = renderer
         self._transport = transport
@@ -181,7 +184,7 @@ class MailSender:
             case MailKind.SIGN_IN:
                 return self._storage.write(lambda tx: self._sign_in_content(tx, mail))
             case MailKind.TOKEN_EXPIRY:
-                return self._storage.read(lambda tx: _notice_content(tx, mail))
+                return self._storage.read(lambda tx: self._notice_content(tx, mail))
 
     def _invitation_content(self, tx: Transaction, mail: Mail) -> MailContent | None:
         invitation = invitation_rows.get(tx, mail.organization, mail.target_id)
@@ -222,34 +225,46 @@ class MailSender:
             _display_name(organization),
             self._secrets.secret(LinkKind(mail.kind), mail.target_id, mail.generation),
             request.expire_time,
-            name=member.display_name,
+            name=_greeted_name(member),
+        )
+
+    def _notice_content(self, tx: Transaction, mail: Mail) -> MailContent | None:
+        notice = ExpiryNotice.parse(mail.target_id)
+        token = token_rows.get(tx, mail.organization, notice.token_id)
+        recipient = member_rows.get(tx, mail.organization, notice.user_id)
+        organization = organization_rows.get(tx, mail.organization)
+        if token is None or recipient is None or organization is None or token.state(now()) is not TokenState.ACTIVE:
+            return None
+        # Their role may have changed since the mail was queued.
+        if recipient.user_id != token.user_id and not self._live.in_force.policy.decide(
+            recipient.role, "view", token.resource
+        ):
+            return None
+        holder = member_rows.get(tx, mail.organization, token.user_id) if token.user_id else None
+        return MailContent(
+            mail.kind,
+            mail.id,
+            email_address.mailbox(recipient.email),
+            organization.id,
+            _display_name(organization),
+            "",
+            token.expire_time,
+            role="" if token.user_id else token.role,
+            name=_greeted_name(recipient),
+            # A member may have given it any name, and other members trust the sender of the mail.
+            token="" if _LINK.search(token.display_name) else token.display_name,
+            token_id=token.id,
+            holder=_plain_address(holder) if holder else _display_name(organization),
+            last_use_time=token.last_use_time,
         )
 
 
-def _notice_content(tx: Transaction, mail: Mail) -> MailContent | None:
-    notice = ExpiryNotice.parse(mail.target_id)
-    token = token_rows.get(tx, mail.organization, notice.token_id)
-    recipient = member_rows.get(tx, mail.organization, notice.user_id)
-    organization = organization_rows.get(tx, mail.organization)
-    if token is None or recipient is None or organization is None or token.state(now()) is not TokenState.ACTIVE:
-        return None
-    holder = member_rows.get(tx, mail.organization, token.user_id) if token.user_id else None
-    return MailContent(
-        mail.kind,
-        mail.id,
-        email_address.mailbox(recipient.email),
-        organization.id,
-        _display_name(organization),
-        "",
-        token.expire_time,
-        role=token.role,
-        name=recipient.display_name,
-        # A member may have given it any name, and other members trust the sender of the mail.
-        token="" if _LINK.search(token.display_name) else token.display_name,
-        token_id=token.id,
-        holder=_plain_address(holder) if holder else _display_name(organization),
-        last_use_time=token.last_use_time,
-    )
+def _greeted_name(member: Member) -> str:
+    """Return the recipient's name, or their address where mail clients would turn the name into a link.
+
+    Whoever invited them may have chosen the name.
+    """
+    return _plain_address(member) or member.user_id if _LINK.search(member.display_name) else member.display_name
 
 
 def _plain_address(member: Member | None) -> str:

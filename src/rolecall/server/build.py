@@ -224,7 +224,7 @@ def _build(settings: Settings, limits: Limits, release: ExitStack, *, shares_por
     live = LivePolicy(settings.policy, storage, limits)
     transport = transport_for(settings, limits)
     links = MailedSecrets(key)
-    sender = MailSender(storage, links, MailRenderer(settings), transport, limits)
+    sender = MailSender(storage, live, links, MailRenderer(settings), transport, limits)
     core = _build_core(settings, limits, key, storage, log, live, links, sender)
     release.callback(core.close)
     executors = Executors(settings.threads)

@@ -4,6 +4,7 @@ import time
 
 from rolecall.credentials import token_format
 from rolecall.domain import MailKind, Token, now
+from rolecall.identity.rate_limit import RateLimiter
 from rolecall.limits import DEFAULT_LIMITS, Limits
 from rolecall.policy import Policy
 from rolecall.policy.reload import LivePolicy
@@ -34,6 +35,8 @@ class ExpiryNotices:
     def __init__(self, storage: Storage, live: LivePolicy, limits: Limits = DEFAULT_LIMITS) -> None:
         self._storage = storage
         self._live = live
+        self._viewers_limit = RateLimiter("notices of tokens that expire", limits.expiry_notices)
+        self._burst = limits.expiry_notices.burst
         self._interval = limits.expiry_notice_seconds
         self._next = time.monotonic() + self._interval
 
@@ -61,15 +64,21 @@ class ExpiryNotices:
                         ExpiryNotice(token.id, user_id).text,
                         number,
                     )
-                    for user_id in _recipients(tx, policy, token)
+                    for user_id in self._recipients(tx, policy, token)
                 ]
         if mails:
             mail_rows.add(tx, mails, at)
 
+    def _recipients(self, tx: Transaction, policy: Policy, token: Token) -> list[str]:
+        """Return the ids of the holder, if the token is a person's, and of those who may view the token in a list.
 
-def _recipients(tx: Transaction, policy: Policy, token: Token) -> list[str]:
-    """Return the ids of the holder, if the token is a person's, and of those who may view the token in a list."""
-    roles = policy.roles_that_may("view", "member-tokens" if token.user_id else "organization-tokens")
-    viewers = member_rows.page_with_roles(tx, token.organization, roles, None, MAX_VIEWERS)
-    ids = [*filter(None, [token.user_id]), *(member.user_id for _, member in viewers)]
-    return list(dict.fromkeys(ids))
+        Without the latter for a holder with too many tokens that expire.
+        """
+        ids = [*filter(None, [token.user_id])]
+        key = f"{token.organization} {token.user_id}"
+        if self._viewers_limit.is_below(key, self._burst):
+            self._viewers_limit.count(key)
+            roles = policy.roles_that_may("view", token.resource)
+            viewers = member_rows.page_with_roles(tx, token.organization, roles, None, MAX_VIEWERS)
+            ids += [member.user_id for _, member in viewers]
+        return list(dict.fromkeys(ids))
