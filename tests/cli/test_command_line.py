@@ -213,7 +213,7 @@ def test_usage_error_repeats_no_secret(empty: Workspace, command: tuple[str, ...
     given = ("postgresql://u:Zx9@Sec ret77@127.0.0.1/rc", f"x{token}")
 
     for secret in given:
-        finished = empty.run(*command, secret, *(more if command != ("serve",) else ()))
+        finished = empty.run(*command, secret, *more)
         assert usage_of(finished).count("unexpected extra argument") == 1
         assert not [part for part in ("Zx9", "ret77", "127.0.0.1", token[20:]) if part in finished.stderr]
 
@@ -224,12 +224,12 @@ def test_contradicting_flags_are_a_usage_error(empty: Workspace) -> None:
 
 
 def test_every_command_that_prints_has_json() -> None:
-    """All commands but the server, whose output is its log, print JSON with `--json`."""
+    """All commands print JSON with `--json`, but the worker, which a supervisor starts."""
     without = {
         " ".join(line) for line, command in _leaves() if not any("--json" in option.opts for option in command.params)
     }
 
-    assert without == {"serve", "serve-worker"}
+    assert without == {"serve-worker"}
 
 
 # Tables

@@ -132,7 +132,10 @@ def test_errors_of_a_batch_are_json(client_workspace: Workspace) -> None:
         (("audit", "list", "--since", "yesterday"), "since", "7d"),
         (("audit", "list", "--limit", "0"), "limit", "--limit"),
         (("audit", "list", "--json"), "json", "given 2 times"),
-        (("audit", "list", "--nothing"), "", "rolecall audit list --help"),
+        (("audit", "list", "--nothing"), "", "No such option --nothing. Did you mean"),
+        (("audit", "list", "--actr", "x"), "", "Did you mean --action or --actor? See `rolecall"),
+        (("audit", "list", "x"), "", "(x). See `rolecall audit list --help`."),
+        (("serve", "--log-format", "text"), "log_format", "two formats"),
         (("audit", "export", "--format", "csv"), "format", "two formats"),
         (("check", "ann@acme.io"), "action", "Missing"),
         (("membres", "list"), "", "Did you mean 'members'"),
@@ -158,6 +161,15 @@ def test_missing_setting_is_a_json_error(empty: Workspace) -> None:
         "CONFIG",
         "set ROLECALL_TOKEN to one, or ROLECALL_TOKEN_FILE to its file.",
     )
+
+
+def test_server_that_cannot_start_says_so_in_json(empty: Workspace) -> None:
+    """With `--json`, `serve` ends with an error of the one shape, as every command does."""
+    error = json_error(empty, "serve")
+
+    assert error["reason"] == "CONFIG"
+    assert "key file rolecall.key does not exist" in error["message"]
+    assert error["fix"].startswith("run `rolecall init`")
 
 
 def test_error_of_a_policy_lists_its_findings_in_json(empty: Workspace) -> None:

@@ -142,15 +142,16 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> CertificateFiles:
     return make_certificate(tmp_path_factory.mktemp("tls"))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(("workers", "option"), [(1, ["--log-format", "json"]), (2, ["--json"])])
 def test_every_line_of_a_json_log_is_an_object(
-    workspace: Workspace, serve: Serve, certificate: CertificateFiles, workers: int
+    workspace: Workspace, serve: Serve, certificate: CertificateFiles, workers: int, option: list[str]
 ) -> None:
     """From the first line on, also before the server answers, each line has an event and its fields."""
+    workspace.variables["ROLECALL_LOG_FORMAT"] = "text"
     cert, key = certificate
     key.chmod(0o644)
     arguments = ("--workers", str(workers), "--tls-cert", str(cert), "--tls-key", str(key))
-    serving = serve(workspace, *arguments, "--log-format", "json")
+    serving = serve(workspace, *arguments, *option)
     address = serving.address
     serving.process.terminate()
     serving.process.wait(timeout=20)

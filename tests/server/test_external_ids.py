@@ -11,6 +11,7 @@ from rolecall import Client, audit
 from rolecall.client import to_dict
 from rolecall.credentials import token_format
 from rolecall.domain import CredentialKind, Reason, now
+from rolecall.errors import InvalidField, MemberNotFound
 from rolecall.identity.batch_loader import BatchLoader
 from rolecall.storage import Transaction, tables
 from rolecall.v1 import authorization_pb2 as authorization
@@ -392,6 +393,34 @@ def test_erased_invitation_has_neither_name_nor_external_id(site: Site) -> None:
     assert "sub|kim" not in str([entry.details for entry in entries(site)])
     assert verify(site) == INTACT
     assert calls.send("OWNER", renamed(site, "VIEWER", "sub|kim")).member.external_id == "sub|kim"
+
+
+def test_person_is_erased_by_external_id(site: Site) -> None:
+    """An external id, present or former, erases who has or had it, invitations included; one of several people none."""
+    calls = PeopleCalls(site)
+    erase = partial(audit.erase, site.storage, log_of(site), "acme")
+    invitee = invitation.Invitee(email="kim@x.io", role="VIEWER", display_name="Kim Lee", external_id="sub|kim")
+    calls.send("OWNER", invitation.CreateInvitationsRequest(invitations=[invitee]))
+    calls.send("OWNER", renamed(site, "VIEWER", "sub|old"))
+    calls.send("OWNER", renamed(site, "VIEWER", "sub|shared"))
+    calls.send("OWNER", renamed(site, "VIEWER", ""))
+    calls.send("OWNER", renamed(site, "ADMIN", "sub|shared"))
+    with pytest.raises(InvalidField) as several:
+        erase("sub|shared")
+    with pytest.raises(MemberNotFound):
+        erase("sub|nobody")
+    assert all(
+        text in str([entry.details for entry in entries(site)]) for text in ("kim@x.io", "sub|old", "sub|shared")
+    )
+    erase("sub|kim")
+    erase("sub|old")
+    erase("sub|shared")
+    details = str([entry.details for entry in entries(site)])
+
+    assert several.value.field == "person"
+    assert all(site.members[role].email in several.value.message for role in ("VIEWER", "ADMIN"))
+    assert not [text for text in ("kim@x.io", "Kim Lee", "sub|") if text in details]
+    assert verify(site) == INTACT
 
 
 def _require_absent(tx: Transaction, text: str) -> None:

@@ -3,12 +3,14 @@
 Each of these is itself recorded in the log.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import IO
 
 from rolecall.audit.entries import AuditFormat, export_lines, read_entries
 from rolecall.audit.log import ERASE, OPERATOR, AuditLog, Event
 from rolecall.audit.verify import verify
+from rolecall.credentials import token_format
 from rolecall.domain import AuditFilter, now, rfc3339
 from rolecall.errors import AuditLogBroken, ConfigError, InvalidField, MemberNotFound
 from rolecall.formats import email_address
@@ -101,16 +103,22 @@ class Pruned:
 
 
 def erase(storage: Storage, log: AuditLog, organization: str, person: str) -> int:
-    """Delete a person's addresses, names and external ids from the log. `person` is a user id or an address.
+    """Delete a person's addresses, names and external ids from the log.
 
-    Their invitations lose them too; a pending one is thereby deleted.
+    `person` is a user id, an address, or an external id, which stands for the address of who has or had it. Their
+    invitations lose them too; a pending one is thereby deleted.
     Returns the number of deleted values. The log still verifies. Raises `MemberNotFound` where no value of the person
-    is stored, `InvalidField`, `OrganizationNotFound`.
+    is stored, `InvalidField`, also for an external id of several people, `OrganizationNotFound`.
     """
-    address = email_address.parse(person, "person") if "@" in person else None
+    given = email_address.parse(person, "person") if "@" in person else None
 
     def work(tx: Transaction) -> int:
-        known = rows.persons_with_address(tx, organization, address.key, address.display) if address else {person}
+        known, address = (set() if given else {person}), given
+        if given is None and not token_format.is_id(person):
+            known = rows.persons_with_external_id(tx, organization, person)
+            address = _only_address(tx, organization, known)
+        if address:
+            known |= rows.persons_with_address(tx, organization, address.key, address.display)
         # Before they joined, their person in the log was the invitation.
         known |= invitation_rows.accepted_by(tx, organization, known)
         if address:
@@ -120,8 +128,8 @@ def erase(storage: Storage, log: AuditLog, organization: str, person: str) -> in
         count += sum(rows.erase(tx, organization, user_id) for user_id in persons)
         if not count:
             raise MemberNotFound(
-                f"The audit log of `{organization}` holds no name or address of this person: give the user id, or the"
-                " address as it was written.",
+                f"The audit log of `{organization}` holds no name or address of this person: give the user id, the"
+                " address as it was written, or an external id.",
                 field="person",
             )
         details = {"users": persons, "values": count}
@@ -129,6 +137,24 @@ def erase(storage: Storage, log: AuditLog, organization: str, person: str) -> in
         return count
 
     return storage.mutate(organization, work)
+
+
+def _only_address(tx: Transaction, organization: str, persons: Collection[str]) -> email_address.Address | None:
+    """Return the address that the holders of an external id share; None where none is known.
+
+    Raises `InvalidField` where they have several: an external id can be given to another person.
+    """
+    found = {}
+    for shown in rows.addresses_of(tx, organization, persons).values():
+        address = email_address.parse(shown, "person")
+        found[address.key] = address
+    if len(found) > 1:
+        listed = ", ".join(sorted(found))
+        raise InvalidField(
+            f"Several people have had this external id: give the address of the one to erase ({listed}).",
+            field="person",
+        )
+    return next(iter(found.values()), None)
 
 
 def prune(storage: Storage, log: AuditLog, organization: str, before: int, *, at_once: int = PRUNE_AT_ONCE) -> Pruned:

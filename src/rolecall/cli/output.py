@@ -67,6 +67,9 @@ _COMMANDS = {
 }
 _RPC = re.compile(rf"\b({'|'.join(_COMMANDS)})\b")
 
+# Typer's message about an option that a command doesn't have.
+_NO_SUCH_OPTION = re.compile(r"No such option: (\S+)(?: \(Possible options: ([^)]*)\))?")
+
 # Exit codes of everything that decides.
 ALLOW, DENY, ERROR = 0, 1, 2
 
@@ -107,11 +110,17 @@ def print_usage_error(error: typer.TyperException) -> None:
     """Print an error in the options or arguments as `print_error` does."""
     context, parameter = getattr(error, "ctx", None), getattr(error, "param", None)
     see = f" See `{context.command_path} --help`." if context else ""
-    message = " ".join(error.format_message().split())
+    message = _NO_SUCH_OPTION.sub(_unknown_option, " ".join(error.format_message().split()))
     # What follows may be a password: a blank in it would end a URL too early.
     message, is_url, _ = redact(message).partition("://")
     message += "… (a URL, not shown, as it may hold a password)." if is_url else ""
+    # A sentence, behind which the advice begins.
+    message += "" if message.endswith((".", "?", "!")) else "."
     print_error(InvalidField(f"{message}{see}", field=parameter.name if parameter else ""))
+
+
+def _unknown_option(found: re.Match[str]) -> str:
+    return f"No such option {found[1]}." + (f" Did you mean {found[2].replace(', ', ' or ')}?" if found[2] else "")
 
 
 def print_defect(error: Exception) -> None:

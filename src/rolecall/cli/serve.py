@@ -15,6 +15,7 @@ from rolecall.cli.logs import configure_logs
 from rolecall.cli.supervisor import supervise
 from rolecall.config import Settings
 from rolecall.environment import PREFIX
+from rolecall.errors import InvalidField
 
 __all__ = ["serve", "serve_worker"]
 
@@ -40,9 +41,17 @@ def serve(
     decision_log: Annotated[str | None, typer.Option(help="Decisions to log: off, denies or all.")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning or error.")] = None,
     log_format: Annotated[str | None, typer.Option(help="auto, text or json.")] = None,
+    json: Annotated[
+        bool, typer.Option("--json", help="Log in JSON, as --log-format json, and print errors as other commands do.")
+    ] = False,
 ) -> None:
     """Answer calls until SIGTERM or SIGINT. SIGHUP reads the policy folder and the TLS files again."""
-    with process.errors_logged(log_format or os.environ.get(f"{PREFIX}LOG_FORMAT", "")):
+    if json:
+        if log_format not in (None, "json"):
+            message = f"--json and --log-format {log_format} name two formats: leave one out."
+            raise InvalidField(message, field="log_format")
+        log_format = "json"
+    with process.errors_logged("" if json else log_format or os.environ.get(f"{PREFIX}LOG_FORMAT", "")):
         settings = config.load(
             config_file,
             database=database,
@@ -61,7 +70,7 @@ def serve(
         )
     configure_logs(settings.log_level, settings.log_format)
     process.warn_of_exposed_files(settings)
-    with process.errors_logged(settings.log_format):
+    with process.errors_logged("" if json else settings.log_format):
         if settings.workers > 1:
             raise typer.Exit(supervise(settings, process.catch_signals()))
         server, signals = process.start_server(settings)

@@ -8,7 +8,15 @@ from typing import Any, NamedTuple
 from sqlalchemy import Select, bindparam, delete, exists, func, insert, or_, select, update
 
 from rolecall.domain import AuditFilter
-from rolecall.storage.tables import audit_checkpoints, audit_entries, audit_heads, audit_values, members, organizations
+from rolecall.storage.tables import (
+    audit_checkpoints,
+    audit_entries,
+    audit_heads,
+    audit_values,
+    invitations,
+    members,
+    organizations,
+)
 from rolecall.storage.transaction import Transaction
 
 __all__ = [
@@ -36,6 +44,7 @@ __all__ = [
     "other_key_id",
     "page",
     "persons_with_address",
+    "persons_with_external_id",
     "prune",
     "sequence_outside",
     "stream",
@@ -296,6 +305,22 @@ def persons_with_address(tx: Transaction, organization: str, email: str, display
         func.lower(audit_values.c.value).in_([email, display.lower()]),
     )
     return found | set(tx.connection.scalars(was))
+
+
+def persons_with_external_id(tx: Transaction, organization: str, external_id: str) -> set[str]:
+    """Return the persons who have or had this external id: from members, invitations and the log."""
+    queries = (
+        select(members.c.user_id).where(members.c.organization == organization, members.c.external_id == external_id),
+        select(invitations.c.id).where(
+            invitations.c.organization == organization, invitations.c.external_id == external_id
+        ),
+        select(audit_values.c.person).where(
+            audit_values.c.organization == organization,
+            audit_values.c.kind == "external_id",
+            audit_values.c.value == external_id,
+        ),
+    )
+    return {person for query in queries for person in tx.connection.scalars(query)}
 
 
 def addresses_of(tx: Transaction, organization: str, persons: Collection[str]) -> dict[str, str]:

@@ -19,7 +19,7 @@ app = Commands("Erase a person's values from an audit log, prune it, restart it.
 @app.command()
 def erase(
     organization: Organization,
-    person: Annotated[str, typer.Option(help="The person's user id or former address.")],
+    person: Annotated[str, typer.Option(help="The person's user id, address or external id, present or former.")],
     config_file: ConfigFile = None,
     database: Database = None,
     key_file: KeyFile = None,
