@@ -238,10 +238,12 @@ def test_invited_person_gets_another_role(server_workspace: Workspace, sqlite_si
     changed = server_workspace.run("invitations", "set-role", "KIM@x.io", "CONTRIBUTOR")
     refused = error_of(server_workspace.run("accept", stdin=older))
     unknown = error_of(server_workspace.run("invitations", "set-role", "kim@x.io", "CHIEF"))
+    same = server_workspace.run("invitations", "set-role", "kim@x.io", "CONTRIBUTOR")
     wait_until(lambda: mailed_secret(sqlite_site, "kim@x.io") != older)
     accepted = server_workspace.run("accept", stdin=mailed_secret(sqlite_site, "kim@x.io"))
 
     assert "kim@x.io is invited as CONTRIBUTOR now, by a new mail." in changed.stderr
+    assert "kim@x.io is invited as CONTRIBUTOR already: nothing was changed or mailed." in same.stderr
     assert "The secret opens no invitation" in refused
     assert "no role `CHIEF`" in unknown
     assert "You are kim@x.io, CONTRIBUTOR of acme." in accepted.stderr

@@ -191,7 +191,7 @@ def test_list_is_filtered_by_its_options(server_workspace: Workspace, sqlite_sit
     assert expired == []
     assert soon == [0, 7]
     assert never.returncode == 2
-    assert "expires_within must be longer than 0" in error_of(never)
+    assert "--expires-within must be above 0 days" in error_of(never)
 
 
 def test_token_is_bound_to_networks(server_workspace: Workspace, sqlite_site: Site, owner: Client) -> None:

@@ -141,9 +141,15 @@ def list_invitations(
 def set_role(which: Which, role: Annotated[str, typer.Argument(help="The new role.")], json: Json = False) -> None:
     """Invite a person to another role: mails a new secret; the older one stops working at once."""
     with open_client() as client:
-        changed = to_dict(client.invitations.update(_id(client, which), role=role))
+        before = client.invitations.get(_id(client, which))
+        changed = to_dict(client.invitations.update(before.id, role=role))
     if json:
         output.print_json(changed)
+    elif changed["invitation"]["etag"] == before.etag:
+        output.say(
+            f"{before.email} is invited as {before.role} already: nothing was changed or mailed."
+            " `rolecall invitations resend` mails a new secret."
+        )
     else:
         output.say(
             f"{changed['invitation']['email']} is invited as {changed['invitation']['role']} now, by a new mail."

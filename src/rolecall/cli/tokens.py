@@ -76,6 +76,9 @@ def list_tokens(
     json: Json = False,
 ) -> None:
     """List the tokens that you may see, the newest first."""
+    if expires_within is not None and not expires_within > 0:
+        message = "--expires-within must be above 0 days: `--state expired` lists expired tokens."
+        raise InvalidField(message, field="expires_within")
     with open_client() as client:
         tokens = client.tokens.list(
             kind="" if kind is Kind.ALL else kind.value,
