@@ -420,6 +420,7 @@ def test_person_is_erased_by_external_id(site: Site) -> None:
     assert several.value.field == "person"
     assert all(site.members[role].email in several.value.message for role in ("VIEWER", "ADMIN"))
     assert not [text for text in ("kim@x.io", "Kim Lee", "sub|") if text in details]
+    assert not [entry.object for entry in entries(site) if "sub|" in entry.object]
     assert verify(site) == INTACT
 
 

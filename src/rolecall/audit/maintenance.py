@@ -115,8 +115,10 @@ def erase(storage: Storage, log: AuditLog, organization: str, person: str) -> in
     def work(tx: Transaction) -> int:
         known, address = (set() if given else {person}), given
         if given is None and not token_format.is_id(person):
-            known = rows.persons_with_external_id(tx, organization, person)
-            address = _only_address(tx, organization, known)
+            holders = rows.persons_with_external_id(tx, organization, person)
+            address = _only_address(tx, organization, holders)
+            # Never both: the entry about the erasure names the persons, and must not name the external id.
+            known = holders or known
         if address:
             known |= rows.persons_with_address(tx, organization, address.key, address.display)
         # Before they joined, their person in the log was the invitation.
