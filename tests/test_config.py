@@ -103,7 +103,7 @@ def test_unknown_key_of_the_file_is_named_with_the_nearest_one(key: str, tmp_pat
     """A mistyped key says in which file it is, and what it could have been."""
     file = toml(tmp_path, f'{key} = "127.0.0.1:1"\n')
 
-    assert problem(file) == f"{file}: `{key}` is not a setting: do you mean `listen`?"
+    assert problem(file) == f"{file}: `{key}` is not a setting: did you mean `listen`?"
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_unknown_variable_is_named_with_the_nearest_one(
     """A mistyped variable, even one wrong only in case, is an error of one line that names the one that is meant."""
     monkeypatch.setenv(variable, "127.0.0.1:1")
 
-    assert problem() == f"The variable {variable} is unknown: do you mean `{nearest}`?"
+    assert problem() == f"The variable {variable} is unknown: did you mean `{nearest}`?"
 
 
 @pytest.mark.parametrize("variable", ["ROLECALL_", "ROLECALL_COLOUR", "ROLECALL_PORT", "ROLECALL_HOST"])

@@ -3,7 +3,6 @@
 import os
 import tomllib
 from collections.abc import Iterable
-from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,14 +19,15 @@ from rolecall.environment import (
     split_address,
 )
 from rolecall.errors import ConfigError
+from rolecall.spelling import nearest
 
 __all__ = ["Settings", "check_listening", "is_loopback", "load", "socket_path", "split_address"]
 
 # Settings that are secrets, or may hold one. Each can be read from a file, which `<setting>_file` names.
 _SECRETS = ("database", "database_password", "smtp_password")
 
-# Lowest similarity of a mistyped name to the one that is suggested instead.
-SIMILARITY = 0.7
+# Minimum similarity of a mistyped name to the one that is suggested: ROLECALL_PORT isn't taken for ROLECALL_SMTP_PORT.
+MIN_SIMILARITY = 0.7
 
 # Settings that are passed on to a worker have the secret itself, and no file, whatever variables the worker has.
 SecretFile = Annotated[Path | None, PlainSerializer(lambda _: None)]
@@ -171,11 +171,9 @@ def load(config_file: Path | None = None, **flags: object) -> Settings:
     known = set(Settings.model_fields)
     variables = _variables()
     valid = {name.upper() for name in known} | CLIENT_VARIABLES
-    problems = [
-        f"{file}: `{key}` is not a setting: {_suggestion(key.lower(), known)}" for key in sorted(values.keys() - known)
-    ]
+    problems = [f"{file}: `{key}` is not a setting: {_suggestion(key, known)}" for key in sorted(values.keys() - known)]
     problems += [
-        f"The variable {PREFIX}{name} is unknown: {_suggestion(name.upper(), valid, PREFIX)}"
+        f"The variable {PREFIX}{name} is unknown: {_suggestion(name, valid, PREFIX)}"
         for name in sorted(variables.keys() - valid)
     ]
     given = {name: value for name, value in flags.items() if value is not None}
@@ -215,11 +213,10 @@ def _with_files(names: Iterable[str]) -> set[str]:
 
 def _suggestion(name: str, known: set[str], prefix: str = "") -> str:
     """Return what to do about an unknown name, which would have no effect, silently."""
-    # Of names that are equally similar, the shortest: `database`, and not `database_file`, for `database_url`.
-    similarity, _, near = max((SequenceMatcher(None, name, each).ratio(), -len(each), each) for each in known)
-    if similarity < SIMILARITY:
+    near = nearest(name, known, MIN_SIMILARITY)
+    if not near:
         return "unset it, or correct it by the list in docs/operating.md."
-    return f"do you mean `{prefix}{near}`?"
+    return f"did you mean `{prefix}{near}`?"
 
 
 def check_listening(settings: Settings) -> None:

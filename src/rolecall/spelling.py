@@ -1,7 +1,7 @@
 """Spelling of names: which known name an unknown one may be meant to be."""
 
 from collections.abc import Collection
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 
 __all__ = ["nearest", "suggest"]
 
@@ -11,13 +11,22 @@ MAX_NAMES = 2000
 MIN_SIMILARITY = 0.6
 
 
-def nearest(word: str, names: Collection[str]) -> str:
-    """Return the name that is most similar to `word`, in any case; empty if none is similar."""
+def nearest(word: str, names: Collection[str], min_similarity: float = MIN_SIMILARITY) -> str:
+    """Return the name that is most similar to `word`, in any case; empty if none is similar.
+
+    Of equally similar names it is the shortest: `database`, and not `database_file`, for `database_url`.
+    """
     if len(names) > MAX_NAMES:
         return ""
-    spelled = {name.lower(): name for name in names}
-    close = get_close_matches(word.lower(), spelled, n=1, cutoff=MIN_SIMILARITY)
-    return spelled[close[0]] if close else ""
+    matcher = SequenceMatcher(b=word.lower())
+    similar: list[tuple[float, int, str]] = []
+    for name in names:
+        matcher.set_seq1(name.lower())
+        # Upper bounds of the ratio first, which are computed faster.
+        ratios = (matcher.real_quick_ratio, matcher.quick_ratio, matcher.ratio)
+        if all(ratio() >= min_similarity for ratio in ratios):
+            similar.append((-matcher.ratio(), len(name), name))
+    return min(similar)[2] if similar else ""
 
 
 def suggest(word: str, names: Collection[str], otherwise: str) -> str:

@@ -1,5 +1,9 @@
-"""Servers behind PgBouncer in transaction mode: nothing depends on a session, and changes are noticed by polling."""
+"""Servers behind PgBouncer: nothing depends on a session, and changes are noticed by polling.
 
+In session mode PgBouncer gives each connection of a server a session of its own for as long as it lasts.
+"""
+
+import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +18,8 @@ from rolecall.server import build_server
 from rolecall.server.build import Server
 from rolecall.v1 import audit_pb2
 from support.databases import new_database
+from support.environment import POSTGRES_URL
+from support.pgbouncer import PgBouncer, find_pgbouncer
 from support.sites import MakeSite, Site
 from support.waiting import wait_until
 
@@ -23,11 +29,35 @@ THREADS = 8
 POLL = 0.5
 
 
+@pytest.fixture(scope="module")
+def session_mode() -> Iterator[str]:
+    """The URL of the administrators' database at a PgBouncer in session mode."""
+    program = find_pgbouncer()
+    if program is None or POSTGRES_URL not in os.environ:
+        pytest.skip("PostgreSQL or PgBouncer is not installed")
+    pooler = PgBouncer(program, os.environ[POSTGRES_URL], "session", pool_size=60)
+    yield pooler.url
+    pooler.stop()
+
+
 @pytest.fixture
-def pooled_url(tmp_path: Path) -> Iterator[str]:
-    """The URL of a new database at PgBouncer."""
+def transaction_url(tmp_path: Path) -> Iterator[str]:
+    """The URL of a new database at PgBouncer in transaction mode."""
     with new_database("pgbouncer", tmp_path) as url:
         yield url
+
+
+@pytest.fixture
+def session_url(session_mode: str, tmp_path: Path) -> Iterator[str]:
+    """The URL of a new database at PgBouncer in session mode."""
+    with new_database("postgresql", tmp_path) as url:
+        yield f"{session_mode.rpartition('/')[0]}/{url.rpartition('/')[2]}"
+
+
+@pytest.fixture(params=["transaction", "session"])
+def pooled_url(request: pytest.FixtureRequest) -> str:
+    """The URL of a new database at PgBouncer, in each mode."""
+    return str(request.getfixturevalue(f"{request.param}_url"))
 
 
 @pytest.fixture
@@ -148,13 +178,13 @@ def test_direct_connection_is_not_called_pooled(
     assert WARNING not in capfd.readouterr().out
 
 
-def test_sessions_are_left_as_they_were(make_site: MakeSite, pooled_url: str) -> None:
+def test_sessions_are_left_as_they_were(make_site: MakeSite, transaction_url: str) -> None:
     """A server leaves no setting, no prepared statement and no LISTEN in sessions that other clients get next."""
-    site = make_site(pooled_url)
+    site = make_site(transaction_url)
     # PgBouncer opens the third only after a while.
-    wait_until(lambda: len(_sessions(pooled_url)) >= 3)
+    wait_until(lambda: len(_sessions(transaction_url)) >= 3)
     with Client(site.address, site.tokens["OWNER"]) as owner:
         for number in range(10):
             owner.members.change_role(site.members["ADMIN"].user_id, "VIEWER" if number % 2 else "ADMIN")
 
-    assert set(_sessions(pooled_url).values()) == {("0", "0", "read committed", "off", 0, 0)}
+    assert set(_sessions(transaction_url).values()) == {("0", "0", "read committed", "off", 0, 0)}
