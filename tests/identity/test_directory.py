@@ -647,19 +647,29 @@ def test_concurrent_calls_with_one_credential_are_one_query(
     minted = parts.tokens["acme/ann"]
     lookups: list[float] = []
     holders = credential_rows.holders
+    asked, all_asked = threading.Semaphore(0), threading.Event()
 
     def slow(*args: Any) -> Any:
         lookups.append(time.monotonic())
         held = holders(*args)
-        time.sleep(0.3)
+        all_asked.wait(10)
         return held
+
+    def ask() -> Any:
+        asked.release()
+        return parts.authenticator.authenticate(minted.text, lambda: "peer")
 
     monkeypatch.setattr(credential_rows, "holders", slow)
     with ThreadPoolExecutor(60) as threads:
-        early = [threads.submit(parts.authenticator.authenticate, minted.text, lambda: "peer") for _ in range(50)]
-        time.sleep(0.1)
+        early = [threads.submit(ask) for _ in range(50)]
+        wait_until(lambda: bool(lookups))
         _revoke(parts.storage, minted)
-        late = [threads.submit(parts.authenticator.authenticate, minted.text, lambda: "peer") for _ in range(10)]
+        late = [threads.submit(ask) for _ in range(10)]
+        for _ in range(60):
+            asked.acquire()
+        # From here on, each of them needs microseconds until it waits for a lookup.
+        time.sleep(0.2)
+        all_asked.set()
 
     assert early[0].result() is not None
     assert [each.result() for each in late] == [None] * 10
