@@ -458,3 +458,11 @@ def test_database_that_cannot_be_used_is_reported_without_its_password(url: str)
 
     assert "database" in caught.value.message
     assert PASSWORD not in caught.value.message
+
+
+@pytest.mark.parametrize("mode", ["99999", "u+x", "660\n", "", "0o660"])
+def test_wrong_socket_mode_names_the_form(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mode that isn't octal says how to write one, and not which expression it has to match."""
+    monkeypatch.setenv("ROLECALL_SOCKET_MODE", mode)
+
+    assert problem() == "The setting `socket_mode` (ROLECALL_SOCKET_MODE) is wrong: write it in octal, as 0660."

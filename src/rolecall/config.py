@@ -1,12 +1,14 @@
 """Settings: flags, then ROLECALL_* variables, then a TOML file, then defaults. Unknown ones are errors."""
 
 import os
+import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from rolecall.environment import (
@@ -37,6 +39,12 @@ def _one_a_core(given: object) -> object:
     return len(os.sched_getaffinity(0)) if given == "auto" else given
 
 
+def _file_mode(given: str) -> str:
+    if not re.fullmatch("0?[0-7]{3}", given):
+        raise PydanticCustomError("file_mode", "write it in octal, as 0660")
+    return given
+
+
 class Settings(BaseSettings):
     """Settings of a server."""
 
@@ -54,7 +62,7 @@ class Settings(BaseSettings):
     """File that contains only the password."""
     listen: str = "127.0.0.1:50051"
     """host:port, or unix:path. Addresses beyond this machine need TLS, or `plaintext_exposes_tokens`."""
-    socket_mode: Annotated[str, Field(pattern="^0?[0-7]{3}$")] = "0600"
+    socket_mode: Annotated[str, AfterValidator(_file_mode)] = "0600"
     """File mode of a Unix socket, in octal: who may connect. 0600: this user only; 0660: its group, too."""
     policy: Path = Path("policies")
     """The folder with model.conf, policy.csv and policy_test.csv."""
