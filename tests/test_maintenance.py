@@ -2,6 +2,7 @@
 
 import os
 import re
+import ssl
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,10 +15,12 @@ from rolecall.client import Client
 from rolecall.errors import UnauthenticatedCredential
 from rolecall.storage import Storage, schema
 from rolecall.storage.engine import WRITES
+from support.certificates import make_certificate
 from support.commands import PROGRAM, Serving, Workspace, copy_policy, only_line
 from support.engines import engine_of
 from support.environment import POSTGRES_URL, ROOT
 from support.postgres import find_postgres
+from support.waiting import wait_until
 
 DOCUMENT = ROOT / "docs" / "maintenance.md"
 
@@ -172,3 +175,28 @@ def test_older_schema_is_backed_up_and_upgraded(workspace: Workspace) -> None:
     assert "run `rolecall operator db upgrade`" in before.stderr
     assert after.returncode == 0, after.stderr
     assert "run `rolecall operator db upgrade`" in backup.stderr
+
+
+def test_renewed_certificate_is_served(workspace: Workspace, serving: list[Serving]) -> None:
+    """The commands put a renewed pair in place of the one in use, and new connections get it from the same process."""
+    folder = workspace.folder
+    (folder / "renewed").mkdir()
+    for into, name in ((folder, "old"), (folder / "renewed", "new")):
+        made = make_certificate(into, name)
+        made.cert.rename(into / "chain.pem")
+        made.key.rename(into / "key.pem")
+    workspace.run("init", "--organization", "acme", "--owner", "ann@acme.io")
+    serving.append(Serving(workspace, "--tls-cert", "chain.pem", "--tls-key", "key.pem"))
+    host, _, port = serving[0].address.rpartition(":")
+
+    def served() -> str:
+        return ssl.get_server_certificate((host, int(port)), timeout=10)
+
+    before = served()
+    workspace.variables["SERVER_PID"] = str(serving[0].process.pid)
+    run(workspace, *blocks("Certificates"))
+    renewed = (folder / "chain.pem").read_text()
+    wait_until(lambda: served() == renewed)
+
+    assert before != renewed
+    assert serving[0].process.poll() is None
