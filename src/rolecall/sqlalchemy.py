@@ -49,8 +49,8 @@ def condition(column: Column, plan: ResourcePlan, *, prefix: str = "") -> Column
 
     The resource of a row is `prefix` and the column's value, as in `documents/` and `42`; without a prefix, the column
     holds whole resources. No row without a value, or whose resource a Check would refuse as malformed, meets the
-    condition; only control characters aren't looked for. Raises `ValueError` if the prefix is not beneath the plan's
-    type, `TypeError` for a column of another type.
+    condition; only control and other invisible characters aren't looked for. Raises `ValueError` if the prefix is not
+    beneath the plan's type, `TypeError` for a column of another type.
     """
     if prefix and not prefix.startswith(f"{plan.resource_type}/"):
         raise ValueError(f"The prefix `{prefix}` doesn't begin with the plan's type: write `{plan.resource_type}/`.")

@@ -12,21 +12,23 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from grpc_health.v1.health_pb2 import HealthCheckResponse
 
 from rolecall import Client
 from rolecall.audit import AuditLog
 from rolecall.credentials import server_key
 from rolecall.domain import Effect, Reason, now
 from rolecall.errors import PermissionMissing, RolecallError, StorageUnavailable
-from rolecall.policy import Build, Policy, PolicyError, PolicyFiles, build_in_subprocess, reload
-from rolecall.policy.reload import LivePolicy
+from rolecall.policy import Build, Finding, Policy, PolicyError, PolicyFiles, build_in_subprocess, reload
+from rolecall.policy.reload import InForce, LivePolicy, Refusal
 from rolecall.server import build_server
 from rolecall.server.build import Server
+from rolecall.server.servicers.health import READY
 from rolecall.services import organizations
 from rolecall.storage import Storage, Transaction
 from rolecall.storage import members as member_rows
 from rolecall.storage import policies as policy_rows
-from rolecall.storage.policies import StoredPolicy
+from rolecall.storage.policies import Activation, ProcessBehind, StoredPolicy
 from rolecall.v1.policy_pb2 import GetPolicyResponse
 from support.environment import CI
 from support.sites import MakeSite, Site, add_member, sqlite_file
@@ -312,11 +314,16 @@ def test_the_second_folder_is_served_by_all_and_told(
         took = eventually(lambda: viewer_may(client))
         eventually(lambda: client.policy().HasField("refusal"))
         state = client.policy()
+        other_version = other.live.in_force.policy.version
 
     assert took < (5.0 if CI else 3.0)
     assert state.policy.policy_version == other.live.in_force.policy.version
     assert "policy.csv, policy_test.csv" in refusal_of(state)[0]
-    assert "policy in force differs from the folder" in capfd.readouterr().out
+    log = capfd.readouterr().out
+    assert "policy in force differs from the folder" in log
+    # The one that replaces a policy as it starts is loud, too.
+    activated = next(line for line in log.splitlines() if "files_changed" in line and other_version in line)
+    assert "warning" in activated
 
 
 def test_a_change_is_authorized_by_the_policy_in_force(make_site: MakeSite, database_url: str) -> None:
@@ -341,6 +348,27 @@ def test_a_change_is_authorized_by_the_policy_in_force(make_site: MakeSite, data
 
     assert served != activated
     assert caught_up == activated
+
+
+def test_a_change_is_not_refused_by_an_older_policy(make_site: MakeSite, database_url: str) -> None:
+    """A server that is behind catches up before it refuses what the policy in force allows."""
+    site = make_site(database_url)
+    site.core.feed.stop()
+    site.server.live.stop()
+    folder = site.policy_folder
+    tests = (folder / "policy_test.csv").read_text()
+    assert "ADMIN,account,manage,deny" in tests
+    (folder / "policy_test.csv").write_text(tests.replace("ADMIN,account,manage,deny", "ADMIN,account,manage,allow"))
+    rows = (folder / "policy.csv").read_text()
+    (folder / "policy.csv").write_text(
+        rows.replace("p, OWNER, account, manage, allow", "p, ADMIN, account, manage, allow")
+    )
+    LivePolicy(folder, site.storage)
+
+    with Client(site.address, site.tokens["ADMIN"]) as client:
+        updated = client.organization.update("Acme")
+
+    assert updated.display_name == "Acme"
 
 
 def test_policy_is_retried_after_a_database_outage(
@@ -544,23 +572,89 @@ def test_the_policy_in_force_has_its_activation(sqlite_site: Site, owner: Client
 
 
 def test_a_process_that_cannot_follow_says_so(
-    make_site: MakeSite, database_url: str, capfd: pytest.CaptureFixture[str]
+    make_site: MakeSite, database_url: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """GetPolicy and the log name the policy in force that this process doesn't serve, its activation, and why."""
     site = make_site(database_url)
+    tries: list[Path | PolicyFiles] = []
+
+    def counted(source: Path | PolicyFiles, seconds: float, known_key: str) -> Build:
+        tries.append(source)
+        return build_in_subprocess(source, seconds, known_key)
+
+    monkeypatch.setattr(reload, "build_in_subprocess", counted)
     served = site.server.live.in_force.policy.version
     unknown = StoredPolicy("from-a-later-release", "[new_section]", "x, y", "", 0, "")
 
     activation = site.storage.exclusive(lambda tx: policy_rows.activate(tx, unknown, "other-host", now()))
     with Client(site.address, site.tokens["OWNER"]) as client:
-        eventually(lambda: bool(client.policy().ahead.problem))
+        eventually(lambda: bool(client.policy().behind))
+        eventually(lambda: len(tries) > 1, 10)
         state = client.policy()
 
+    assert [each.process for each in state.behind] == [state.process]
     assert state.policy.policy_version == served
     assert state.ahead.policy_version == "from-a-later-release"
     assert state.ahead.activator == "other-host"
     assert state.ahead.activate_time.ToMicroseconds() == activation.time
     assert "can't build the policy in force" in state.ahead.problem
     log = capfd.readouterr().out
-    assert log.count("policy in force can't be followed") == 1
+    assert log.count("policy in force can't be followed") == 1, "once, though it is tried again and again"
     assert served in log.partition("policy in force can't be followed")[2]
+
+
+def test_any_process_names_those_that_are_behind(
+    make_site: MakeSite, database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GetPolicy of one server lists another that can't build the policy in force, until that has caught up."""
+    site = make_site(database_url)
+    other_folder = tmp_path / "other"
+    shutil.copytree(site.policy_folder, other_folder)
+    other = build_server(site.settings.model_copy(update={"policy": other_folder}), limits=site.limits)
+    monkeypatch.setattr(other.live, "process", "other-host/7")
+    served = other.live.in_force.policy.version
+
+    def unbuildable(_activation: Activation, _refusal: Refusal | None) -> InForce:
+        raise reload._Unbuildable((Finding("policy.csv", 3, 1, "This row is new.", "Upgrade Rolecall."),))
+
+    with closing_server(other), Client(site.address, site.tokens["OWNER"]) as client:
+        before = list(client.policy().behind)
+        with monkeypatch.context() as patched:
+            patched.setattr(other.live, "_stored", unbuildable)
+            grant(site.policy_folder)
+            eventually(lambda: bool(client.policy().behind))
+            state = client.policy()
+            eventually(lambda: client.policy().behind[0].try_time.ToMicroseconds() > at(state))
+            health = other._health.status(READY)
+        eventually(lambda: not client.policy().behind)
+        left = site.storage.read(lambda tx: policy_rows.behind(tx, 0))
+
+    assert before == []
+    assert not state.HasField("ahead")
+    (behind,) = state.behind
+    assert (behind.process, behind.policy_version) == ("other-host/7", served)
+    assert "policy.csv:3:1: error: This row is new." in behind.problem
+    assert health == HealthCheckResponse.NOT_SERVING
+    assert other.live.problem == ""
+    assert other.live.in_force.policy.version == site.server.live.in_force.policy.version != served
+    assert left == [], "nothing is kept of it"
+
+
+def at(state: GetPolicyResponse) -> int:
+    """When the process that is behind tried last."""
+    return state.behind[0].try_time.ToMicroseconds()
+
+
+def test_a_process_that_ended_is_not_behind(sqlite_site: Site, owner: Client) -> None:
+    """A report that isn't renewed is ignored after some seconds, and deleted with the next one."""
+    storage, long_ago = sqlite_site.storage, now() - policy_rows.REPORT_MICROSECONDS - 1
+    ended = ProcessBehind("ended/1", "abc", "It was too old.", long_ago)
+    storage.write(lambda tx: policy_rows.report(tx, ended))
+
+    listed = list(owner.policy().behind)
+    present = ProcessBehind("host/2", "abc", "It is too old.", now())
+    storage.write(lambda tx: policy_rows.report(tx, present))
+
+    assert listed == []
+    assert [each.process for each in owner.policy().behind] == ["host/2"]
+    assert storage.read(lambda tx: policy_rows.behind(tx, 0)) == [present]

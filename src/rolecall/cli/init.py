@@ -52,12 +52,12 @@ def init(
         storage.close()
         _say_that_it_exists(organization)
         return
-    loaded = None if is_new else load_in_force(storage)
+    loaded, first = None if is_new else load_in_force(storage), None
     if loaded is None:
         if shipped.is_absent(settings.policy):
             shipped.write(settings.policy)
             output.say(f"The shipped policy is in {settings.policy}; it is yours to edit.")
-        loaded = policies.load(settings.policy, CASBIN_SECONDS)
+        loaded, first = policies.build_valid(settings.policy, CASBIN_SECONDS)
     storage.create()
     if settings.key_file.exists():
         key = server_key.read(settings.key_file)
@@ -72,7 +72,7 @@ def init(
     if warning := check_key(storage, log):
         output.say(f"warning: {warning}")
     try:
-        founded = organizations.create(storage, log, loaded, organization, owner, demo=demo)
+        founded = organizations.create(storage, log, loaded, organization, owner, demo=demo, first=first)
     except OrganizationExists:
         # Another process has created it meanwhile.
         if not if_missing:

@@ -175,7 +175,7 @@ def explain(
 
 @app.command()
 def show(json: Json = False) -> None:
-    """Show the policy in force, since when and by whom, and whether the server that answers is behind it."""
+    """Show the policy in force, since when and by whom, and which processes of the database can't serve it."""
     with open_client() as client:
         state = to_dict(client.policy())
     if json:
@@ -190,6 +190,10 @@ def show(json: Json = False) -> None:
     output.print_value(f"served by {state['process']}: {served}")
     if ahead:
         output.print_value(f"this process is behind: {ahead['problem'] or 'it is building the policy in force.'}")
+    for process in state["behind"]:
+        if process["process"] != state["process"]:
+            served = f"{process['process']}, which serves {process['policy_version']}"
+            output.print_value(f"behind: {served}: {process['problem']}")
     if refusal:
         refused = refusal["policy_version"] or "the folder"
         output.print_value(f"refused: {refused}, since {output.short_time(refusal['refuse_time'])}")

@@ -28,6 +28,7 @@ __all__ = [
     "Severity",
     "build",
     "build_in_subprocess",
+    "build_valid",
     "explain",
     "explain_without_rules",
     "is_restricted_within",
@@ -54,7 +55,12 @@ class PolicyError(PolicyInvalid):
 
 def load(folder: Path | str, casbin_seconds: float = 2.0) -> Policy:
     """Load the policy of `folder`, compared with Casbin for `casbin_seconds`. Raises `PolicyError` if it has errors."""
-    result = build_in_subprocess(Path(folder), casbin_seconds)
+    return build_valid(Path(folder), casbin_seconds)[0]
+
+
+def build_valid(folder: Path, casbin_seconds: float) -> tuple[Policy, Build]:
+    """Build the policy of `folder` as `load` does; return it, and the build. Raises `PolicyError` if it has errors."""
+    result = build_in_subprocess(folder, casbin_seconds)
     if result.policy is None:
-        raise PolicyError(Path(folder), result.errors)
-    return result.policy
+        raise PolicyError(folder, result.errors)
+    return result.policy, result

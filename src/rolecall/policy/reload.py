@@ -41,9 +41,9 @@ from rolecall.storage import Storage, Transaction
 from rolecall.storage import members as member_rows
 from rolecall.storage import policies as rows
 from rolecall.storage import tokens as token_rows
-from rolecall.storage.policies import Activation, StoredPolicy
+from rolecall.storage.policies import Activation, ProcessBehind, StoredPolicy
 
-__all__ = ["InForce", "LivePolicy", "PolicyChanged", "Refusal", "find_conflicts", "load_in_force"]
+__all__ = ["InForce", "LivePolicy", "PolicyChanged", "Refusal", "find_conflicts", "load_in_force", "stored"]
 
 # How often the folder is polled, by three `stat` calls. With SETTLE_SECONDS and a build, an edit is in force within a
 # second. Polling sees more than inotify does: a replaced folder, and a change on a network mount.
@@ -58,6 +58,8 @@ RETRY_SECONDS = 2.0
 
 _FILES = (MODEL_FILE, POLICY_FILE, TEST_FILE)
 _UNBUILDABLE = "This server can't build the policy in force; its log says why."
+# Maximum characters of the findings in the reason that GetPolicy shows for a process that is behind.
+MAX_PROBLEM = 500
 _log = structlog.get_logger("rolecall.policy")
 
 # Size, times, inode and device of each file, which differ after any change, even of its mode; None for a file that
@@ -67,6 +69,15 @@ _Fingerprint = tuple[tuple[int, int, int, int, int] | None, ...]
 
 class PolicyChanged(Exception):
     """The policy that is in force in the transaction is not the one that this process serves."""
+
+
+class _Unbuildable(StorageUnavailable):
+    """The policy in force can't be built here, for the findings, as where a later release activated it."""
+
+    def __init__(self, findings: tuple[Finding, ...]) -> None:
+        self.findings = [str(finding) for finding in findings[:5]]
+        why = " ".join(self.findings)[:MAX_PROBLEM]
+        super().__init__(f"This version of Rolecall can't build the policy in force: {why}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +116,8 @@ class LivePolicy:
         self._files = [str(folder / name) for name in _FILES]
         self._storage = storage
         self._activator = socket.gethostname()
+        self.process = f"{self._activator}/{os.getpid()}"
+        """Name of this process, as HOST/PID."""
         # Held while a policy is built for this process: at most one replaces the policy in force at a time.
         self._lock = threading.Lock()
         self._seen = self._fingerprint()
@@ -115,11 +128,12 @@ class LivePolicy:
         self._retry_at = math.inf
         self._forced = threading.Event()
         self._behind = threading.Event()
+        self._problem = ""
         # Until then a policy in force that couldn't be built here is not tried again.
         self._catch_up_at = 0.0
-        self._follow_problem = ""
-        # Sequence number of the activation that couldn't be followed.
-        self._failed_sequence = 0
+        # Whether the database says that this process is behind, and when that is written again.
+        self._is_reported = False
+        self._report_at = 0.0
         self._in_force = self._start(limits.casbin_seconds)
         self._watch = PeriodicThread("policy-watch", self._poll, interval=POLL_SECONDS)
 
@@ -129,14 +143,9 @@ class LivePolicy:
         return self._in_force
 
     @property
-    def follow_problem(self) -> str:
-        """Why this process couldn't catch up with the policy in force at the last attempt; empty where it could."""
-        return self._follow_problem
-
-    @property
-    def is_behind(self) -> bool:
-        """Whether this process failed to follow an activation, and serves an earlier policy."""
-        return self._failed_sequence > self._in_force.activation.sequence
+    def problem(self) -> str:
+        """Why this process can't serve the policy in force, but serves an earlier one; empty where it is not behind."""
+        return self._problem
 
     def policy_in(self, tx: Transaction) -> Policy:
         """Return the policy in force in the transaction. Raises `PolicyChanged` where it isn't the served one."""
@@ -151,28 +160,40 @@ class LivePolicy:
             before = self._in_force
             activation = self._storage.read(rows.in_force) or self._activate_first(before)
             if activation == before.activation:
+                self._serve(before)
                 return
             if activation.version == before.policy.version:
-                self._in_force = replace(before, activation=activation, refusal=self._difference(activation))
+                self._serve(replace(before, activation=activation, refusal=self._difference(activation)))
             else:
                 if time.monotonic() < self._catch_up_at:
                     raise StorageUnavailable(_UNBUILDABLE)
                 # Each attempt holds up the calls that wait for the lock.
                 self._catch_up_at = time.monotonic() + RETRY_SECONDS
                 try:
-                    self._in_force = self._stored(activation, self._difference(activation))
-                except StorageUnavailable:
-                    self._failed_sequence = activation.sequence
-                    raise
-                self._catch_up_at = 0.0
+                    self._serve(self._stored(activation, self._difference(activation)))
+                except _Unbuildable as error:
+                    self._note_problem(activation, error)
+                    # The caller may not see the policy.
+                    raise StorageUnavailable(_UNBUILDABLE) from error
             _log.info("policy in force", **_logged(activation), replaced=before.policy.version, followed=True)
+
+    def _serve(self, state: InForce) -> None:
+        """Serve a policy that is in force: this process isn't behind any more."""
+        self._in_force, self._problem, self._catch_up_at = state, "", 0.0
+
+    def _note_problem(self, activation: Activation, error: _Unbuildable) -> None:
+        if error.message != self._problem:
+            served = _logged(self._in_force.activation, "served")
+            version = activation.version
+            _log.error("policy in force can't be followed", **served, in_force=version, findings=error.findings)
+        self._problem = error.message
 
     def _activate_first(self, served: InForce) -> Activation:
         """Activate the served policy in a database that was restored to a state without any."""
 
         def work(tx: Transaction) -> Activation:
-            stored = StoredPolicy(served.policy.version, *served.files, 0, "")
-            return rows.in_force(tx) or rows.activate(tx, stored, self._activator, now())
+            first = StoredPolicy(served.policy.version, *served.files, 0, "")
+            return rows.in_force(tx) or rows.activate(tx, first, self._activator, now())
 
         return self._storage.exclusive(work)
 
@@ -217,6 +238,7 @@ class LivePolicy:
         try:
             if behind:
                 self._follow()
+            self._report()
             if forced or self._fingerprint() != self._seen:
                 self._settle()
                 self._candidate = self._build()
@@ -233,14 +255,22 @@ class LivePolicy:
         """Catch up, or try again in the next round where the database or the build fails."""
         try:
             self.catch_up()
-        except (StorageUnavailable, WriteConflict) as error:
+        except (StorageUnavailable, WriteConflict):
             self._behind.set()
-            if self._follow_problem != error.message:
-                served = self._in_force.activation
-                _log.warning("policy in force can't be followed", **_logged(served, "served"), problem=error.message)
-            self._follow_problem = error.message
-        else:
-            self._follow_problem = ""
+
+    def _report(self) -> None:
+        """Say in the database that this process is behind, again and again, and take it back once it has caught up."""
+        problem = self._problem
+        if not (problem or self._is_reported) or time.monotonic() < self._report_at:
+            return
+        self._report_at = time.monotonic() + RETRY_SECONDS
+        behind = ProcessBehind(self.process, self._in_force.policy.version, problem, now())
+        # Tried again where it fails: GetPolicy ignores reports that aren't renewed.
+        with suppress(StorageUnavailable, WriteConflict):
+            self._storage.write(lambda tx: rows.report(tx, behind) if problem else rows.withdraw(tx, self.process))
+            self._is_reported = bool(problem)
+            if not problem:
+                self._report_at = 0.0
 
     def _settle(self) -> None:
         """Wait until the folder stays unchanged, at most MAX_SETTLE_SECONDS, so that endless saves can't block it."""
@@ -270,7 +300,7 @@ class LivePolicy:
                 self._refuse(result.version, conflicts)
                 return
             self._candidate = None
-            self._in_force = InForce(result.policy, result.files, activation, _warnings(result))
+            self._serve(InForce(result.policy, result.files, activation, _warnings(result)))
 
     def _activate(self, result: Build, *, is_start: bool = False) -> tuple[Activation | None, tuple[Finding, ...]]:
         """Put the policy in force for all processes; return its activation, or None and what keeps it out.
@@ -279,7 +309,7 @@ class LivePolicy:
         """
         assert result.policy is not None  # noqa: S101 - for the type checker
         policy = result.policy
-        new = StoredPolicy(result.version, *result.files, result.comparisons, result.comparison_key)
+        new = stored(result)
         before: StoredPolicy | None = None
 
         def attempt(tx: Transaction, *, locked: bool) -> Activation | tuple[Finding, ...]:
@@ -314,7 +344,9 @@ class LivePolicy:
         activation = outcome
         is_new = before is not None and before.version != result.version
         if is_new or not is_start:
-            _log.info(
+            # A start that replaces a policy may undo what an operator or another folder has put in force.
+            log = _log.warning if is_start else _log.info
+            log(
                 "policy in force",
                 **_logged(activation),
                 replaced=before.version if before and is_new else "",
@@ -333,8 +365,8 @@ class LivePolicy:
     def _difference(self, activation: Activation) -> Refusal | None:
         """Return how the folder differs from the policy of an activation; None where it doesn't."""
         files = parser.read_files(self._folder, ParsedPolicy())
-        stored = self._storage.read(lambda tx: rows.get(tx, activation.version))
-        changed = files.differing(_files(stored)) if stored else []
+        kept = self._storage.read(lambda tx: rows.get(tx, activation.version))
+        changed = files.differing(_files(kept)) if kept else []
         if not changed:
             return None
         message = (
@@ -423,15 +455,13 @@ def load_in_force(storage: Storage) -> Policy | None:
 
 
 def _build_stored(storage: Storage, activation: Activation) -> Build:
-    """Build the policy of an activation from the database. Raises `StorageUnavailable` where that isn't possible."""
-    stored = storage.read(lambda tx: rows.get(tx, activation.version))
-    known_key = stored.comparison_key if stored else ""
-    result = build_in_subprocess(_files(stored), RELOAD_CASBIN_SECONDS, known_key)
+    """Build the policy of an activation from the database. Raises `StorageUnavailable`, `_Unbuildable`."""
+    kept = storage.read(lambda tx: rows.get(tx, activation.version))
+    known_key = kept.comparison_key if kept else ""
+    result = build_in_subprocess(_files(kept), RELOAD_CASBIN_SECONDS, known_key)
     _note_comparison(storage, result)
     if result.policy is None:
-        findings = [str(finding) for finding in result.errors[:5]]
-        _log.error("policy in force can't be built", **_logged(activation), findings=findings)
-        raise StorageUnavailable(_UNBUILDABLE)
+        raise _Unbuildable(result.errors)
     return result
 
 
@@ -479,8 +509,13 @@ def _note_comparison(storage: Storage, result: Build) -> None:
             )
 
 
-def _files(stored: StoredPolicy | None) -> PolicyFiles:
-    return PolicyFiles(stored.model, stored.policy, stored.tests) if stored else NO_FILES
+def stored(result: Build) -> StoredPolicy:
+    """Return a build as the database keeps it."""
+    return StoredPolicy(result.version, *result.files, result.comparisons, result.comparison_key)
+
+
+def _files(kept: StoredPolicy | None) -> PolicyFiles:
+    return PolicyFiles(kept.model, kept.policy, kept.tests) if kept else NO_FILES
 
 
 def _warnings(result: Build) -> tuple[Finding, ...]:

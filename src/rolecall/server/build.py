@@ -248,7 +248,7 @@ def _build(settings: Settings, limits: Limits, release: ExitStack, *, shares_por
         ],
     )
     names = [service.full_name for file in core.services for service in file.services_by_name.values()]
-    health = Health([*names, SERVICE_NAME], is_ready=lambda: core.feed.is_fresh and not live.is_behind)
+    health = Health([*names, SERVICE_NAME], is_ready=lambda: core.feed.is_fresh and not live.problem)
     methods = [method for file, servicer in core.services.items() for method in _methods(file, servicer)]
     methods += health.methods
     calls = CallLimits(limits)

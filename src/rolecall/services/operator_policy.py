@@ -8,7 +8,7 @@ from rolecall.audit import OPERATOR, AuditLog, Event
 from rolecall.domain import Invitation, Member, now
 from rolecall.errors import PolicyInvalid, UnknownRoleName
 from rolecall.policy import Build, join_names
-from rolecall.policy.reload import find_conflicts
+from rolecall.policy.reload import find_conflicts, stored
 from rolecall.spelling import suggest
 from rolecall.storage import Storage, Transaction
 from rolecall.storage import invitations as invitation_rows
@@ -16,7 +16,7 @@ from rolecall.storage import members as member_rows
 from rolecall.storage import organizations as organization_rows
 from rolecall.storage import policies as rows
 from rolecall.storage import tokens as token_rows
-from rolecall.storage.policies import Activation, StoredPolicy
+from rolecall.storage.policies import Activation
 from rolecall.storage.tokens import RoleHolder
 
 __all__ = ["ActivatedPolicy", "activate"]
@@ -46,7 +46,7 @@ class _Holders:
 def activate(
     storage: Storage, log: AuditLog, built: Build, moves: Mapping[str, str], activator: str
 ) -> ActivatedPolicy:
-    """Put the policy in force for all servers of the database, all or nothing.
+    """Put the policy in force for all servers of the database, all or nothing; one in force already stays so.
 
     Each member, organization token and pending invitation with a role in `moves` gets the role that it maps to; each
     organization concerned has an audit entry of that, after the one about the activation. Raises `UnknownRoleName` for
@@ -63,8 +63,11 @@ def activate(
 
     def work(tx: Transaction) -> ActivatedPolicy:
         at = now()
-        stored = StoredPolicy(built.version, *built.files, built.comparisons, built.comparison_key)
-        activation = rows.activate(tx, stored, activator, at)
+        activation = rows.in_force(tx)
+        present = rows.get(tx, activation.version) if activation else None
+        # Repeated, as by a deployment, it changes nothing.
+        if not activation or not present or (present.version, present.tests) != (built.version, built.files.tests):
+            activation = rows.activate(tx, stored(built), activator, at)
         moved = _holders(tx, moves, at)
         for organization, holders in moved.items():
             revised = replace(tx, revision=organization_rows.bump(tx, organization))

@@ -1,6 +1,7 @@
 """Organizations: create one together with its first owner, in one transaction; show it, and change its display name."""
 
 import re
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,8 +12,8 @@ from rolecall.domain import Caller, Member, Organization, now
 from rolecall.errors import InvalidField, OrganizationExists, OrganizationNotFound, PolicyInvalid, WriteConflict
 from rolecall.formats import email_address
 from rolecall.formats.email_address import Address
-from rolecall.policy import Policy
-from rolecall.policy.reload import LivePolicy, find_conflicts
+from rolecall.policy import Build, Policy
+from rolecall.policy.reload import LivePolicy, find_conflicts, stored
 from rolecall.services.operator_tokens import add_token
 from rolecall.services.unit_of_work import (
     Answer,
@@ -28,7 +29,15 @@ from rolecall.storage import members as member_rows
 from rolecall.storage import organizations as rows
 from rolecall.storage import policies as policy_rows
 
-__all__ = ["CreatedOrganization", "OrganizationView", "Organizations", "UpdatedOrganization", "create", "view"]
+__all__ = [
+    "CreatedOrganization",
+    "OrganizationView",
+    "Organizations",
+    "UpdatedOrganization",
+    "create",
+    "operator_name",
+    "view",
+]
 
 _SLUG = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
@@ -102,11 +111,19 @@ def view(tx: Transaction, policy: Policy, organization: str) -> OrganizationView
 
 
 def create(
-    storage: Storage, log: AuditLog, policy: Policy, organization: str, owner: str, *, demo: bool = False
+    storage: Storage,
+    log: AuditLog,
+    policy: Policy,
+    organization: str,
+    owner: str,
+    *,
+    demo: bool = False,
+    first: Build | None = None,
 ) -> CreatedOrganization:
     """Create `organization` with the member `owner` (an address) in the policy's `founder_role`, and a token for them.
 
-    `policy` is the one in force. `demo` adds a member for each other role, named after it. Raises `InvalidField`,
+    `policy` is the one in force; where none is yet, `first`, the build of `policy`, comes into force with the
+    organization. `demo` adds a member for each other role, named after it. Raises `InvalidField`,
     `OrganizationExists`, `PolicyInvalid`, `WriteConflict`.
     """
     if not _SLUG.fullmatch(organization):
@@ -145,17 +162,25 @@ def create(
         rows.add(tx, created)
         # After the row is added: an activation waits for this transaction, or this one for it.
         in_force = policy_rows.in_force(tx)
+        if first and not in_force:
+            # Otherwise a server could begin with a policy under which the organization has no owner.
+            policy_rows.activate(tx, stored(first), operator_name(), now())
         if in_force and in_force.version != policy.version:
             raise WriteConflict("Another policy came into force meanwhile: try again.")
         log.begin(tx, organization)
-        first = replace(tx, revision=created.revision)
-        members = [_add_member(first, organization, role, person) for role, person in people]
-        token = add_token(first, members[0], "first owner")
+        founding = replace(tx, revision=created.revision)
+        members = [_add_member(founding, organization, role, person) for role, person in people]
+        token = add_token(founding, members[0], "first owner")
         details = {"members": [_audit_details(member) for member in members], "token": token.id}
         log.record(tx, Event(organization, OPERATOR, "CreateOrganization", f"organization:{organization}", details))
         return CreatedOrganization(created, members[0], tuple(members[1:]), token)
 
     return storage.write(work)
+
+
+def operator_name() -> str:
+    """Return the name under which commands at the database activate a policy."""
+    return f"operator at {socket.gethostname()}"
 
 
 def _add_member(tx: Transaction, organization: str, role: str, address: Address) -> Member:

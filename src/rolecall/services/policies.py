@@ -1,19 +1,17 @@
 """Policies: which one this process serves, which one is in force, and whether another would be accepted."""
 
-import os
-import socket
 import threading
 from dataclasses import dataclass
 
-from rolecall.domain import Caller
+from rolecall.domain import Caller, now
 from rolecall.errors import RateLimited, StorageUnavailable
 from rolecall.limits import DEFAULT_LIMITS, Limits
 from rolecall.policy import Build, Finding, PolicyFiles, Severity, build_in_subprocess
 from rolecall.policy.reload import RELOAD_CASBIN_SECONDS, InForce, LivePolicy, find_conflicts
 from rolecall.services.caller_permissions import require
-from rolecall.storage import Storage
+from rolecall.storage import Storage, Transaction
 from rolecall.storage import policies as rows
-from rolecall.storage.policies import Activation
+from rolecall.storage.policies import Activation, ProcessBehind
 
 __all__ = ["Policies", "PolicyState", "ValidatedPolicy"]
 
@@ -25,13 +23,15 @@ MAX_VALIDATION_SECONDS = 20.0
 class PolicyState:
     """The policy that this process serves, and the activation in force if that is a later one (`ahead`).
 
-    `problem` says why this process is behind; empty while it catches up. `process` names it, as HOST/PID.
+    `problem` says why this process is behind; empty while it catches up. `process` names it, as HOST/PID. `behind` are
+    all processes of the database that can't serve the policy in force.
     """
 
     served: InForce
     ahead: Activation | None
     problem: str
     process: str
+    behind: tuple[ProcessBehind, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,13 +59,17 @@ class Policies:
         """Describe the policy. Raises `PermissionMissing`."""
         served = self._live.in_force
         require(served.policy, caller, "view", "policy")
+
+        def work(tx: Transaction) -> tuple[Activation | None, list[ProcessBehind]]:
+            return rows.in_force(tx), rows.behind(tx, now())
+
         try:
-            in_force = self._storage.read(rows.in_force)
+            in_force, behind = self._storage.read(work)
         except StorageUnavailable:
             # An answer without it helps more during an outage than none.
-            in_force = None
+            in_force, behind = None, []
         ahead = in_force if in_force and in_force.version != served.policy.version else None
-        return PolicyState(served, ahead, self._live.follow_problem, f"{socket.gethostname()}/{os.getpid()}")
+        return PolicyState(served, ahead, self._live.problem, self._live.process, tuple(behind))
 
     def validate(self, caller: Caller, files: PolicyFiles) -> ValidatedPolicy:
         """Run the checks of a reload on the files, in a child process, and those against members and tokens.

@@ -204,7 +204,11 @@ class UnitOfWork:
                     return Rollback(outcome)
 
         # The transaction answers repeated requests, as it reads the caller again.
-        self._storage.read(lambda tx: authorized(ChangeContext(tx, self._live.in_force.policy, caller, now())))
+        self._with_policy_in_force(
+            lambda: self._storage.read(
+                lambda tx: authorized(ChangeContext(tx, self._live.policy_in(tx), caller, now())),
+            )
+        )
         result = self._with_policy_in_force(lambda: self._storage.mutate(caller.organization, work))
         if isinstance(result, Unchanged):
             return stored.add_after_rollback(self._storage, result.answer)
@@ -233,7 +237,7 @@ class UnitOfWork:
         return self._with_policy_in_force(lambda: self._storage.mutate(organization, work)).answer
 
     def _with_policy_in_force(self, transaction: Callable[[], S]) -> S:
-        """Run a transaction of a change again where another policy has come into force. Raises what it raises."""
+        """Run a transaction again where the policy in force in it is another one. Raises what it raises."""
         for _ in range(MAX_POLICIES):
             try:
                 return transaction()

@@ -3,24 +3,31 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import Row, bindparam, func, insert, select, update
+from sqlalchemy import Row, bindparam, delete, func, insert, select, update
 
 from rolecall.storage.changes import notify_followers
-from rolecall.storage.tables import policies, policy_activations
+from rolecall.storage.tables import policies, policy_activations, processes_behind
 from rolecall.storage.transaction import Transaction
 
 __all__ = [
     "Activation",
+    "ProcessBehind",
     "StoredPolicy",
     "activate",
     "activations_from",
+    "behind",
     "comparison_key",
     "get",
     "in_force",
     "note_comparison",
+    "report",
     "sequence_in_force",
     "version_in_force",
+    "withdraw",
 ]
+
+# A report that wasn't renewed for so many microseconds is from a process that has ended. They are renewed every 2 s.
+REPORT_MICROSECONDS = 10_000_000
 
 # Built once, as every change runs it.
 _SEQUENCE = select(func.max(policy_activations.c.sequence))
@@ -56,6 +63,16 @@ class StoredPolicy:
     tests: str
     comparisons: int
     comparison_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessBehind:
+    """Report of a process that can't serve the policy in force: its name as HOST/PID, what it serves, why, and when."""
+
+    process: str
+    version: str
+    problem: str
+    time: int
 
 
 def sequence_in_force(tx: Transaction) -> int:
@@ -100,7 +117,7 @@ def note_comparison(tx: Transaction, version: str, comparisons: int, key: str) -
 
 
 def activate(tx: Transaction, policy: StoredPolicy, activator: str, at: int) -> Activation:
-    """Store the policy and put it in force, in an exclusive transaction."""
+    """Store the policy and put it in force, in an exclusive transaction unless none is in force yet."""
     if get(tx, policy.version) is None:
         tx.connection.execute(insert(policies).values(asdict(policy)))
     else:
@@ -115,6 +132,24 @@ def activate(tx: Transaction, policy: StoredPolicy, activator: str, at: int) -> 
     )
     notify_followers(tx)
     return made
+
+
+def report(tx: Transaction, behind: ProcessBehind) -> None:
+    """Store the report of a process that is behind, in place of its last one and of those of ended processes."""
+    outdated = processes_behind.c.time < behind.time - REPORT_MICROSECONDS
+    tx.connection.execute(delete(processes_behind).where(outdated | (processes_behind.c.process == behind.process)))
+    tx.connection.execute(insert(processes_behind).values(asdict(behind)))
+
+
+def withdraw(tx: Transaction, process: str) -> None:
+    """Delete the report of a process that has caught up."""
+    tx.connection.execute(delete(processes_behind).where(processes_behind.c.process == process))
+
+
+def behind(tx: Transaction, at: int) -> list[ProcessBehind]:
+    """Return the reports of the processes that are behind at the time `at`, by name."""
+    query = select(processes_behind).where(processes_behind.c.time >= at - REPORT_MICROSECONDS)
+    return [ProcessBehind(*row) for row in tx.connection.execute(query.order_by(processes_behind.c.process))]
 
 
 def _activation(row: Row[Any]) -> Activation:

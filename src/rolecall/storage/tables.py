@@ -265,6 +265,18 @@ policy_activations = Table(
     ForeignKeyConstraint(["version"], ["policies.version"]),
 )
 
+# Processes that can't serve the policy in force: each renews its row while it is behind, and deletes it afterwards.
+processes_behind = Table(
+    "processes_behind",
+    metadata,
+    # HOST/PID.
+    Column[str]("process", Text, primary_key=True),
+    # The version that it serves.
+    Column[str]("version", Text, nullable=False),
+    Column[str]("problem", Text, nullable=False),
+    Column[int]("time", BigInteger, nullable=False),
+)
+
 # The end of each organization's audit log, signed with the server's key; its lock serializes the writers of
 # entries. `start_*`: the last entry that was pruned.
 audit_heads = Table(

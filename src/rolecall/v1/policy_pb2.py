@@ -26,7 +26,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from rolecall.v1 import shared_pb2 as rolecall_dot_v1_dot_shared__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18rolecall/v1/policy.proto\x12\x0brolecall.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18rolecall/v1/shared.proto\"k\n\rPolicyFinding\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x0c\n\x04line\x18\x02 \x01(\x05\x12\x0e\n\x06\x63olumn\x18\x03 \x01(\x05\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x0b\n\x03\x66ix\x18\x05 \x01(\t\x12\x10\n\x08\x62locking\x18\x06 \x01(\x08\"\xeb\x01\n\x06Policy\x12\x16\n\x0epolicy_version\x18\x01 \x01(\t\x12-\n\tload_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nrole_count\x18\x03 \x01(\x05\x12\x12\n\nrule_count\x18\x04 \x01(\x05\x12,\n\x08warnings\x18\x05 \x03(\x0b\x32\x1a.rolecall.v1.PolicyFinding\x12\x31\n\ractivate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tactivator\x18\x07 \x01(\t\"~\n\rPolicyInForce\x12\x16\n\x0epolicy_version\x18\x01 \x01(\t\x12\x31\n\ractivate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tactivator\x18\x03 \x01(\t\x12\x0f\n\x07problem\x18\x04 \x01(\t\"\x9d\x01\n\rPolicyRefusal\x12\x16\n\x0epolicy_version\x18\x01 \x01(\t\x12/\n\x0brefuse_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x66indings\x18\x03 \x03(\x0b\x32\x1a.rolecall.v1.PolicyFinding\x12\x15\n\rfinding_count\x18\x04 \x01(\x05\"(\n\x10GetPolicyRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\"\xa1\x01\n\x11GetPolicyResponse\x12#\n\x06policy\x18\x01 \x01(\x0b\x32\x13.rolecall.v1.Policy\x12+\n\x07refusal\x18\x02 \x01(\x0b\x32\x1a.rolecall.v1.PolicyRefusal\x12)\n\x05\x61head\x18\x03 \x01(\x0b\x32\x1a.rolecall.v1.PolicyInForce\x12\x0f\n\x07process\x18\x04 \x01(\t\"[\n\x15ValidatePolicyRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06policy\x18\x03 \x01(\t\x12\r\n\x05tests\x18\x04 \x01(\t\"\xb5\x01\n\x16ValidatePolicyResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x16\n\x0epolicy_version\x18\x02 \x01(\t\x12,\n\x08\x66indings\x18\x03 \x03(\x0b\x32\x1a.rolecall.v1.PolicyFinding\x12\x15\n\rfinding_count\x18\x04 \x01(\x05\x12\x12\n\ntest_count\x18\x05 \x01(\x05\x12\x18\n\x10\x63omparison_count\x18\x06 \x01(\x05\"\x85\x01\n\x04Role\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07parents\x18\x02 \x03(\t\x12,\n\x0bpermissions\x18\x03 \x03(\x0b\x32\x17.rolecall.v1.Permission\x12\x18\n\x10permission_count\x18\x04 \x01(\x05\x12\x16\n\x0eupdates_owners\x18\x05 \x01(\x08\"O\n\x10ListRolesRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"f\n\x11ListRolesResponse\x12 \n\x05roles\x18\x01 \x03(\x0b\x32\x11.rolecall.v1.Role\x12\x16\n\x0epolicy_version\x18\x02 \x01(\t\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t2\x82\x02\n\rPolicyService\x12J\n\tGetPolicy\x12\x1d.rolecall.v1.GetPolicyRequest\x1a\x1e.rolecall.v1.GetPolicyResponse\x12Y\n\x0eValidatePolicy\x12\".rolecall.v1.ValidatePolicyRequest\x1a#.rolecall.v1.ValidatePolicyResponse\x12J\n\tListRoles\x12\x1d.rolecall.v1.ListRolesRequest\x1a\x1e.rolecall.v1.ListRolesResponseBS\n\x0f\x64\x65v.rolecall.v1B\x0bPolicyProtoP\x01Z#rolecall.dev/rolecall/v1;rolecallv1\xaa\x02\x0bRolecall.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18rolecall/v1/policy.proto\x12\x0brolecall.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x18rolecall/v1/shared.proto\"k\n\rPolicyFinding\x12\x0c\n\x04\x66ile\x18\x01 \x01(\t\x12\x0c\n\x04line\x18\x02 \x01(\x05\x12\x0e\n\x06\x63olumn\x18\x03 \x01(\x05\x12\x0f\n\x07message\x18\x04 \x01(\t\x12\x0b\n\x03\x66ix\x18\x05 \x01(\t\x12\x10\n\x08\x62locking\x18\x06 \x01(\x08\"\xeb\x01\n\x06Policy\x12\x16\n\x0epolicy_version\x18\x01 \x01(\t\x12-\n\tload_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nrole_count\x18\x03 \x01(\x05\x12\x12\n\nrule_count\x18\x04 \x01(\x05\x12,\n\x08warnings\x18\x05 \x03(\x0b\x32\x1a.rolecall.v1.PolicyFinding\x12\x31\n\ractivate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tactivator\x18\x07 \x01(\t\"~\n\rPolicyInForce\x12\x16\n\x0epolicy_version\x18\x01 \x01(\t\x12\x31\n\ractivate_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tactivator\x18\x03 \x01(\t\x12\x0f\n\x07problem\x18\x04 \x01(\t\"w\n\rProcessBehind\x12\x0f\n\x07process\x18\x01 \x01(\t\x12\x16\n\x0epolicy_version\x18\x02 \x01(\t\x12\x0f\n\x07problem\x18\x03 \x01(\t\x12,\n\x08try_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x9d\x01\n\rPolicyRefusal\x12\x16\n\x0epolicy_version\x18\x01 \x01(\t\x12/\n\x0brefuse_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x66indings\x18\x03 \x03(\x0b\x32\x1a.rolecall.v1.PolicyFinding\x12\x15\n\rfinding_count\x18\x04 \x01(\x05\"(\n\x10GetPolicyRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\"\xcd\x01\n\x11GetPolicyResponse\x12#\n\x06policy\x18\x01 \x01(\x0b\x32\x13.rolecall.v1.Policy\x12+\n\x07refusal\x18\x02 \x01(\x0b\x32\x1a.rolecall.v1.PolicyRefusal\x12)\n\x05\x61head\x18\x03 \x01(\x0b\x32\x1a.rolecall.v1.PolicyInForce\x12\x0f\n\x07process\x18\x04 \x01(\t\x12*\n\x06\x62\x65hind\x18\x05 \x03(\x0b\x32\x1a.rolecall.v1.ProcessBehind\"[\n\x15ValidatePolicyRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x0e\n\x06policy\x18\x03 \x01(\t\x12\r\n\x05tests\x18\x04 \x01(\t\"\xb5\x01\n\x16ValidatePolicyResponse\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x16\n\x0epolicy_version\x18\x02 \x01(\t\x12,\n\x08\x66indings\x18\x03 \x03(\x0b\x32\x1a.rolecall.v1.PolicyFinding\x12\x15\n\rfinding_count\x18\x04 \x01(\x05\x12\x12\n\ntest_count\x18\x05 \x01(\x05\x12\x18\n\x10\x63omparison_count\x18\x06 \x01(\x05\"\x85\x01\n\x04Role\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07parents\x18\x02 \x03(\t\x12,\n\x0bpermissions\x18\x03 \x03(\x0b\x32\x17.rolecall.v1.Permission\x12\x18\n\x10permission_count\x18\x04 \x01(\x05\x12\x16\n\x0eupdates_owners\x18\x05 \x01(\x08\"O\n\x10ListRolesRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\"f\n\x11ListRolesResponse\x12 \n\x05roles\x18\x01 \x03(\x0b\x32\x11.rolecall.v1.Role\x12\x16\n\x0epolicy_version\x18\x02 \x01(\t\x12\x17\n\x0fnext_page_token\x18\x03 \x01(\t2\x82\x02\n\rPolicyService\x12J\n\tGetPolicy\x12\x1d.rolecall.v1.GetPolicyRequest\x1a\x1e.rolecall.v1.GetPolicyResponse\x12Y\n\x0eValidatePolicy\x12\".rolecall.v1.ValidatePolicyRequest\x1a#.rolecall.v1.ValidatePolicyResponse\x12J\n\tListRoles\x12\x1d.rolecall.v1.ListRolesRequest\x1a\x1e.rolecall.v1.ListRolesResponseBS\n\x0f\x64\x65v.rolecall.v1B\x0bPolicyProtoP\x01Z#rolecall.dev/rolecall/v1;rolecallv1\xaa\x02\x0bRolecall.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,22 +40,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_POLICY']._serialized_end=445
   _globals['_POLICYINFORCE']._serialized_start=447
   _globals['_POLICYINFORCE']._serialized_end=573
-  _globals['_POLICYREFUSAL']._serialized_start=576
-  _globals['_POLICYREFUSAL']._serialized_end=733
-  _globals['_GETPOLICYREQUEST']._serialized_start=735
-  _globals['_GETPOLICYREQUEST']._serialized_end=775
-  _globals['_GETPOLICYRESPONSE']._serialized_start=778
-  _globals['_GETPOLICYRESPONSE']._serialized_end=939
-  _globals['_VALIDATEPOLICYREQUEST']._serialized_start=941
-  _globals['_VALIDATEPOLICYREQUEST']._serialized_end=1032
-  _globals['_VALIDATEPOLICYRESPONSE']._serialized_start=1035
-  _globals['_VALIDATEPOLICYRESPONSE']._serialized_end=1216
-  _globals['_ROLE']._serialized_start=1219
-  _globals['_ROLE']._serialized_end=1352
-  _globals['_LISTROLESREQUEST']._serialized_start=1354
-  _globals['_LISTROLESREQUEST']._serialized_end=1433
-  _globals['_LISTROLESRESPONSE']._serialized_start=1435
-  _globals['_LISTROLESRESPONSE']._serialized_end=1537
-  _globals['_POLICYSERVICE']._serialized_start=1540
-  _globals['_POLICYSERVICE']._serialized_end=1798
+  _globals['_PROCESSBEHIND']._serialized_start=575
+  _globals['_PROCESSBEHIND']._serialized_end=694
+  _globals['_POLICYREFUSAL']._serialized_start=697
+  _globals['_POLICYREFUSAL']._serialized_end=854
+  _globals['_GETPOLICYREQUEST']._serialized_start=856
+  _globals['_GETPOLICYREQUEST']._serialized_end=896
+  _globals['_GETPOLICYRESPONSE']._serialized_start=899
+  _globals['_GETPOLICYRESPONSE']._serialized_end=1104
+  _globals['_VALIDATEPOLICYREQUEST']._serialized_start=1106
+  _globals['_VALIDATEPOLICYREQUEST']._serialized_end=1197
+  _globals['_VALIDATEPOLICYRESPONSE']._serialized_start=1200
+  _globals['_VALIDATEPOLICYRESPONSE']._serialized_end=1381
+  _globals['_ROLE']._serialized_start=1384
+  _globals['_ROLE']._serialized_end=1517
+  _globals['_LISTROLESREQUEST']._serialized_start=1519
+  _globals['_LISTROLESREQUEST']._serialized_end=1598
+  _globals['_LISTROLESRESPONSE']._serialized_start=1600
+  _globals['_LISTROLESRESPONSE']._serialized_end=1702
+  _globals['_POLICYSERVICE']._serialized_start=1705
+  _globals['_POLICYSERVICE']._serialized_end=1963
 # @@protoc_insertion_point(module_scope)

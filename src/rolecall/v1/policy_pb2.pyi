@@ -151,6 +151,42 @@ class PolicyInForce(_message.Message):
 Global___PolicyInForce: _TypeAlias = PolicyInForce  # noqa: Y015
 
 @_typing.final
+class ProcessBehind(_message.Message):
+    """A process of the same database that can't serve the policy in force."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROCESS_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    TRY_TIME_FIELD_NUMBER: _builtins.int
+    process: _builtins.str
+    """Names the process: HOST/PID."""
+    policy_version: _builtins.str
+    """Identifies the policy that it serves instead."""
+    problem: _builtins.str
+    """Says why it can't serve the policy in force."""
+    @_builtins.property
+    def try_time(self) -> _timestamp_pb2.Timestamp:
+        """Says when it last tried."""
+
+    def __init__(
+        self,
+        *,
+        process: _builtins.str = ...,
+        policy_version: _builtins.str = ...,
+        problem: _builtins.str = ...,
+        try_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["try_time", b"try_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy_version", b"policy_version", "problem", b"problem", "process", b"process", "try_time", b"try_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ProcessBehind: _TypeAlias = ProcessBehind  # noqa: Y015
+
+@_typing.final
 class PolicyRefusal(_message.Message):
     """A later state of the policy folder that was refused."""
 
@@ -220,6 +256,7 @@ class GetPolicyResponse(_message.Message):
     REFUSAL_FIELD_NUMBER: _builtins.int
     AHEAD_FIELD_NUMBER: _builtins.int
     PROCESS_FIELD_NUMBER: _builtins.int
+    BEHIND_FIELD_NUMBER: _builtins.int
     process: _builtins.str
     """Names the answering process: HOST/PID."""
     @_builtins.property
@@ -236,6 +273,12 @@ class GetPolicyResponse(_message.Message):
         or while the database can't be reached. A change is never authorized by a policy that isn't in force.
         """
 
+    @_builtins.property
+    def behind(self) -> _containers.RepeatedCompositeFieldContainer[Global___ProcessBehind]:
+        """Lists the processes of the database that can't serve the policy in force, at most 100. One that ended, or that can't
+        reach the database, is no longer listed after 10 seconds.
+        """
+
     def __init__(
         self,
         *,
@@ -243,10 +286,11 @@ class GetPolicyResponse(_message.Message):
         refusal: Global___PolicyRefusal | None = ...,
         ahead: Global___PolicyInForce | None = ...,
         process: _builtins.str = ...,
+        behind: _abc.Iterable[Global___ProcessBehind] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "policy", b"policy", "refusal", b"refusal"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "policy", b"policy", "process", b"process", "refusal", b"refusal"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "behind", b"behind", "policy", b"policy", "process", b"process", "refusal", b"refusal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

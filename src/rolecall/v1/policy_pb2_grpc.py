@@ -57,8 +57,8 @@ class PolicyServiceServicer:
     """
 
     def GetPolicy(self, request, context):
-        """Gets the policy that the answering process serves, whether that is the one in force, and why a later one was
-        refused. Needs `policy view`.
+        """Gets the policy that the answering process serves, whether that is the one in force, which processes can't serve
+        that one, and why a later state of the folder was refused. Needs `policy view`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,8 +34,8 @@ class PolicyServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> PolicyServiceAsyncStub: ...
     GetPolicy: _grpc.UnaryUnaryMultiCallable[_policy_pb2.GetPolicyRequest, _policy_pb2.GetPolicyResponse]
-    """Gets the policy that the answering process serves, whether that is the one in force, and why a later one was
-    refused. Needs `policy view`.
+    """Gets the policy that the answering process serves, whether that is the one in force, which processes can't serve
+    that one, and why a later state of the folder was refused. Needs `policy view`.
     """
     ValidatePolicy: _grpc.UnaryUnaryMultiCallable[_policy_pb2.ValidatePolicyRequest, _policy_pb2.ValidatePolicyResponse]
     """Says whether the files of a policy folder would be accepted: by the checks of a reload, and for the roles that are
@@ -50,8 +50,8 @@ class PolicyServiceAsyncStub(PolicyServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetPolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.GetPolicyRequest, _policy_pb2.GetPolicyResponse]  # type: ignore[assignment]
-    """Gets the policy that the answering process serves, whether that is the one in force, and why a later one was
-    refused. Needs `policy view`.
+    """Gets the policy that the answering process serves, whether that is the one in force, which processes can't serve
+    that one, and why a later state of the folder was refused. Needs `policy view`.
     """
     ValidatePolicy: _aio.UnaryUnaryMultiCallable[_policy_pb2.ValidatePolicyRequest, _policy_pb2.ValidatePolicyResponse]  # type: ignore[assignment]
     """Says whether the files of a policy folder would be accepted: by the checks of a reload, and for the roles that are
@@ -69,8 +69,8 @@ class PolicyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _policy_pb2.GetPolicyRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_policy_pb2.GetPolicyResponse, _abc.Awaitable[_policy_pb2.GetPolicyResponse]]:
-        """Gets the policy that the answering process serves, whether that is the one in force, and why a later one was
-        refused. Needs `policy view`.
+        """Gets the policy that the answering process serves, whether that is the one in force, which processes can't serve
+        that one, and why a later state of the folder was refused. Needs `policy view`.
         """
 
     @_abc_1.abstractmethod

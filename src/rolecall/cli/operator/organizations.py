@@ -36,8 +36,10 @@ def create(
 
     folder = config.load(config_file, policy=policy).policy
     with open_database(config_file, database, key_file) as (storage, log):
-        loaded = load_in_force(storage) or policies.load(folder, 0.3)
-        founded = organizations.create(storage, log, loaded, organization, owner)
+        loaded, first = load_in_force(storage), None
+        if loaded is None:
+            loaded, first = policies.build_valid(folder, 0.3)
+        founded = organizations.create(storage, log, loaded, organization, owner, first=first)
     show_created(founded, json)
 
 

@@ -1,6 +1,5 @@
 """`rolecall operator policy`."""
 
-import socket
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +11,6 @@ from rolecall.cli import output
 from rolecall.cli.commands import Commands
 from rolecall.cli.connect import ConfigFile, Database, Json, KeyFile, open_database
 from rolecall.errors import InvalidField
-from rolecall.policy import PolicyError
 
 __all__ = ["app"]
 
@@ -38,17 +36,16 @@ def activate(
 ) -> None:
     """Put a policy in force on all servers of the database; first give holders of dropped roles other roles."""
     from rolecall.services import operator_policy
+    from rolecall.services.organizations import operator_name
 
     moves: dict[str, str] = {}
     for old, new in map(_move, move or ()):
         if moves.setdefault(old, new) != new:
             raise InvalidField(f"--move gives the holders of {old} two roles: choose one.", field="move")
     folder = config.load(config_file, policy=policy).policy
-    built = policies.build_in_subprocess(folder, 2.0)
-    if built.policy is None:
-        raise PolicyError(folder, built.errors)
+    _, built = policies.build_valid(folder, 2.0)
     with open_database(config_file, database, key_file) as (storage, log):
-        activated = operator_policy.activate(storage, log, built, moves, f"operator at {socket.gethostname()}")
+        activated = operator_policy.activate(storage, log, built, moves, operator_name())
     if json:
         output.print_json(
             {
@@ -61,6 +58,7 @@ def activate(
     if moves:
         output.say(f"{activated.holders} holders in {activated.organizations} organizations got another role.")
     output.say(f"The policy {activated.activation.version} is in force.")
+    output.say("Give all servers these files, too: one that starts with others puts those in force.")
 
 
 def _move(text: str) -> tuple[str, str]:

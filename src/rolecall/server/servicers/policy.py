@@ -7,13 +7,14 @@ from rolecall.server import requests, responses
 from rolecall.server.handler import Call
 from rolecall.services.authorization import Authorizer
 from rolecall.services.policies import Policies
-from rolecall.storage.policies import Activation
+from rolecall.storage.policies import Activation, ProcessBehind
 from rolecall.v1 import policy_pb2 as pb
 
 __all__ = ["PolicyService"]
 
 MAX_FINDINGS = 100
 MAX_PERMISSIONS = 1000
+MAX_PROCESSES = 100
 
 
 class PolicyService:
@@ -24,7 +25,7 @@ class PolicyService:
         self._policies = policies
 
     def GetPolicy(self, request: pb.GetPolicyRequest, call: Call) -> pb.GetPolicyResponse:
-        """Describe the served policy, the one in force if it is another, and why the folder's state isn't in force."""
+        """Describe the served policy, the one in force, the processes behind it, and why the folder isn't in force."""
         state = self._policies.get(call.caller_in(request.organization))
         served = state.served
         policy = pb.Policy(
@@ -38,7 +39,8 @@ class PolicyService:
         )
         refusal = _refusal(served.refusal) if served.refusal else None
         ahead = _in_force(state.ahead, state.problem) if state.ahead else None
-        return pb.GetPolicyResponse(policy=policy, refusal=refusal, ahead=ahead, process=state.process)
+        behind = [_behind(process) for process in state.behind[:MAX_PROCESSES]]
+        return pb.GetPolicyResponse(policy=policy, refusal=refusal, ahead=ahead, process=state.process, behind=behind)
 
     def ValidatePolicy(self, request: pb.ValidatePolicyRequest, call: Call) -> pb.ValidatePolicyResponse:
         """Say whether the files would be accepted."""
@@ -82,6 +84,15 @@ def _in_force(activation: Activation, problem: str) -> pb.PolicyInForce:
         activate_time=responses.timestamp(activation.time),
         activator=activation.activator,
         problem=problem,
+    )
+
+
+def _behind(process: ProcessBehind) -> pb.ProcessBehind:
+    return pb.ProcessBehind(
+        process=process.process,
+        policy_version=process.version,
+        problem=process.problem,
+        try_time=responses.timestamp(process.time),
     )
 
 
