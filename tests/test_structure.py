@@ -150,3 +150,13 @@ def _topic(cited: str) -> str:
     """The heading that a citation means, in lower case: of several rules, the first."""
     name = re.sub(r"^rules (\d).*", r"rule \1", cited.lower())
     return re.match(r"rule \d|[a-z ]+", name)[0].strip()  # type: ignore[index]
+
+
+def test_every_file_that_contributing_names_exists() -> None:
+    """A path of the repository in CONTRIBUTING.md leads to a file or folder."""
+    named = re.findall(
+        r"`((?:src|tests|protos|policies|benchmarks|docs|scripts)/[\w./-]+)`", (ROOT / "CONTRIBUTING.md").read_text()
+    )
+
+    assert len(named) > 30
+    assert [path for path in named if not (ROOT / path).exists()] == []

@@ -142,6 +142,12 @@ CHANGES = {
         lambda ids, _: f"user:{ids.member}",
         {"before": {"external_id": ""}, "after": {"external_id": "auth0|7"}},
     ),
+    "MoveMembers": Change(
+        "MoveMembers",
+        lambda _: member_pb2.MoveMembersRequest(from_role="VIEWER", to_role="CONTRIBUTOR"),
+        lambda _, __: "role:VIEWER",
+        {"before": {"role": "VIEWER"}, "after": {"role": "CONTRIBUTOR"}, "members": ...},
+    ),
     "UpdateInvitation": Change(
         "UpdateInvitation",
         lambda ids: invitation_pb2.UpdateInvitationRequest(
@@ -173,9 +179,9 @@ def ids_of(site: Site) -> Ids:
 
 
 def matches_expected(found: Any, expected: Any) -> bool:
-    """Whether the value is as expected; `...` matches any text."""
+    """Whether the value is as expected; `...` matches any text, and any list of texts, that isn't empty."""
     if expected is ...:
-        return isinstance(found, str) and bool(found)
+        return isinstance(found, str | list) and bool(found)
     if isinstance(expected, dict):
         return found.keys() == expected.keys() and all(matches_expected(found[key], expected[key]) for key in expected)
     return bool(found == expected)
