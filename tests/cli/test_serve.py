@@ -57,11 +57,6 @@ os._exit(0)
         pytest.param(closed_port, r"at 127\.0\.0\.1 can't be used: .*Connection refused", id="PostgreSQL is down"),
         pytest.param(delete_key, r"The key file rolecall\.key does not exist: run `rolecall init`", id="no key"),
         pytest.param(open_key, r"\(mode 0644\): run `chmod 600 rolecall\.key`", id="open key"),
-        pytest.param(break_policy, r"policy\.csv:\d+:27: error: The effect `alow` is unknown", id="broken policy"),
-        pytest.param(
-            fail_policy_test, r"policy_test\.csv:\d+:1: error: .* should be allow, but is deny", id="failing test"
-        ),
-        pytest.param(other_model, r"model\.conf:\d+:\d+: error: .* but Rolecall serves only", id="other model"),
         pytest.param(setting("LISTN", "x"), "The variable ROLECALL_LISTN is unknown", id="unknown variable"),
         pytest.param(setting("LISTEN", "0.0.0.0:0"), "Give --tls-cert and --tls-key", id="no TLS beyond loopback"),
     ],
@@ -74,6 +69,54 @@ def test_serve_refuses(workspace: Workspace, break_workspace: Callable[[Workspac
 
     assert re.search(failure, message), message
     assert "hunter2" not in message
+
+
+@pytest.mark.parametrize(
+    ("break_workspace", "problem"),
+    [
+        pytest.param(break_policy, r"policy\.csv:\d+:27: error: The effect `alow` is unknown", id="broken policy"),
+        pytest.param(
+            fail_policy_test, r"policy_test\.csv:\d+:1: error: .* should be allow, but is deny", id="failing test"
+        ),
+        pytest.param(other_model, r"model\.conf:\d+:\d+: error: .* but Rolecall serves only", id="other model"),
+    ],
+)
+def test_serve_tells_what_is_wrong_with_its_folder(
+    workspace: Workspace, token: str, serve: Serve, break_workspace: Callable[[Workspace], None], problem: str
+) -> None:
+    """A folder that can't be served is told with each problem, and the policy in force is served all the same."""
+    break_workspace(workspace)
+
+    serving = serve(workspace)
+    with Client(serving.address, token) as client:
+        allowed = bool(client.check("ann@acme.io", "view", "secrets"))
+
+    assert allowed
+    assert re.search(problem, serving.log.read_text()), serving.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("break_workspace", "problem"),
+    [
+        pytest.param(break_policy, r"policy\.csv:\d+:27: error: The effect `alow` is unknown", id="broken policy"),
+        pytest.param(
+            fail_policy_test, r"policy_test\.csv:\d+:1: error: .* should be allow, but is deny", id="failing test"
+        ),
+        pytest.param(other_model, r"model\.conf:\d+:\d+: error: .* but Rolecall serves only", id="other model"),
+    ],
+)
+def test_serve_refuses_a_broken_folder_if_no_policy_is_in_force(
+    workspace: Workspace, break_workspace: Callable[[Workspace], None], problem: str
+) -> None:
+    """Without a policy in force, as after the upgrade of an old schema, the problems of the folder end the server."""
+    with closing(workspace.database()) as connection, connection:
+        connection.execute("DELETE FROM policy_activations")
+        connection.execute("DELETE FROM policies")
+    break_workspace(workspace)
+
+    message = error_of(workspace.run("serve"))
+
+    assert re.search(problem, message), message
 
 
 def test_serve_refuses_a_locked_database(workspace: Workspace) -> None:
