@@ -97,6 +97,8 @@ class _End(asyncio.Protocol):
 
     def __init__(self, on_made: Callable[["_End"], None], on_lost: Callable[[], None] = lambda: None) -> None:
         self.other: _End | None = None
+        # What was received before there was another end: Python 3.11.2 reads although it was paused when it connected.
+        self.early = bytearray()
         self._on_made = on_made
         self._on_lost = on_lost
 
@@ -109,6 +111,9 @@ class _End(asyncio.Protocol):
         """Send the data to the other end."""
         if self.other:
             self.other.transport.write(data)
+        else:
+            self.early += data
+            self.transport.pause_reading()
 
     def pause_writing(self) -> None:
         """Read no more from the other end while this one reads too slowly."""
@@ -134,4 +139,7 @@ def _join(client: _End, worker: _End) -> None:
         worker.transport.abort()
         return
     client.other, worker.other = worker, client
+    if client.early:
+        worker.transport.write(bytes(client.early))
+        client.early.clear()
     client.transport.resume_reading()
