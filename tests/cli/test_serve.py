@@ -45,6 +45,18 @@ os._exit(0)
 """
 
 
+broken_folders = pytest.mark.parametrize(
+    ("break_workspace", "problem"),
+    [
+        pytest.param(break_policy, r"policy\.csv:\d+:27: error: The effect `alow` is unknown", id="broken policy"),
+        pytest.param(
+            fail_policy_test, r"policy_test\.csv:\d+:1: error: .* should be allow, but is deny", id="failing test"
+        ),
+        pytest.param(other_model, r"model\.conf:\d+:\d+: error: .* but Rolecall serves only", id="other model"),
+    ],
+)
+
+
 @pytest.mark.parametrize(
     ("break_workspace", "failure"),
     [
@@ -71,16 +83,7 @@ def test_serve_refuses(workspace: Workspace, break_workspace: Callable[[Workspac
     assert "hunter2" not in message
 
 
-@pytest.mark.parametrize(
-    ("break_workspace", "problem"),
-    [
-        pytest.param(break_policy, r"policy\.csv:\d+:27: error: The effect `alow` is unknown", id="broken policy"),
-        pytest.param(
-            fail_policy_test, r"policy_test\.csv:\d+:1: error: .* should be allow, but is deny", id="failing test"
-        ),
-        pytest.param(other_model, r"model\.conf:\d+:\d+: error: .* but Rolecall serves only", id="other model"),
-    ],
-)
+@broken_folders
 def test_serve_tells_what_is_wrong_with_its_folder(
     workspace: Workspace, token: str, serve: Serve, break_workspace: Callable[[Workspace], None], problem: str
 ) -> None:
@@ -95,16 +98,7 @@ def test_serve_tells_what_is_wrong_with_its_folder(
     assert re.search(problem, serving.log.read_text()), serving.log.read_text()
 
 
-@pytest.mark.parametrize(
-    ("break_workspace", "problem"),
-    [
-        pytest.param(break_policy, r"policy\.csv:\d+:27: error: The effect `alow` is unknown", id="broken policy"),
-        pytest.param(
-            fail_policy_test, r"policy_test\.csv:\d+:1: error: .* should be allow, but is deny", id="failing test"
-        ),
-        pytest.param(other_model, r"model\.conf:\d+:\d+: error: .* but Rolecall serves only", id="other model"),
-    ],
-)
+@broken_folders
 def test_serve_refuses_a_broken_folder_if_no_policy_is_in_force(
     workspace: Workspace, break_workspace: Callable[[Workspace], None], problem: str
 ) -> None:

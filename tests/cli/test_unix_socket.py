@@ -8,11 +8,13 @@ import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
+from unittest.mock import Mock
 
 import grpc
 import pytest
 
 from rolecall import Client, UnauthenticatedClient
+from rolecall.cli.socket_forwarder import _End, _join
 from rolecall.credentials import token_format
 from rolecall.domain import CredentialKind
 from rolecall.errors import CallFailed, ConfigError, RolecallError
@@ -282,3 +284,17 @@ def test_clients_of_a_socket_share_a_rate_limit(make_site: MakeSite, sqlite_url:
         refusals.append(caught.value.reason)
 
     assert refusals == ["UNAUTHENTICATED_CREDENTIAL"] * 3 + ["RATE_LIMITED"] * 3
+
+
+def test_what_a_client_sends_before_its_worker_is_connected_is_kept() -> None:
+    """Python 3.11.2 reads from a connection that was paused as it was made: nothing of that is lost."""
+    client, worker = (_End(on_made=lambda _: None) for _ in range(2))
+    reads, writes = Mock(is_closing=lambda: False), Mock()
+    client.connection_made(reads)
+    worker.connection_made(writes)
+    client.data_received(b"PRI ")
+    _join(client, worker)
+    client.data_received(b"* HTTP/2.0")
+
+    assert reads.pause_reading.call_count == reads.resume_reading.call_count == 1
+    assert [each.args[0] for each in writes.write.call_args_list] == [b"PRI ", b"* HTTP/2.0"]
