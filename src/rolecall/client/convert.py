@@ -1,6 +1,13 @@
-"""Conversion of messages to domain values and failed calls to errors. Unknown or contradictory answers are denies."""
+"""Conversion of messages to domain values, failed calls to errors, and times to messages.
+
+Unknown or contradictory answers are denies.
+"""
+
+from datetime import datetime, timedelta
+from typing import Any
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2, status_pb2
@@ -21,7 +28,7 @@ from rolecall.domain import (
 from rolecall.v1 import authorization_pb2 as pb
 from rolecall.v1 import shared_pb2
 
-__all__ = ["batch_result", "error", "member", "permission", "plan", "result"]
+__all__ = ["batch_result", "duration", "error", "member", "permission", "plan", "result", "set_expiry", "timestamp"]
 
 _REASONS = {pb.Reason.Value(f"REASON_{reason.name}"): reason for reason in Reason}
 _PLAN_KINDS = {pb.PlanKind.Value(f"PLAN_KIND_{kind.name}"): kind for kind in PlanKind}
@@ -84,6 +91,28 @@ def member(message: shared_pb2.Member, organization: str) -> Member:
         _microseconds(message.update_time),
         message.external_id,
     )
+
+
+def set_expiry(message: Any, expires: datetime | timedelta | None) -> None:
+    """Set a request's `expire_time` or `ttl`; neither for None. Raises `ValueError` for a time that none can hold."""
+    if isinstance(expires, datetime):
+        message.expire_time.CopyFrom(timestamp(expires))
+    elif expires is not None:
+        message.ttl.CopyFrom(duration(expires))
+
+
+def timestamp(value: datetime) -> Timestamp:
+    """Convert a time, UTC where it has no zone. Raises `ValueError`."""
+    found = Timestamp()
+    found.FromDatetime(value)
+    return found
+
+
+def duration(value: timedelta) -> Duration:
+    """Convert a time span. Raises `ValueError`."""
+    found = Duration()
+    found.FromTimedelta(value)
+    return found
 
 
 def error(failure: grpc.RpcError, endpoint: Endpoint) -> errors.RolecallError:
