@@ -8,6 +8,7 @@ import typer
 from rolecall.cli import output
 from rolecall.cli.connect import Json, open_client
 from rolecall.domain import CheckResult, Reason
+from rolecall.errors import InvalidField
 
 __all__ = ["check", "permissions", "resources", "subjects"]
 
@@ -17,11 +18,17 @@ Subject = Annotated[
 Action = Annotated[str, typer.Argument(help="An action in the policy's words, as in view.")]
 Resource = Annotated[str, typer.Argument(help="A resource: type or type/id/..., as in secrets/billing.")]
 
+Scope = Annotated[
+    str,
+    typer.Option(help="The container of the resource, as in projects/billing; roles assigned there count."),
+]
+
 
 def check(
     subject: Subject,
     action: Action,
     resource: Resource,
+    scope: Scope = "",
     explain: Annotated[bool, typer.Option("--explain", help="Print what decided, and the roles that may.")] = False,
     json: Json = False,
 ) -> None:
@@ -30,7 +37,7 @@ def check(
     Calls the server at ROLECALL_ADDRESS with ROLECALL_TOKEN.
     """
     with open_client() as client:
-        result = client.check(subject, action, resource, explain=explain)
+        result = client.check(subject, action, resource, scope=scope, explain=explain)
     if json:
         output.print_json(_as_json(result))
     else:
@@ -46,10 +53,10 @@ def check(
     raise typer.Exit(output.ALLOW if result else output.DENY)
 
 
-def permissions(subject: Subject, json: Json = False) -> None:
+def permissions(subject: Subject, scope: Scope = "", json: Json = False) -> None:
     """List the permissions of SUBJECT. A deny overrides any allow."""
     with open_client() as client:
-        found = list(client.permissions(subject))
+        found = list(client.permissions(subject, scope=scope))
     if json:
         output.print_json([asdict(permission) for permission in found])
         return
@@ -59,10 +66,10 @@ def permissions(subject: Subject, json: Json = False) -> None:
     output.print_table(("resource", "action", "effect"), rows)
 
 
-def subjects(action: Action, resource: Resource, json: Json = False) -> None:
+def subjects(action: Action, resource: Resource, scope: Scope = "", json: Json = False) -> None:
     """List the members who may do ACTION on RESOURCE."""
     with open_client() as client:
-        found = list(client.subjects(action, resource))
+        found = list(client.subjects(action, resource, scope=scope))
     if json:
         output.print_json(
             [
@@ -87,11 +94,18 @@ def resources(
     subject: Subject,
     action: Action,
     resource_type: Annotated[str, typer.Argument(metavar="TYPE", help="The first segment of resources.")],
+    scope: Scope = "",
+    named: Annotated[
+        bool, typer.Option("--named", help="List those that rules and role assignments name, instead of patterns.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Print on which resources of TYPE SUBJECT may do ACTION, as patterns to filter a list by."""
+    if named:
+        _list_named(subject, action, resource_type, scope, json)
+        return
     with open_client() as client:
-        plan = client.plan_resources(subject, action, resource_type)
+        plan = client.plan_resources(subject, action, resource_type, scope=scope)
     if json:
         output.print_json(asdict(plan))
         return
@@ -102,6 +116,20 @@ def resources(
     if plan.include:
         rows = [("include", pattern) for pattern in plan.include] + [("exclude", pattern) for pattern in plan.exclude]
         output.print_table(("effect", "resources"), rows)
+
+
+def _list_named(subject: str, action: str, resource_type: str, scope: str, json: bool) -> None:
+    if scope:
+        raise InvalidField("--named lists for no scope: leave --scope out.", field="scope")
+    with open_client() as client:
+        found = list(client.resources(subject, action, resource_type))
+    if json:
+        output.print_json(found)
+        return
+    if not found:
+        output.say(f"Rules and role assignments name none beneath {resource_type}: leave --named out.")
+    for resource in found:
+        output.print_value(resource)
 
 
 def _nobody(subject: str) -> str:

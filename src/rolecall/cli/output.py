@@ -46,24 +46,37 @@ __all__ = [
 T = TypeVar("T")
 
 _COMMANDS = {
+    "AcceptInvitation": "accept",
+    "AddTeamMembers": "teams add",
     "ChangeMemberExternalId": "members set-external-id",
     "ChangeMemberRole": "members set-role",
-    "AcceptInvitation": "accept",
+    "CreateRoleAssignments": "assignments create",
+    "CreateTeam": "teams create",
     "DeleteInvitation": "invitations delete",
+    "DeleteRoleAssignment": "assignments delete",
+    "DeleteTeam": "teams delete",
     "DeleteToken": "tokens delete",
     "GetMember": "members list",
+    "GetRoleAssignment": "assignments list",
+    "GetTeam": "teams show",
     "LeaveOrganization": "members leave",
     "ListInvitations": "invitations list",
     "ListMembers": "members list",
+    "ListRoleAssignments": "assignments list",
     "ListRoles": "policy matrix",
+    "ListTeamMembers": "teams members",
+    "ListTeams": "teams list",
     "ListTokens": "tokens list",
     "MoveMembers": "members move",
     "RemoveMember": "members remove",
+    "RemoveTeamMembers": "teams remove",
     "RequestSignIn": "sign-in ADDRESS",
     "ResendInvitation": "invitations resend",
     "RotateToken": "tokens rotate",
     "SignIn": "sign-in",
     "UpdateInvitation": "invitations set-role",
+    "UpdateRoleAssignment": "assignments update",
+    "UpdateTeam": "teams rename",
 }
 _RPC = re.compile(rf"\b({'|'.join(_COMMANDS)})\b")
 
