@@ -89,7 +89,7 @@ def update(
     assignment_id: AssignmentId,
     span: For = None,
     until: Until = None,
-    no_end: Annotated[bool, typer.Option("--no-end", help="Let it not end by itself any more.")] = False,
+    no_end: Annotated[bool, typer.Option("--no-end", help="Remove its end.")] = False,
     note: Annotated[str | None, typer.Option(help="The new note; an empty one for none.")] = None,
     json: Json = False,
 ) -> None:

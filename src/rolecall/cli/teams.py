@@ -15,7 +15,7 @@ app = Commands("Keep teams of members, to which roles are assigned.")
 TeamId = Annotated[str, typer.Argument(metavar="TEAM", help="The team's id, as in payments.")]
 People = Annotated[
     list[str],
-    typer.Argument(metavar="MEMBER...", help="The members: addresses, or user:<id or external id>."),
+    typer.Argument(metavar="MEMBER", help="The members: addresses, or user:<id or external id>."),
 ]
 
 
