@@ -183,7 +183,7 @@ def test_assignments_come_through_all_pages_and_filters(owner: Client, sqlite_si
 
 
 def test_assigning_is_bounded_by_what_the_caller_may(owner: Client, sqlite_site: Site) -> None:
-    """Who lacks the permission is refused, and nobody assigns a role beyond its own; one's own assignments are seen."""
+    """Callers without the permission are refused, and so are roles beyond the caller's; one's own are seen."""
     viewer = sqlite_site.members["VIEWER"].user_id
     owner.assignments.create([NewAssignment(f"user:{viewer}", "CONTRIBUTOR", BILLING)])
 
@@ -276,7 +276,8 @@ def test_scope_counts_in_every_question(owner: Client) -> None:
     batch = owner.batch_check([QUESTION, (*QUESTION, "projects/web"), (*QUESTION, BILLING)], scope=BILLING)
     alone = owner.batch_check([QUESTION, (*QUESTION, BILLING)])
     listed = {
-        scope: "parameters" in {rule.resource for rule in owner.permissions(subject, scope=scope) if rule.action == action}
+        scope: "parameters"
+        in {rule.resource for rule in owner.permissions(subject, scope=scope) if rule.action == action}
         for scope in ("", BILLING)
     }
     subjects = {
@@ -329,7 +330,7 @@ def test_token_is_restricted_to_a_scope(owner: Client) -> None:
 
 
 def test_explanation_has_every_role_of_the_subject(owner: Client) -> None:
-    """The role that the subject has everywhere comes first, then those that it is assigned, and whether each applies."""
+    """The role that holds everywhere comes first, then those that are assigned, and whether each applies."""
     made = owner.assignments.create(
         [
             NewAssignment(QUESTION[0], "CONTRIBUTOR", BILLING),
