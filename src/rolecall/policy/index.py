@@ -6,7 +6,7 @@ and action; a role holds its own bits and those of all roles that it inherits fr
 
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
@@ -140,6 +140,22 @@ class Policy:
 
         return lru_cache(MAX_CACHED_DECISIONS)(reason)
 
+    def reason_of_roles(self, roles: Sequence[str], action: str, resource: str) -> tuple[Reason, int]:
+        """Decide on a subject with all of `roles`, at least one; return the reason, and the deciding role's index.
+
+        A deny rule of any role beats every allow rule, as Casbin decides on a subject with several `g` rows. Of several
+        roles with the same effect the first decides; without any rule that matches, the first of all.
+        """
+        reason_of = self.reason
+        granted = -1
+        for index, role in enumerate(roles):
+            reason = reason_of(role, action, resource)
+            if reason is Reason.FORBIDDEN:
+                return reason, index
+            if reason is Reason.GRANTED and granted < 0:
+                granted = index
+        return (Reason.GRANTED, granted) if granted >= 0 else (reason_of(roles[0], action, resource), 0)
+
     def _reason(self, role: str, action: str, resource: str) -> Reason:
         held = self._held.get(role)
         if held is None:
@@ -168,6 +184,17 @@ class Policy:
         if not slash and kind.endswith("*"):
             known = any(name.startswith(kind[:-1]) for name in self.resource_types)
         return known and (action == "*" or action in self.actions)
+
+    def roles_ruled_on(self, resource: str, action: str) -> set[str]:
+        """Return the roles that have or inherit a rule, of either effect, that covers `action` on `resource`."""
+        ruled = {rule.role for rule in self.matching_rules(action, resource)}
+        return {role for role in self._parents if not ruled.isdisjoint(self.ancestors(role))}
+
+    def resources_of(self, resource_type: str) -> list[str]:
+        """Return the resources of a type that rules name without a wildcard, and the type itself if they do."""
+        beneath = f"{resource_type}/"
+        paths = (path for path in self._positions if path == resource_type or path.startswith(beneath))
+        return [path for path in paths if not path.endswith("*")]
 
     def roles_that_may(self, action: str, resource: str) -> tuple[str, ...]:
         """Return the roles that may do `action` on `resource`, in file order."""

@@ -23,6 +23,7 @@ from rolecall.errors import StorageUnavailable, WriteConflict
 from rolecall.limits import DEFAULT_LIMITS, Limits
 from rolecall.policy import (
     MODEL_FILE,
+    OWNERS,
     POLICY_FILE,
     TEST_FILE,
     Build,
@@ -38,6 +39,7 @@ from rolecall.policy import (
 from rolecall.policy.comparison_key import comparison_key
 from rolecall.policy.parsed import NO_FILES, ParsedPolicy
 from rolecall.storage import Storage, Transaction
+from rolecall.storage import assignments as assignment_rows
 from rolecall.storage import members as member_rows
 from rolecall.storage import policies as rows
 from rolecall.storage import tokens as token_rows
@@ -422,6 +424,7 @@ def find_conflicts(tx: Transaction, policy: Policy) -> tuple[tuple[Finding, ...]
     """
     ownerless = member_rows.organizations_without(tx, policy.owner_roles, limit=5)
     held_by_tokens = token_rows.roles_held(tx, now())
+    assigned = assignment_rows.roles_held(tx, now())
     findings = [
         _finding(
             f"Members or tokens have the role `{role}`, which this policy doesn't define.",
@@ -437,6 +440,22 @@ def find_conflicts(tx: Transaction, policy: Policy) -> tuple[tuple[Finding, ...]
             f"Delete the tokens with the role `{role}` first, or grant that permission to another role.",
         )
         for role in sorted(held_by_tokens & set(policy.owner_roles))
+    ]
+    findings += [
+        _finding(
+            f"{assigned[role]} role assignments have the role `{role}`, which this policy doesn't define.",
+            f"Keep `{role}` until nobody is assigned it: see `rolecall assignments list --role {role}` in each"
+            f" organization; the operator's `rolecall operator policy activate --move {role}=ROLE` moves all of them.",
+        )
+        for role in sorted(set(assigned) - set(policy.roles))
+    ]
+    findings += [
+        _finding(
+            f"{assigned[role]} role assignments have the role `{role}`, which in this policy has a rule on"
+            " `owners update`.",
+            f"Delete the assignments of `{role}` first, or write that rule for another role.",
+        )
+        for role in sorted(set(assigned) & policy.roles_ruled_on(*OWNERS))
     ]
     if ownerless:
         findings.append(

@@ -340,7 +340,7 @@ class UpdateRoleAssignmentRequest(_message.Message):
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
         """Names what is to be changed: `expire_time`, `note`, or `*` for both; with `expire_time` absent, the assignment no
-        longer ends by itself. Without a mask, nothing changes.
+        longer ends by itself. Without a mask, those that are set.
         """
 
     def __init__(

@@ -255,7 +255,7 @@ class UpdateTeamRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Names what is to be changed: `display_name`, or `*`. Without a mask, nothing changes."""
+        """Names what is to be changed: `display_name`, or `*`. Without a mask, it too."""
 
     def __init__(
         self,
