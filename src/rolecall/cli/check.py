@@ -41,7 +41,8 @@ def check(
     if json:
         output.print_json(_as_json(result))
     else:
-        role = f" (role {result.role})" if result.role else ""
+        by = f", by the assignment {result.assignment_id}" if result.assignment_id else ""
+        role = f" (role {result.role}{by})" if result.role else ""
         output.print_value(f"{result.decision.upper()}: {result.reason.value}{role}.")
         if result.explanation:
             output.print_explanation(result.explanation)
@@ -141,9 +142,13 @@ def _as_json(result: CheckResult) -> dict[str, object]:
         "decision": result.decision,
         "reason": result.reason.name,
         "role": result.role,
+        "assignment_id": result.assignment_id,
         "revision": result.revision,
         "policy_version": result.policy_version,
     }
     if result.explanation:
-        answer["explanation"] = asdict(result.explanation)
+        roles = [
+            {**asdict(role), "reason": role.reason.name if role.reason else None} for role in result.explanation.roles
+        ]
+        answer["explanation"] = {**asdict(result.explanation), "roles": roles}
     return answer

@@ -24,6 +24,7 @@ from rolecall.domain import (
     PlanKind,
     Reason,
     ResourcePlan,
+    RoleExplanation,
 )
 from rolecall.v1 import authorization_pb2 as pb
 from rolecall.v1 import shared_pb2
@@ -48,9 +49,16 @@ def result(response: pb.CheckResponse) -> CheckResult:
             said.nearest_miss,
             said.nearest_miss_line,
             tuple(said.roles_that_pass),
+            tuple(_role(item) for item in said.roles),
         )
-    reason = _reason(response)
-    return CheckResult(reason, response.role, response.revision, response.policy_version, explanation)
+    return CheckResult(
+        _reason(response),
+        response.role,
+        response.revision,
+        response.policy_version,
+        explanation,
+        assignment_id=response.assignment_id,
+    )
 
 
 def batch_result(item: pb.BatchCheckResult, response: pb.BatchCheckResponse) -> CheckResult:
@@ -149,6 +157,12 @@ def error(failure: grpc.RpcError, endpoint: Endpoint) -> errors.RolecallError:
     if len(violations.field_violations) > 1:
         meant.all = tuple(_violation(item) for item in violations.field_violations)
     return meant
+
+
+def _role(message: pb.RoleExplanation) -> RoleExplanation:
+    """Convert a role of an explanation. A reason of a later version is NOT_GRANTED."""
+    reason = _REASONS.get(message.reason, Reason.NOT_GRANTED) if message.applies else None
+    return RoleExplanation(message.role, message.assignment_id, message.scope, message.applies, reason, message.summary)
 
 
 def _status(failure: grpc.RpcError) -> status_pb2.Status | None:
