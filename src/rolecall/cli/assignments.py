@@ -8,11 +8,13 @@ import typer
 from rolecall.cli import output
 from rolecall.cli.commands import Commands
 from rolecall.cli.connect import Json, open_client, parse_end, parse_span, to_dict
-from rolecall.errors import InvalidField
+from rolecall.errors import InvalidField, RolecallError
 
 __all__ = ["app"]
 
 app = Commands("Assign roles: at a scope, to a team, for a time. List, change and end assignments.")
+
+_ONLY_ENTRY = "assignments[0]."
 
 AssignmentId = Annotated[str, typer.Argument(metavar="ID", help="The assignment's id, as listed.")]
 For = Annotated[
@@ -44,7 +46,13 @@ def create(
         # Imported here because it imports grpc.
         from rolecall.client import NewAssignment
 
-        made = to_dict(client.assignments.create([NewAssignment(principal, role, scope, expires, note)]))
+        try:
+            made = to_dict(client.assignments.create([NewAssignment(principal, role, scope, expires, note)]))
+        except RolecallError as error:
+            # The server names the entry of the list, of which there is one.
+            error.message = error.message.removeprefix(f"{error.field}: ").replace(_ONLY_ENTRY, "")
+            error.field = error.field.replace(_ONLY_ENTRY, "")
+            raise
     if json:
         output.print_json(made)
         return
@@ -97,6 +105,8 @@ def update(
     expires = _end(span, until)
     if expires is not None and no_end:
         raise InvalidField("--no-end contradicts --for and --until: leave one out.", field="no_end")
+    if expires is None and not no_end and note is None:
+        raise InvalidField("Nothing is to be changed: give --for, --until, --no-end or --note.", field="note")
     with open_client() as client:
         changed = to_dict(client.assignments.update(assignment_id, expires=expires, no_end=no_end, note=note))
     if json:

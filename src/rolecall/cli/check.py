@@ -128,7 +128,9 @@ def _list_named(subject: str, action: str, resource_type: str, scope: str, json:
         output.print_json(found)
         return
     if not found:
-        output.say(f"Rules and role assignments name none beneath {resource_type}: leave --named out.")
+        output.say(
+            f"Neither rules nor role assignments name one beneath {resource_type}: leave --named out for patterns."
+        )
     for resource in found:
         output.print_value(resource)
 
