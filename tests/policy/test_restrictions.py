@@ -45,7 +45,7 @@ def left_of(policy: Policy, role: str, restriction: Restriction | None) -> list[
 
 
 def held_by(policy: Policy, role: str, restriction: Restriction | None) -> HeldPermissions:
-    """What a credential with this role and restriction has everywhere."""
+    """Return what a credential with this role and restriction has everywhere."""
     return held_at(policy, role, NOTHING_ASSIGNED, restriction, ORGANIZATION, NEVER)
 
 
