@@ -434,7 +434,7 @@ def _explained(
     """Return the result with an explanation, of which only a caller that may `authorization explain` gets the rules."""
     rules = may(policy, caller, "explain", "authorization")
     explanation = _explain(policy, question, result, rules=rules)
-    if resolved is not None:
+    if resolved is not None and resolved.assigned:
         explanation = replace(explanation, roles=tuple(_explained_roles(policy, question, resolved, rules=rules)))
     return result._replace(explanation=explanation)
 
