@@ -16,6 +16,7 @@ from rolecall.services import operator_tokens
 from rolecall.storage import Transaction
 from rolecall.storage.tables import sign_ins
 from rolecall.v1 import (
+    assignment_pb2,
     audit_pb2,
     authorization_pb2,
     invitation_pb2,
@@ -23,6 +24,7 @@ from rolecall.v1 import (
     organization_pb2,
     policy_pb2,
     session_pb2,
+    team_pb2,
     token_pb2,
 )
 from support.environment import CI
@@ -36,8 +38,8 @@ TEAMS = "rolecall.v1.TeamService"
 ASSIGNMENTS = "rolecall.v1.AssignmentService"
 INVITATIONS = "rolecall.v1.InvitationService"
 MODULES = (
-    *(audit_pb2, authorization_pb2, invitation_pb2, member_pb2, organization_pb2, policy_pb2),
-    *(session_pb2, token_pb2),
+    *(assignment_pb2, audit_pb2, authorization_pb2, invitation_pb2, member_pb2, organization_pb2, policy_pb2),
+    *(session_pb2, team_pb2, token_pb2),
 )
 SERVICES = {service.full_name: service for m in MODULES for service in m.DESCRIPTOR.services_by_name.values()}
 
