@@ -286,10 +286,10 @@ class Authorizer:
                 # Rules beyond the last scope that was read are merged with the next ones.
                 named = {*scopes, *(path for path in ruled if path > last and not (more and path > scopes[-1]))}
                 last = scopes[-1] if more else last
-                questions = (Question(subject, action, path) for path in sorted(named))
-                found += [
-                    each.resource for each in questions if _decide(policy, resolved, each, now())[0] is Reason.GRANTED
-                ]
+                questions = [Question(subject, action, path) for path in sorted(named)]
+                reasons = _reasons(policy, ResolvedSubjects(revision, [resolved] * len(questions)), questions)
+                pairs = zip(questions, reasons, strict=True)
+                found += [question.resource for question, reason in pairs if reason is Reason.GRANTED]
             return found
 
         found = self._storage.read(work)
