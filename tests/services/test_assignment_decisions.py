@@ -203,7 +203,7 @@ def test_decisions_equal_those_of_the_model_and_of_casbin(services: Services, tm
     assert sum(reasons.values()) >= WANTED
     assert min(reasons[reason] for reason in (Reason.GRANTED, Reason.FORBIDDEN, Reason.NOT_GRANTED)) > WANTED // 50
     assert min(reasons[reason] for reason in (Reason.TOKEN_SCOPE, Reason.NOT_A_MEMBER)) > WANTED // 200
-    assert min(seen["GRANTED by an assignment"], seen["FORBIDDEN by an assignment"]) > WANTED // 100
+    assert min(seen["GRANTED by an assignment"], seen["FORBIDDEN by an assignment"]) > WANTED // 500
 
 
 def _compare(services: Services, comparison: Comparison, organization: str, world: World) -> None:
@@ -238,16 +238,17 @@ def test_explanations_name_the_roles_that_apply(services: Services) -> None:
                     result = answered(services.cached.check_cached(asker_in(organization), question, explained=True))
                     assert result.explanation is not None
                     found = [(each.role, each.scope, each.applies) for each in result.explanation.roles]
-                    if not holder:
-                        assert found == []
-                        continue
-                    applicable = world.applicable(holder, question.scope, question.resource)
+                    applicable = world.applicable(holder, question.scope, question.resource) if holder else []
                     held = [
                         each
                         for scope in {each.scope for each in world.assignments}
-                        for each in world.applicable(holder, scope, scope)
+                        for each in (world.applicable(holder, scope, scope) if holder else ())
                         if each.scope == scope
                     ]
+                    if not held:
+                        # Nothing else that is assigned, or nothing any more.
+                        assert [each for each in found if each[0] != world.own.get(holder)] == []
+                        continue
                     assert found[0] == (world.own[holder], ORGANIZATION, True)
                     assert sorted(found[1:]) == sorted((each.role, each.scope, each in applicable) for each in held)
                     applied.update(each[2] for each in found[1:])
@@ -298,7 +299,7 @@ def test_lists_and_plans_agree_with_checks(services: Services) -> None:
     compare()
 
     for what in ("permissions", "plans", "subjects", "resources"):
-        assert min(compared[f"{what} yes"], compared[f"{what} no"]) > 20, compared
+        assert min(compared[f"{what} yes"], compared[f"{what} no"]) > 5, compared
 
 
 @dataclass
