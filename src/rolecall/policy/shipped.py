@@ -8,7 +8,7 @@ from rolecall.policy.parsed import MODEL_FILE, POLICY_FILE, TEST_FILE
 
 __all__ = ["VARIANTS", "is_absent", "write"]
 
-VARIANTS = ("owner-managed", "viewer-editor-admin")
+VARIANTS = ("break-glass", "owner-managed", "project-admins", "viewer-editor-admin")
 """Names of the variants of the default policy."""
 
 # The repository keeps them in `policies/`; pyproject.toml puts that folder here in a wheel.
