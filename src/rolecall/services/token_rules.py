@@ -88,7 +88,7 @@ def expiry_of(spec: TokenSpec, caller: Caller, at: int) -> int:
 
 
 def _latest(caller: Caller) -> int | None:
-    """Return the latest expiry of what the caller creates: a token's is its own. None for a session, without a bound."""
+    """Return the latest expiry of what the caller creates: a token's own; None, for no bound, with a session."""
     return None if caller.kind is CredentialKind.SESSION else caller.expire_time
 
 
