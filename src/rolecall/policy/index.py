@@ -6,9 +6,9 @@ and action; a role holds its own bits and those of all roles that it inherits fr
 
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from rolecall.domain import Effect, Permission, Reason, Role
 from rolecall.policy.parsed import Inheritance, Rule
@@ -24,6 +24,11 @@ MAX_ANY_ACTION_SHARE = 2
 MIN_ANY_ACTION_ROWS = 10_000
 # Maximum cached reasons; action and resource of a request have at most 1,280 characters together.
 MAX_CACHED_DECISIONS = 8192
+
+
+# A role, or several.
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 
 
 class Decision:
@@ -130,31 +135,26 @@ class Policy:
     @cached_property
     def reason(self) -> Callable[[str, str, str], Reason]:
         """The function from (role, action, resource) to the reason of the decision, with an LRU cache."""
-        # A strong reference to `self` would be a cycle, which keeps an old policy until garbage collection.
-        this = weakref.ref(self)
+        return _cached(self, Policy._reason)
 
-        def reason(role: str, action: str, resource: str) -> Reason:
-            policy = this()
-            assert policy is not None  # noqa: S101 - the caller holds the policy
-            return policy._reason(role, action, resource)  # noqa: SLF001 - the class's own method
-
-        return lru_cache(MAX_CACHED_DECISIONS)(reason)
-
-    def reason_of_roles(self, roles: Sequence[str], action: str, resource: str) -> tuple[Reason, int]:
-        """Decide on a subject with all of `roles`, at least one; return the reason, and the deciding role's index.
+    @cached_property
+    def reason_of_roles(self) -> Callable[[tuple[str, ...], str, str], tuple[Reason, int]]:
+        """The function from (roles, action, resource) to the reason, and the index of the role that decided.
 
         A deny rule of any role beats every allow rule, as Casbin decides on a subject with several `g` rows. Of several
-        roles with the same effect the first decides; without any rule that matches, the first of all.
+        roles with the same effect the first decides; without any rule that matches, the first of all. Has an LRU cache.
         """
-        reason_of = self.reason
+        return _cached(self, Policy._reason_of_roles)
+
+    def _reason_of_roles(self, roles: tuple[str, ...], action: str, resource: str) -> tuple[Reason, int]:
         granted = -1
         for index, role in enumerate(roles):
-            reason = reason_of(role, action, resource)
+            reason = self.reason(role, action, resource)
             if reason is Reason.FORBIDDEN:
                 return reason, index
             if reason is Reason.GRANTED and granted < 0:
                 granted = index
-        return (Reason.GRANTED, granted) if granted >= 0 else (reason_of(roles[0], action, resource), 0)
+        return (Reason.GRANTED, granted) if granted >= 0 else (self.reason(roles[0], action, resource), 0)
 
     def _reason(self, role: str, action: str, resource: str) -> Reason:
         held = self._held.get(role)
@@ -254,6 +254,19 @@ class Policy:
         if kind not in self.resource_types and not mask_for(self._types, kind, kind):
             return Reason.UNKNOWN_RESOURCE
         return Reason.NOT_GRANTED if action in self.actions else Reason.UNKNOWN_ACTION
+
+
+def _cached(policy: Policy, method: Callable[[Policy, K, str, str], V]) -> Callable[[K, str, str], V]:
+    """Return a method of the policy with an LRU cache."""
+    # A strong reference to the policy would be a cycle, which keeps an old policy until garbage collection.
+    reference = weakref.ref(policy)
+
+    def decide(role: K, action: str, resource: str) -> V:
+        this = reference()
+        assert this is not None  # noqa: S101 - the caller holds the policy
+        return method(this, role, action, resource)
+
+    return lru_cache(MAX_CACHED_DECISIONS)(decide)
 
 
 def _parents(rules: Iterable[Rule], inheritances: Iterable[Inheritance]) -> dict[str, tuple[str, ...]]:

@@ -286,8 +286,10 @@ class Authorizer:
                 # Rules beyond the last scope that was read are merged with the next ones.
                 named = {*scopes, *(path for path in ruled if path > last and not (more and path > scopes[-1]))}
                 last = scopes[-1] if more else last
-                questions = (Question(subject, action, path) for path in sorted(named))
-                found += [each.resource for each in questions if _reason(policy, resolved, each) is Reason.GRANTED]
+                questions = [Question(subject, action, path) for path in sorted(named)]
+                reasons = _reasons(policy, ResolvedSubjects(revision, [resolved] * len(questions)), questions)
+                pairs = zip(questions, reasons, strict=True)
+                found += [question.resource for question, reason in pairs if reason is Reason.GRANTED]
             return found
 
         found = self._storage.read(work)
@@ -342,7 +344,7 @@ class Authorizer:
 
 
 def _result(policy: Policy, question: Question, revision: int, resolved: ResolvedSubject | None) -> CheckResult:
-    reason, role, assignment_id = _decide(policy, resolved, question)
+    reason, role, assignment_id = _decide(policy, resolved, question, now())
     values = (reason, role, revision, policy.version, None, None, assignment_id)
     # The class's own constructor takes twice as long.
     return tuple.__new__(CheckResult, values)
@@ -388,24 +390,24 @@ def _digest(permissions: Iterable[Permission]) -> str:
 
 
 def _reasons(policy: Policy, resolved: ResolvedSubjects, questions: Iterable[Question]) -> list[Reason]:
-    """Return the reason for each question. Equals `_reason`, inlined because batches spend most of their time here."""
-    reason_of = policy.reason
+    """Return the reason for each question. Equals `_decide`, inlined because batches spend most of their time here."""
+    reason_of, reason_of_roles, at = policy.reason, policy.reason_of_roles, now()
     reasons: list[Reason] = []
     for question, subject in zip(questions, resolved.subjects, strict=True):
         if subject is not None and subject.is_plain:
             _, action, resource, _ = question
             reasons.append(reason_of(subject.role, action, resource))
+        elif subject is not None and subject.restriction is None:
+            _, action, resource, scope = question
+            applicable = subject.assigned.applicable(scope, resource, at)
+            reasons.append(reason_of_roles((subject.role, *applicable.names), action, resource)[0])
         else:
-            reasons.append(_reason(policy, subject, question))
+            reasons.append(_decide(policy, subject, question, at)[0])
     return reasons
 
 
-def _reason(policy: Policy, resolved: ResolvedSubject | None, question: Question) -> Reason:
-    return _decide(policy, resolved, question)[0]
-
-
-def _decide(policy: Policy, resolved: ResolvedSubject | None, question: Question) -> tuple[Reason, str, str]:
-    """Decide one question, whose subject is resolved, or unknown in the organization.
+def _decide(policy: Policy, resolved: ResolvedSubject | None, question: Question, at: int) -> tuple[Reason, str, str]:
+    """Decide one question at the time `at`, whose subject is resolved, or unknown in the organization.
 
     Returns the reason, the role that decided, and the id of the assignment by which the subject has it, if any.
     """
@@ -416,13 +418,16 @@ def _decide(policy: Policy, resolved: ResolvedSubject | None, question: Question
         is_token = subject.kind in (Kind.TOKEN_ID, Kind.PRESENTED)
         return Reason.TOKEN_INVALID if is_token else Reason.NOT_A_MEMBER, "", ""
     role = resolved.role
-    if not resolved.assigned:
+    if not resolved.assigned.roles:
         reason, assignment_id = policy.reason(role, action, resource), ""
     else:
-        applicable = resolved.assigned.applicable(scope, resource, now())
-        reason, index = policy.reason_of_roles([role, *(each.role for each in applicable)], action, resource)
-        assigned = applicable[index - 1] if index else None
-        role, assignment_id = (assigned.role, assigned.assignment_id) if assigned else (role, "")
+        applicable = resolved.assigned.applicable(scope, resource, at)
+        reason, index = policy.reason_of_roles((role, *applicable.names), action, resource)
+        assignment_id = ""
+        if index:
+            role, _, _, assignment_id, _ = applicable.roles[index - 1]
+    if resolved.restriction is None:
+        return reason, role, assignment_id
     if reason is Reason.GRANTED and not permits(resolved.restriction, action, resource, scope):
         reason = Reason.TOKEN_SCOPE
     return reason, role, assignment_id
@@ -434,7 +439,7 @@ def _explained(
     """Return the result with an explanation, of which only a caller that may `authorization explain` gets the rules."""
     rules = may(policy, caller, "explain", "authorization")
     explanation = _explain(policy, question, result, rules=rules)
-    if resolved is not None:
+    if resolved is not None and resolved.assigned:
         explanation = replace(explanation, roles=tuple(_explained_roles(policy, question, resolved, rules=rules)))
     return result._replace(explanation=explanation)
 
@@ -470,7 +475,7 @@ def _explained_roles(
     summary = _explain_role(policy, question, resolved.role, rules=rules).summary
     yield RoleExplanation(resolved.role, "", ORGANIZATION, applies=True, reason=own, summary=summary)
     at = now()
-    applicable = {each.assignment_id for each in resolved.assigned.applicable(scope, resource, at)}
+    applicable = {each.assignment_id for each in resolved.assigned.applicable(scope, resource, at).roles}
     # Those that apply first, as there may be more than are shown.
     assigned = sorted(resolved.assigned.at(at).roles, key=lambda each: each.assignment_id not in applicable)
     for each in assigned[:MAX_EXPLAINED_ROLES]:

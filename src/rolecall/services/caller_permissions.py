@@ -37,7 +37,7 @@ def decide(policy: Policy, role: str, assigned: AssignedRoles, action: str, reso
     if not assigned:
         return policy.reason(role, action, resource)
     applicable = assigned.applicable(scope, resource, now())
-    return policy.reason_of_roles([role, *(each.role for each in applicable)], action, resource)[0]
+    return policy.reason_of_roles((role, *applicable.names), action, resource)[0]
 
 
 def may(policy: Policy, caller: Caller, action: str, resource: str, scope: str = ORGANIZATION) -> bool:
