@@ -1,6 +1,7 @@
 """No credential grants more than it has: all RPCs that create credentials or grant roles, with all credential kinds."""
 
 from importlib import import_module
+from pathlib import Path
 from pkgutil import iter_modules
 
 import pytest
@@ -10,7 +11,7 @@ from rolecall.storage import tables
 from rolecall.v1 import authorization_pb2 as authorization
 from rolecall.v1 import session_pb2 as session
 from support.grant_checks import CHECKS, CREDENTIAL_CASES, GrantChecks
-from support.grants import ROLES, UNIVERSE, powers
+from support.grants import ROLES, UNIVERSE, extra_rows, powers
 from support.people import PeopleCalls, change_rows
 from support.sites import QUICK_LIMITS, MakeSite, Site, without_rates
 
@@ -72,10 +73,21 @@ def test_every_rpc_is_listed_as_granting_or_not() -> None:
     assert set(CHECKS) | BY_MAIL == MINTS_OR_GRANTS | TAKES_AWAY
 
 
+@pytest.fixture
+def more_roles(policy_folder: Path) -> Path:
+    """The shipped policy with roles that deny something."""
+    file = policy_folder / "policy.csv"
+    file.write_text(file.read_text(encoding="utf-8") + extra_rows(), encoding="utf-8")
+    return policy_folder
+
+
 @pytest.mark.parametrize("rpc", sorted(CHECKS))
-def test_each_credential_may_exactly_what_the_rules_say(make_site: MakeSite, sqlite_url: str, rpc: str) -> None:
+def test_each_credential_may_exactly_what_the_rules_say(
+    make_site: MakeSite, sqlite_url: str, more_roles: Path, rpc: str
+) -> None:
     """A credential with any restriction does what lies within it; all else is refused, and changes nothing."""
-    checks = GrantChecks(PeopleCalls(make_site(sqlite_url, limits=without_rates(QUICK_LIMITS))))
+    site = make_site(sqlite_url, folder=more_roles, limits=without_rates(QUICK_LIMITS))
+    checks = GrantChecks(PeopleCalls(site))
     for presenter in CREDENTIAL_CASES:
         CHECKS[rpc](checks, presenter, checks.present(presenter))
 
