@@ -1,5 +1,6 @@
 """Calls of each RPC that creates credentials, grants or removes, with all credential kinds, compared with the rules."""
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -73,6 +74,9 @@ class GrantChecks:
     wrong: list[object] = field(default_factory=list)
     people: dict[str, Member] = field(default_factory=dict)
     holders: dict[tuple[str, tuple[Held, ...]], Member] = field(default_factory=dict)
+    # Of the checks of assignments.
+    targets: list[Any] = field(default_factory=list)
+    numbers: Iterator[int] = field(default_factory=itertools.count)
     invitations: dict[str, invitation.Invitation] = field(default_factory=dict)
 
     @property
