@@ -58,8 +58,9 @@ _ALL = [
     for (role, assigned), restricted in product(_HOLDERS, _RESTRICTED)
 ]
 # Outside CI, each holder without a restriction, and some of the others.
-ASSIGNERS = [case for number, case in enumerate(_ALL) if CI or number % len(_RESTRICTED) == 0 or number % 11 == 0] + [
+ASSIGNERS = [case for number, case in enumerate(_ALL) if CI or number % len(_RESTRICTED) == 0 or number % 7 == 0] + [
     CredentialCase(CredentialKind.SESSION, "ADMIN", "nothing is cut"),
+    CredentialCase(PERSONAL, "ADMIN", "only assign"),
     CredentialCase(PROGRAM, "ADMIN", "nothing is cut"),
     CredentialCase(PROGRAM, "VIEWER", "nothing is cut", "", (Held("ADMIN", "projects/1"),)),
 ]
@@ -311,6 +312,8 @@ def update_role_assignment(checks: GrantChecks, presenter: CredentialCase, text:
                 and not _never(held.role)
                 and _may_touch(present, "create", replace(held, life=longest), target)
             )
+            if life is not None and (held.life is None or life < held.life):
+                may &= _may_touch(present, "delete", held, target)
             new = assignment.RoleAssignment(id=row.id, note=f"{end} {next(checks.numbers)}", expire_time=_end(life))
             request = assignment.UpdateRoleAssignmentRequest(assignment=new)
             request.update_mask.paths.extend(["note"] if end == "note" else ["note", "expire_time"])

@@ -93,6 +93,7 @@ RESTRICTIONS: dict[str, Pairs | None] = {
     "mint beneath": (*_MINTING, ("secrets/prod*", "view"), ("organization-tokens", "delete")),
     "view": (*_MINTING, ("*", "view")),
     "assign": (("assignments", "*"), ("teams", "*"), *_held("VIEWER")),
+    "only assign": (("assignments", "create"), ("assignments", "view"), *_held("VIEWER")),
     "end tokens": (("member-tokens", "delete"), ("owners", "update"), ("secrets/prod", "*")),
 }
 
