@@ -121,7 +121,7 @@ def test_describe_documents_the_management_services(sqlite_site: Site) -> None:
         (TOKENS, "Creates, lists, rotates and deletes the tokens"),
         (f"{TOKENS}.RotateToken", "Gives a token a new secret."),
         ("rolecall.v1.CreatePersonalTokenRequest", "Without it 90 days"),
-        ("rolecall.v1.Restriction", "at least one, at most 100"),
+        ("rolecall.v1.Restriction", "at most 100, and at least one"),
         ("rolecall.v1.SessionService", "Signs people in by mail; describes and ends the presented credential"),
         ("rolecall.v1.MemberService", "An organization always keeps a member whose role may `owners update`."),
         ("rolecall.v1.InvitationService.AcceptInvitation", "The secret works once"),
