@@ -82,7 +82,7 @@ def test_session_and_organization_calls_with_grpcurl(sqlite_site: Site) -> None:
     out = answer_of(sqlite_site, "rolecall.v1.SessionService/SignOut", token=borrowed)
     after = call(sqlite_site, "rolecall.v1.SessionService/WhoAmI", "{}", borrowed)
 
-    assert (who["member"]["email"], who["role"], who["permissionCount"]) == ("ann@acme.io", "OWNER", 40)
+    assert (who["member"]["email"], who["role"], who["permissionCount"]) == ("ann@acme.io", "OWNER", 47)
     assert who["credential"]["kind"] == "CREDENTIAL_KIND_PERSONAL_TOKEN"
     assert "single owner" in before["warnings"][0]
     assert renamed["organization"]["displayName"] == "Acme GmbH"
