@@ -11,9 +11,9 @@ from rolecall.domain import (
     covering_scopes,
     now,
 )
+from rolecall.domain.spelling import suggest
 from rolecall.errors import PermissionMissing, PersonOnly, RoleBeyondCaller, UnknownRoleName
 from rolecall.policy import HeldPermissions, Policy, held_at, is_within, join_names, permits
-from rolecall.spelling import suggest
 from rolecall.storage.members import RolesAtScopes
 
 __all__ = [
