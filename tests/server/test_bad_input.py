@@ -12,15 +12,37 @@ from google.protobuf.message_factory import GetMessageClass
 from rolecall import Client
 from rolecall.domain import Effect, Reason
 from rolecall.errors import InvalidField, OrganizationNotFound, PageToken, PermissionMissing, RevisionNotReached
-from rolecall.v1 import audit_pb2, invitation_pb2, member_pb2, organization_pb2, policy_pb2, session_pb2, token_pb2
+from rolecall.v1 import (
+    assignment_pb2,
+    audit_pb2,
+    invitation_pb2,
+    member_pb2,
+    organization_pb2,
+    policy_pb2,
+    session_pb2,
+    team_pb2,
+    token_pb2,
+)
 from rolecall.v1 import authorization_pb2 as pb
+from support.credentials import put_credential
 from support.server_calls import SiteCalls, failure_of
 from support.sites import Site
 
 CHECK = "/rolecall.v1.AuthorizationService/Check"
 BATCH = "/rolecall.v1.AuthorizationService/BatchCheck"
 
-FILES = [pb, audit_pb2, invitation_pb2, member_pb2, organization_pb2, policy_pb2, session_pb2, token_pb2]
+FILES = [
+    pb,
+    assignment_pb2,
+    audit_pb2,
+    invitation_pb2,
+    member_pb2,
+    organization_pb2,
+    policy_pb2,
+    session_pb2,
+    team_pb2,
+    token_pb2,
+]
 REQUESTS = [
     GetMessageClass(method.input_type)
     for file in FILES
@@ -158,7 +180,26 @@ def test_every_field_at_fault_is_one_of_the_request(sqlite_site: Site) -> None:
     assert {"organization.id", "restriction.permissions[0].resource", "networks[0]", "filter.start_time"} <= named
 
 
-def spoilt_messages(request: type[Message]) -> Iterator[Message]:
+def test_a_credential_in_a_wrong_field_is_not_repeated(sqlite_site: Site) -> None:
+    """No error about any field of any request holds a secret that was put there, nor the beginning of one."""
+    calls = SiteCalls(sqlite_site)
+    text = put_credential(sqlite_site, sqlite_site.members["VIEWER"].user_id)
+    beginning = text.split("_")[2][:12]
+    refused = 0
+    for request in REQUESTS:
+        for pasted in (text, f"team:{text}", f"user:{text}"):
+            for spoilt in spoilt_messages(request, pasted):
+                try:
+                    calls.send("OWNER", spoilt)
+                except grpc.RpcError as error:
+                    failure = failure_of(error)
+                    refused += 1
+                    assert beginning not in f"{failure} {error}", (request, spoilt)
+
+    assert refused > 100
+
+
+def spoilt_messages(request: type[Message], text: str = "\0" * 70) -> Iterator[Message]:
     """Yield the request with one field after the other filled with nonsense, those of its messages too."""
     for path in field_paths(request.DESCRIPTOR):
         message: Any = request()
@@ -172,7 +213,7 @@ def spoilt_messages(request: type[Message]) -> Iterator[Message]:
         if request is organization_pb2.UpdateOrganizationRequest:
             message.organization.display_name = "x"
         field = path[-1]
-        value: Any = "\0" * 70 if field.type == field.TYPE_STRING else -1
+        value: Any = text if field.type == field.TYPE_STRING else -1
         if field.type == field.TYPE_BOOL:
             continue
         if field.is_repeated:

@@ -39,7 +39,18 @@ from support.server_calls import failure_of
 from support.sites import MakeSite, Site
 from support.waiting import wait_until
 
-FILES = [pb, audit_pb2, invitation_pb2, member_pb2, organization_pb2, policy_pb2, session_pb2, token_pb2]
+FILES = [
+    pb,
+    assignment_pb2,
+    audit_pb2,
+    invitation_pb2,
+    member_pb2,
+    organization_pb2,
+    policy_pb2,
+    session_pb2,
+    team_pb2,
+    token_pb2,
+]
 UNARY = [
     f"/{service.full_name}/{method.name}"
     for file in FILES
