@@ -31,7 +31,17 @@ from rolecall.server.transport.call_limits import CallLimits
 from rolecall.server.transport.executors import DEDICATED_THREADS
 from rolecall.services.authorization import Authorizer
 from rolecall.storage import Storage
-from rolecall.v1 import audit_pb2, invitation_pb2, member_pb2, organization_pb2, policy_pb2, session_pb2, token_pb2
+from rolecall.v1 import (
+    assignment_pb2,
+    audit_pb2,
+    invitation_pb2,
+    member_pb2,
+    organization_pb2,
+    policy_pb2,
+    session_pb2,
+    team_pb2,
+    token_pb2,
+)
 from rolecall.v1 import authorization_pb2 as pb
 from support.environment import CI
 from support.raw_calls import RawConnection
