@@ -229,7 +229,10 @@ def report_decide() -> None:
     gc.collect()
     single: dict[int, list[int]] = {size: [] for size in (0, *SIZES)}
     loops: dict[int, list[float]] = {size: [] for size in (0, *SIZES)}
-    calls = {0: nothing, **{size: policy.decide for size, policy in policies.items()}}
+    calls: dict[int, Callable[[str, str, str], object]] = {
+        0: nothing,
+        **{size: policy.decide for size, policy in policies.items()},
+    }
     requests[0] = requests[SIZES[0]]
     for round_ in range(ROUNDS + 1):
         for size, call in calls.items():

@@ -46,6 +46,7 @@ _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
 SERVER_MODULES = (
     "alembic",
     "casbin",
+    "cel_expr_python",
     "email_validator",
     "grpc_health",
     "grpc_reflection",
@@ -59,6 +60,7 @@ SERVER_MODULES = (
     "sqlalchemy",
     "structlog",
     "typer",
+    "yaml",
 )
 """Modules that the packages of the extra `server` provide, one for each package."""
 

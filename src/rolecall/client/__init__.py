@@ -186,13 +186,15 @@ class Client(ClientBase):
             self._policy.GetPolicy, policy_pb2.GetPolicyRequest(organization=self._organization)
         )
 
-    def validate_policy(self, model: str, policy: str, tests: str) -> policy_pb2.ValidatePolicyResponse:
-        """Ask whether the server would accept the texts of model.conf, policy.csv and policy_test.csv.
+    def validate_policy(
+        self, model: str, policy: str, tests: str, conditions: str = ""
+    ) -> policy_pb2.ValidatePolicyResponse:
+        """Ask whether the server would accept the texts of model.conf, policy.csv, policy_test.csv, conditions.yaml.
 
         Raises as `check`.
         """
         request = policy_pb2.ValidatePolicyRequest(
-            organization=self._organization, model=model, policy=policy, tests=tests
+            organization=self._organization, model=model, policy=policy, tests=tests, conditions=conditions
         )
         return self._connection.call(self._policy.ValidatePolicy, request, at_least=VALIDATION_SECONDS)
 

@@ -26,6 +26,7 @@ class Reason(StrEnum):
     GRANTED = "an allow rule matches and no deny rule does"
     FORBIDDEN = "a deny rule matches"
     NOT_GRANTED = "no rule matches"
+    CONDITION_NOT_MET = "only allow rules with conditions match, and none of these holds"
     NOT_A_MEMBER = "the subject is no member of the organization"
     UNKNOWN_ROLE = "the policy has no such role"
     UNKNOWN_RESOURCE = "no rule matches, and the policy names no such resource type"

@@ -16,11 +16,15 @@ class Effect(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Permission:
-    """Permission of a role or credential: a rule without its role. `resource` and `action` are patterns."""
+    """Permission of a role or credential: a rule without its role. `resource` and `action` are patterns.
+
+    With a `condition`, the permission counts only while that condition holds. Those of a credential have none.
+    """
 
     resource: str
     action: str
     effect: Effect
+    condition: str = ""
 
 
 # Restriction of a credential: allow rules, of which one must cover each request. None: unrestricted.

@@ -5,19 +5,30 @@ from pathlib import Path
 from rolecall.errors import PolicyInvalid
 from rolecall.policy.build import Build, build, read_and_index
 from rolecall.policy.explain import explain, explain_without_rules, join_names
-from rolecall.policy.index import OWNERS, Decision, Policy
-from rolecall.policy.parsed import MODEL_FILE, POLICY_FILE, TEST_FILE, Finding, PolicyFiles, Rule, Severity
+from rolecall.policy.index import OWNERS, Conditional, Decision, Policy
+from rolecall.policy.parsed import (
+    CONDITIONS_FILE,
+    MODEL_FILE,
+    POLICY_FILE,
+    TEST_FILE,
+    Finding,
+    PolicyFiles,
+    Rule,
+    Severity,
+)
 from rolecall.policy.plan import plan_resources
 from rolecall.policy.restrictions import PermissionScope, is_restricted_within, is_within, permits, restrict
 from rolecall.policy.subprocess_build import build_in_subprocess
 from rolecall.policy.syntax import pattern_problem, request_problem, value_problem
 
 __all__ = [
+    "CONDITIONS_FILE",
     "MODEL_FILE",
     "OWNERS",
     "POLICY_FILE",
     "TEST_FILE",
     "Build",
+    "Conditional",
     "Decision",
     "Finding",
     "PermissionScope",

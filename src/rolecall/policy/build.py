@@ -43,10 +43,11 @@ def read_and_index(source: Path | PolicyFiles) -> tuple[ParsedPolicy, Policy | N
     blocking = [finding for finding in parsed.errors if finding.file != TEST_FILE]
     if not blocking:
         lint.check_roles(parsed)
+        lint.check_conditions(parsed)
         blocking = [finding for finding in parsed.errors if finding.file != TEST_FILE]
     if blocking:
         return parsed, None
-    policy = Policy(parsed.rules, parsed.inheritances, parsed.files.version)
+    policy = Policy(parsed.rules, parsed.inheritances, parsed.files.version, parsed.conditions)
     lint.check_grants(parsed, policy)
     return parsed, policy
 

@@ -1,19 +1,33 @@
 """Immutable index of a policy: a decision costs a few dictionary look-ups, for any number of rules.
 
-Every role has two bits, one for allow rules and one for deny rules. A rule sets one of its role's bits at a resource
-and action; a role holds its own bits and those of all roles that it inherits from.
+Every role has two bits, one for allow rules and one for deny rules, and further ones for its rules with conditions. A
+rule sets one of its role's bits at a resource and action; a role holds its own bits and those of all roles that it
+inherits from.
 """
 
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 from rolecall.domain import Effect, Permission, Reason, Role
+from rolecall.policy.expressions import Condition, Values
 from rolecall.policy.parsed import Inheritance, Rule
 
-__all__ = ["OWNERS", "Decision", "Entry", "Policy", "Table", "build_table", "mask_for", "share_masks"]
+__all__ = [
+    "OWNERS",
+    "Conditional",
+    "Decision",
+    "Entry",
+    "Evaluate",
+    "Policy",
+    "Table",
+    "build_table",
+    "mask_for",
+    "permission_order",
+    "share_masks",
+]
 
 # A role that may do this makes its members owners (docs/concepts.md, rule 2).
 OWNERS = ("owners", "update")
@@ -26,17 +40,50 @@ MIN_ANY_ACTION_ROWS = 10_000
 MAX_CACHED_DECISIONS = 8192
 
 
+Evaluate = Callable[[str], bool | None]
+"""Function from the name of a condition to whether it holds; None where it can't be evaluated."""
+
+
+def _unknown(_: str) -> None:
+    """Evaluate no condition, as where nothing is known of the question's values."""
+
+
+class Conditional(NamedTuple):
+    """Reason that depends on conditions: of deny rules, and of allow rules where no rule without a condition allows.
+
+    `otherwise` is the reason if none of these rules counts. A condition that can't be evaluated fails closed: an allow
+    rule doesn't count, a deny rule does. No `Conditional` is GRANTED, so code that knows no values denies.
+    """
+
+    denies: tuple[str, ...]
+    allows: tuple[str, ...]
+    otherwise: Reason
+
+    def reason(self, evaluate: Evaluate) -> Reason:
+        """Return the reason for one question."""
+        for name in self.denies:
+            if evaluate(name) is not False:
+                return Reason.FORBIDDEN
+        for name in self.allows:
+            if evaluate(name):
+                return Reason.GRANTED
+        return self.otherwise
+
+
 class Decision:
     """Decision of a policy on (role, action, resource). The reason is known at once, the rule looked up on access."""
 
-    __slots__ = ("action", "policy", "reason", "resource", "role")
+    __slots__ = ("action", "evaluate", "policy", "reason", "resource", "role")
 
-    def __init__(self, policy: "Policy", role: str, action: str, resource: str, reason: Reason) -> None:
+    def __init__(
+        self, policy: "Policy", role: str, action: str, resource: str, reason: Reason, evaluate: Evaluate = _unknown
+    ) -> None:
         self.policy = policy
         self.role = role
         self.action = action
         self.resource = resource
         self.reason = reason
+        self.evaluate = evaluate
 
     def __bool__(self) -> bool:
         """Return whether the decision is ALLOW: `if policy.decide(...)` must not pass because an object is truthy."""
@@ -53,10 +100,21 @@ class Decision:
         if self.reason not in (Reason.GRANTED, Reason.FORBIDDEN):
             return None
         wanted = Effect.ALLOW if self.reason is Reason.GRANTED else Effect.DENY
-        matching = [rule for rule in self.policy.matching_rules(self.action, self.resource) if rule.effect is wanted]
+        matching = [
+            rule
+            for rule in self.policy.matching_rules(self.action, self.resource)
+            if rule.effect is wanted and self.counts(rule)
+        ]
         chains = {rule.role: self.policy.chain(self.role, rule.role) for rule in matching}
         held = [rule for rule in matching if chains[rule.role]]
         return min(held, key=lambda rule: (len(chains[rule.role]), -len(rule.resource), rule.line))
+
+    def counts(self, rule: Rule) -> bool:
+        """Whether the rule's condition lets it count in this decision."""
+        if not rule.condition:
+            return True
+        holds = self.evaluate(rule.condition)
+        return bool(holds) if rule.effect is Effect.ALLOW else holds is not False
 
     @property
     def role_chain(self) -> tuple[str, ...]:
@@ -73,21 +131,42 @@ class Decision:
 class Policy:
     """One immutable snapshot of a policy folder. Threads may share it without a lock."""
 
-    def __init__(self, rules: Iterable[Rule], inheritances: Iterable[Inheritance], version: str) -> None:
-        """Index `rules`. They must have passed `lint.check_roles`."""
+    def __init__(
+        self,
+        rules: Iterable[Rule],
+        inheritances: Iterable[Inheritance],
+        version: str,
+        conditions: Mapping[str, Condition] | None = None,
+    ) -> None:
+        """Index `rules`. They must have passed `lint.check_roles` and `lint.check_conditions`."""
         self.version = version
         self.rules = tuple(rules)
+        self.conditions = dict(conditions or {})
         self._parents = _parents(self.rules, inheritances)
         bits = {role: 1 << i for i, role in enumerate(self._parents)}
         shift = len(bits)
+        # The bits above the roles' own are those of rules with conditions: allow and deny rules of each condition.
+        self._shift = 2 * shift
+        conditional = dict.fromkeys((rule.role, rule.condition, rule.effect) for rule in self.rules if rule.condition)
+        conditional_bits = {key: 1 << (self._shift + i) for i, key in enumerate(conditional)}
+        self._conditional = [(condition, effect) for _, condition, effect in conditional]
+        by_role: dict[str, int] = {}
+        for (role, _, _), bit in conditional_bits.items():
+            by_role[role] = by_role.get(role, 0) | bit
+        # Of each role the bits of its allow rules, and those that stop a decision from being simple: of its deny rules
+        # and of its rules with conditions.
         self._held: dict[str, tuple[int, int]] = {}
         for role in self._parents:
-            held = sum(bits[ancestor] for ancestor in self.ancestors(role))
-            self._held[role] = (held, held << shift)
+            ancestors = self.ancestors(role)
+            held = sum(bits[ancestor] for ancestor in ancestors)
+            self._held[role] = (held, held << shift | sum(by_role.get(ancestor, 0) for ancestor in ancestors))
         by_action: dict[str, list[tuple[str, int]]] = {"*": []}
         positions: dict[str, list[int]] = {}
         for position, rule in enumerate(self.rules):
-            bit = bits[rule.role] if rule.effect is Effect.ALLOW else bits[rule.role] << shift
+            if rule.condition:
+                bit = conditional_bits[rule.role, rule.condition, rule.effect]
+            else:
+                bit = bits[rule.role] if rule.effect is Effect.ALLOW else bits[rule.role] << shift
             by_action.setdefault(rule.action, []).append((rule.resource, bit))
             positions.setdefault(rule.resource, []).append(position)
         self._positions = {pattern: tuple(found) for pattern, found in positions.items()}
@@ -123,27 +202,48 @@ class Policy:
         own = {rule.role for rule in self.rules}
         return next((role for role in self.owner_roles if role in own), "")
 
-    def decide(self, role: str, action: str, resource: str) -> Decision:
-        """Decide whether `role` may do `action` on `resource`. Deny rules beat allow rules; the default is a denial."""
-        return Decision(self, role, action, resource, self._reason(role, action, resource))
+    def decide(self, role: str, action: str, resource: str, evaluate: Evaluate = _unknown) -> Decision:
+        """Decide whether `role` may do `action` on `resource`. Deny rules beat allow rules; the default is a denial.
+
+        Without `evaluate` no value is known: rules with conditions allow nothing, and deny.
+        """
+        reason = self._reason(role, action, resource)
+        if isinstance(reason, Conditional):
+            reason = reason.reason(evaluate)
+        return Decision(self, role, action, resource, reason, evaluate)
+
+    def evaluator(self, values: Values) -> Evaluate:
+        """Return the function that evaluates the policy's conditions for these values."""
+        conditions = self.conditions
+        return lambda name: conditions[name].holds(values)
 
     @cached_property
-    def reason(self) -> Callable[[str, str, str], Reason]:
+    def reason(self) -> Callable[[str, str, str], Reason | Conditional]:
         """The function from (role, action, resource) to the reason of the decision, with an LRU cache."""
         # A strong reference to `self` would be a cycle, which keeps an old policy until garbage collection.
         this = weakref.ref(self)
 
-        def reason(role: str, action: str, resource: str) -> Reason:
+        def reason(role: str, action: str, resource: str) -> Reason | Conditional:
             policy = this()
             assert policy is not None  # noqa: S101 - the caller holds the policy
             return policy._reason(role, action, resource)  # noqa: SLF001 - the class's own method
 
         return lru_cache(MAX_CACHED_DECISIONS)(reason)
 
-    def _reason(self, role: str, action: str, resource: str) -> Reason:
+    def reason_of_roles(self, roles: Sequence[str], action: str, resource: str) -> Reason | Conditional:
+        """Return the reason of the decision for a subject with all of `roles`. Unknown ones count for nothing."""
+        allow = stop = 0
+        known = False
+        for role in roles:
+            if held := self._held.get(role):
+                allow, stop, known = allow | held[0], stop | held[1], True
+        return self._reason_of((allow, stop), action, resource) if known else Reason.UNKNOWN_ROLE
+
+    def _reason(self, role: str, action: str, resource: str) -> Reason | Conditional:
         held = self._held.get(role)
-        if held is None:
-            return Reason.UNKNOWN_ROLE
+        return Reason.UNKNOWN_ROLE if held is None else self._reason_of(held, action, resource)
+
+    def _reason_of(self, held: tuple[int, int], action: str, resource: str) -> Reason | Conditional:
         table = self._tables.get(action)
         if table is None:
             mask = mask_for(self._any_action, resource, resource)
@@ -151,9 +251,26 @@ class Policy:
             mask = mask_for(table, resource, resource)
             if not self._merged:
                 mask |= mask_for(self._any_action, resource, resource)
-        if mask & held[1]:
-            return Reason.FORBIDDEN
+        if stop := mask & held[1]:
+            return self._stopped(stop, mask & held[0], action, resource)
         return Reason.GRANTED if mask & held[0] else self._default_deny(action, resource)
+
+    def _stopped(self, stop: int, allow: int, action: str, resource: str) -> Reason | Conditional:
+        """Return the reason where deny rules, or rules with conditions, match."""
+        conditional = stop >> self._shift
+        if stop != conditional << self._shift:
+            return Reason.FORBIDDEN
+        found: dict[Effect, dict[str, None]] = {Effect.ALLOW: {}, Effect.DENY: {}}
+        while conditional:
+            lowest = conditional & -conditional
+            condition, effect = self._conditional[lowest.bit_length() - 1]
+            found[effect][condition] = None
+            conditional -= lowest
+        denies, allows = tuple(found[Effect.DENY]), tuple(found[Effect.ALLOW])
+        if allow:
+            return Conditional(denies, (), Reason.GRANTED) if denies else Reason.GRANTED
+        otherwise = Reason.CONDITION_NOT_MET if allows else self._default_deny(action, resource)
+        return Conditional(denies, allows, otherwise)
 
     def share_masks(self) -> None:
         """Replace equal masks by one object, which stays in the processor's cache. Unpickling undoes this."""
@@ -176,14 +293,14 @@ class Policy:
     def permissions_of(self, role: str) -> list[Permission]:
         """Return all permissions of `role`, own and inherited, each once, in a fixed order; [] for an unknown one."""
         held = self.ancestors(role)
-        found = {Permission(rule.resource, rule.action, rule.effect) for rule in self.rules if rule.role in held}
-        return sorted(found, key=lambda permission: (permission.resource, permission.action, permission.effect))
+        found = {_permission(rule) for rule in self.rules if rule.role in held}
+        return sorted(found, key=permission_order)
 
     def describe_roles(self) -> list[Role]:
         """Return every role with the permissions and parents of its own rows, in file order."""
         own: dict[str, list[Permission]] = {role: [] for role in self._parents}
         for rule in self.rules:
-            own[rule.role].append(Permission(rule.resource, rule.action, rule.effect))
+            own[rule.role].append(_permission(rule))
         owners = set(self.owner_roles)
         return [Role(r, parents, tuple(own[r]), r in owners) for r, parents in self._parents.items()]
 
@@ -227,6 +344,15 @@ class Policy:
         if kind not in self.resource_types and not mask_for(self._types, kind, kind):
             return Reason.UNKNOWN_RESOURCE
         return Reason.NOT_GRANTED if action in self.actions else Reason.UNKNOWN_ACTION
+
+
+def permission_order(permission: Permission) -> tuple[str, str, str, str]:
+    """Return the sort key of permissions."""
+    return permission.resource, permission.action, permission.effect, permission.condition
+
+
+def _permission(rule: Rule) -> Permission:
+    return Permission(rule.resource, rule.action, rule.effect, rule.condition)
 
 
 def _parents(rules: Iterable[Rule], inheritances: Iterable[Inheritance]) -> dict[str, tuple[str, ...]]:

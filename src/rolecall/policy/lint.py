@@ -5,13 +5,25 @@ from difflib import get_close_matches
 
 from rolecall.domain import Effect, Reason
 from rolecall.policy.index import OWNERS, Policy
-from rolecall.policy.parsed import POLICY_FILE, TEST_FILE, Inheritance, ParsedPolicy, Rule, Severity
+from rolecall.policy.parsed import (
+    CONDITIONS_FILE,
+    POLICY_FILE,
+    TEST_FILE,
+    Inheritance,
+    ParsedPolicy,
+    Rule,
+    Severity,
+)
+from rolecall.policy.restrictions import covering_patterns
 from rolecall.policy.syntax import request_problem
 
-__all__ = ["MAX_CHAIN", "check_grants", "check_roles", "check_test_cases"]
+__all__ = ["MAX_CHAIN", "MAX_CONDITIONAL", "check_conditions", "check_grants", "check_roles", "check_test_cases"]
 
 # Maximum links of inheritance that Casbin follows; with one more it silently denies.
 MAX_CHAIN = 9
+
+# Maximum combinations of a role, a condition and an effect: each is a bit of the index's masks.
+MAX_CONDITIONAL = 4096
 
 # Minimum similarity, by difflib's ratio, of two names of which one is reported as mistyped.
 MIN_SIMILARITY = 0.8
@@ -52,22 +64,69 @@ def check_roles(parsed: ParsedPolicy) -> None:
             parsed.add(POLICY_FILE, line, 1, message, "Shorten the chain of `g` rows.")
 
 
+def check_conditions(parsed: ParsedPolicy) -> None:
+    """Add findings about undefined and unused conditions, and about those of rules that make owners."""
+    resource, action = OWNERS
+    owner_patterns = {(pattern, verb) for pattern in covering_patterns(resource) for verb in (action, "*")}
+    used: set[str] = set()
+    combinations: set[tuple[str, str, Effect]] = set()
+    for rule in parsed.rules:
+        if not rule.condition:
+            continue
+        used.add(rule.condition)
+        combinations.add((rule.role, rule.condition, rule.effect))
+        if rule.condition not in parsed.condition_lines:
+            column = _condition_column(rule, parsed)
+            close = get_close_matches(rule.condition, parsed.condition_lines, n=1, cutoff=MIN_SIMILARITY)
+            fix = f"Write `{close[0]}`, or" if close else "Correct its name, or"
+            message = f"The condition `{rule.condition}` is not defined."
+            parsed.add(POLICY_FILE, rule.line, column, message, f"{fix} define it in {CONDITIONS_FILE}.")
+        if (rule.resource, rule.action) in owner_patterns:
+            column = _condition_column(rule, parsed)
+            message = f"The rule covers `{resource} {action}`, which makes owners, and has a condition."
+            fix = "Delete the condition: who is an owner can't depend on one. Or name narrower resources or actions."
+            parsed.add(POLICY_FILE, rule.line, column, message, fix)
+    if len(combinations) > MAX_CONDITIONAL:
+        message = (
+            f"The rules have {len(combinations)} combinations of a role, a condition and an effect, more than"
+            f" {MAX_CONDITIONAL}."
+        )
+        parsed.add(
+            POLICY_FILE, 0, 0, message, "Use fewer conditions, or inherit the rules with conditions from one role."
+        )
+    for name, line in parsed.condition_lines.items():
+        if name not in used:
+            message = f"No rule has the condition `{name}`."
+            parsed.add(CONDITIONS_FILE, line, 1, message, "Delete it, or use it in a rule.", Severity.WARNING)
+
+
+def _condition_column(rule: Rule, parsed: ParsedPolicy) -> int:
+    """Return the column of a rule's condition, its last value."""
+    row = parsed.files.policy.split("\n")[rule.line - 1]
+    return row.rindex(rule.condition) + 1
+
+
 def check_grants(parsed: ParsedPolicy, policy: Policy) -> None:
     """Add findings about duplicate and redundant rules, and about a policy without an owner role."""
-    first: dict[tuple[str, str, str], int] = {}
-    same_permission: dict[tuple[str, str, Effect], dict[str, Rule]] = {}
+    first: dict[tuple[str, str, str, str], int] = {}
+    same_permission: dict[tuple[str, str, Effect, str], dict[str, Rule]] = {}
     for rule in parsed.rules:
-        same_permission.setdefault((rule.resource, rule.action, rule.effect), {})[rule.role] = rule
+        same_permission.setdefault((rule.resource, rule.action, rule.effect, rule.condition), {})[rule.role] = rule
     above = {role: policy.ancestors(role) - {role} for role in policy.roles}
     for rule in parsed.rules:
-        key = (rule.role, rule.resource, rule.action)
+        key = (rule.role, rule.resource, rule.action, rule.condition)
         line = first.setdefault(key, rule.line)
         if line != rule.line:
             fix = "Delete one of the two rows; where their effects differ, deny wins."
             message = f"`{rule.role}` has a rule on `{rule.resource} {rule.action}` already, in line {line}."
             parsed.add(POLICY_FILE, rule.line, 1, message, fix)
             continue
-        holders = same_permission[rule.resource, rule.action, rule.effect]
+        always = same_permission.get((rule.resource, rule.action, rule.effect, ""), {})
+        if rule.condition and (without := sorted({rule.role, *above[rule.role]} & always.keys())):
+            line = always[without[0]].line
+            message = f"The condition has no effect: `{without[0]}` has the same rule without one in line {line}."
+            parsed.add(POLICY_FILE, rule.line, 1, message, "Delete one of the two rows.", Severity.WARNING)
+        holders = same_permission[rule.resource, rule.action, rule.effect, rule.condition]
         for role in sorted(above[rule.role] & holders.keys()):
             message = f"`{rule.role}` inherits this from `{role}` in line {holders[role].line}."
             fix = "Delete the row: one grant at the lowest role is enough."

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rolecall.domain import Effect
+from rolecall.policy.expressions import Condition, Values
 from rolecall.policy.spreadsheet import plain_rows
 
 __all__ = [
+    "CONDITIONS_FILE",
+    "FILE_NAMES",
     "MODEL_FILE",
     "NO_FILES",
     "POLICY_FILE",
@@ -29,6 +32,9 @@ __all__ = [
 MODEL_FILE = "model.conf"
 POLICY_FILE = "policy.csv"
 TEST_FILE = "policy_test.csv"
+CONDITIONS_FILE = "conditions.yaml"
+FILE_NAMES = (MODEL_FILE, POLICY_FILE, TEST_FILE, CONDITIONS_FILE)
+"""Names of the files of a policy folder, in the order of `PolicyFiles`. Conditions are optional."""
 
 # Maximum findings of each severity, and maximum characters of a message: a broken file could have a million findings,
 # and lines of any length.
@@ -40,7 +46,7 @@ _HIDDEN_LINE_END = re.compile("[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 
 class PolicyFiles(NamedTuple):
-    """Texts of the three files of a policy folder, as `cleaned` makes them; empty where unreadable.
+    """Texts of the files of a policy folder, as `cleaned` makes them; empty where unreadable, or without conditions.
 
     `policy` has plain rows, so that Casbin reads what the parser reads.
     """
@@ -48,26 +54,31 @@ class PolicyFiles(NamedTuple):
     model: str
     policy: str
     tests: str
+    conditions: str = ""
 
     @classmethod
-    def cleaned(cls, model: str, policy: str, tests: str) -> "PolicyFiles":
+    def cleaned(cls, model: str, policy: str, tests: str, conditions: str = "") -> "PolicyFiles":
         """Return the files with these texts, which may have CRLF line ends, a byte order mark, quoted rows."""
-        model, policy, tests = (text.removeprefix("\ufeff").replace("\r\n", "\n") for text in (model, policy, tests))
-        return cls(model, plain_rows(policy), tests)
+        texts = (text.removeprefix("\ufeff").replace("\r\n", "\n") for text in (model, policy, tests, conditions))
+        model, policy, tests, conditions = texts
+        return cls(model, plain_rows(policy), tests, conditions)
 
     @property
     def version(self) -> str:
-        """Hash of the model and the rules, 16 hexadecimal digits; empty where one of them is. Tests don't count."""
+        """Hash of the model, the rules and the conditions, 16 hexadecimal digits; tests don't count.
+
+        Empty where there is no model or no rule.
+        """
         if not self.model or not self.policy:
             return ""
         digest = hashlib.sha256()
-        for text in (self.model, self.policy):
+        for text in (self.model, self.policy, *filter(None, [self.conditions])):
             digest.update(text.encode() + b"\0")
         return digest.hexdigest()[:16]
 
     def differing(self, other: "PolicyFiles") -> list[str]:
         """Return the names of the files whose texts differ."""
-        pairs = zip((MODEL_FILE, POLICY_FILE, TEST_FILE), self, other, strict=True)
+        pairs = zip(FILE_NAMES, self, other, strict=True)
         return [name for name, own, others in pairs if own != others]
 
 
@@ -113,10 +124,12 @@ class Rule(NamedTuple):
     action: str
     effect: Effect
     line: int
+    condition: str = ""
 
     def __str__(self) -> str:
         """Format the row as in policy.csv."""
-        return f"p, {self.role}, {self.resource}, {self.action}, {self.effect}"
+        condition = f", {self.condition}" if self.condition else ""
+        return f"p, {self.role}, {self.resource}, {self.action}, {self.effect}{condition}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +143,7 @@ class Inheritance:
 
 @dataclass(frozen=True, slots=True)
 class PolicyTestCase:
-    """One row of policy_test.csv: a request and the expected decision."""
+    """One row of policy_test.csv: a request with the values of its conditions, and the expected decision."""
 
     role: str
     resource: str
@@ -138,6 +151,7 @@ class PolicyTestCase:
     expected: Effect
     note: str
     line: int
+    values: Values = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -147,6 +161,9 @@ class ParsedPolicy:
     rules: list[Rule] = field(default_factory=list)
     inheritances: list[Inheritance] = field(default_factory=list)
     cases: list[PolicyTestCase] = field(default_factory=list)
+    conditions: dict[str, Condition] = field(default_factory=dict)
+    condition_lines: dict[str, int] = field(default_factory=dict)
+    has_condition_column: bool = False
     findings: list[Finding] = field(default_factory=list)
     files: PolicyFiles = NO_FILES
     _counts: Counter[Severity] = field(default_factory=Counter)

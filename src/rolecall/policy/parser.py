@@ -11,7 +11,8 @@ from pathlib import Path
 from rolecall.domain import Effect
 from rolecall.policy.model import read_model
 from rolecall.policy.parsed import (
-    MODEL_FILE,
+    CONDITIONS_FILE,
+    FILE_NAMES,
     NO_FILES,
     POLICY_FILE,
     TEST_FILE,
@@ -24,7 +25,16 @@ from rolecall.policy.parsed import (
     lines_of,
 )
 from rolecall.policy.spreadsheet import bare, find_other_separator, is_quoted_comment
-from rolecall.policy.syntax import MAX_ACTION, NAME, RESOURCE, ROLE, has_dot_segment, value_problem, value_warning
+from rolecall.policy.syntax import (
+    CONDITION,
+    MAX_ACTION,
+    NAME,
+    RESOURCE,
+    ROLE,
+    has_dot_segment,
+    value_problem,
+    value_warning,
+)
 
 __all__ = ["parse", "read", "read_files"]
 
@@ -36,11 +46,11 @@ MAX_SHOWN = 100
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
 # Fast path: rows that are well-formed without further checks.
-_ROW = re.compile(rf" *p *, *({ROLE}) *, *({RESOURCE}) *, *({NAME}|\*) *, *(allow|deny) *")
+_ROW = re.compile(rf" *p *, *({ROLE}) *, *({RESOURCE}) *, *({NAME}|\*) *, *(allow|deny) *(?:, *({CONDITION}) *)?")
 
 
 def read(folder: Path) -> ParsedPolicy:
-    """Read model.conf, policy.csv and policy_test.csv of `folder`. Never raises because of their contents."""
+    """Read the files of `folder`. Never raises because of their contents."""
     parsed = ParsedPolicy()
     return parse(read_files(folder, parsed), parsed)
 
@@ -54,7 +64,7 @@ def read_files(folder: Path, parsed: ParsedPolicy) -> PolicyFiles:
         )
         parsed.add("", 0, 0, "The policy folder doesn't exist, or is not a folder.", fix)
         return NO_FILES
-    return PolicyFiles.cleaned(*(_text(folder, name, parsed) for name in (MODEL_FILE, POLICY_FILE, TEST_FILE)))
+    return PolicyFiles.cleaned(*(_text(folder, name, parsed) for name in FILE_NAMES))
 
 
 def parse(files: PolicyFiles, parsed: ParsedPolicy) -> ParsedPolicy:
@@ -62,6 +72,11 @@ def parse(files: PolicyFiles, parsed: ParsedPolicy) -> ParsedPolicy:
     parsed.files = files
     if files.model:
         read_model(files.model, parsed)
+    if files.conditions:
+        # A policy without conditions doesn't load PyYAML.
+        from rolecall.policy.conditions import read_conditions  # noqa: PLC0415
+
+        read_conditions(files.conditions, parsed)
     if files.policy:
         _read_policy(files.policy, parsed)
     if files.tests:
@@ -89,6 +104,8 @@ def _text(folder: Path, name: str, parsed: ParsedPolicy) -> str:
             return ""
         raw = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     except FileNotFoundError:
+        if name == CONDITIONS_FILE:
+            return ""
         fix = "Create it in the policy folder"
         if name == TEST_FILE:
             fix += "; `rolecall policy matrix --format test` writes one from the present policy"
@@ -111,7 +128,10 @@ def _text(folder: Path, name: str, parsed: ParsedPolicy) -> str:
         parsed.add(name, line, column, f"Byte 0x{raw[error.start]:02x} is not UTF-8.", fix)
         return ""
     if not text.strip():
-        parsed.add(name, 0, 0, "The file is empty.", "Restore it: an empty policy could be a truncated one.")
+        fix = "Restore it: an empty policy could be a truncated one."
+        if name == CONDITIONS_FILE:
+            fix = "Restore it; delete it if no rule has a condition."
+        parsed.add(name, 0, 0, "The file is empty.", fix)
         return ""
     return text
 
@@ -129,12 +149,12 @@ def _read_policy(text: str, parsed: ParsedPolicy) -> None:
         if match is None or len(line) > MAX_ACTION or not line.isascii() or has_dot_segment(match[2]):
             _read_row(number, line, parsed)
             continue
-        role, resource, action, effect = match.groups()
-        rules.append(
-            Rule(
-                interned.setdefault(role, role), resource, interned.setdefault(action, action), effects[effect], number
-            )
-        )
+        role, resource, action, effect, condition = match.groups("")
+        if condition and not parsed.has_condition_column:
+            _read_row(number, line, parsed)
+            continue
+        role, action = interned.setdefault(role, role), interned.setdefault(action, action)
+        rules.append(Rule(role, resource, action, effects[effect], number, interned.setdefault(condition, condition)))
     if not rules and not any(finding.file == POLICY_FILE for finding in parsed.errors):
         parsed.add(
             POLICY_FILE, 0, 0, "The policy has no rule.", "Restore it: an empty policy could be a truncated one."
@@ -150,7 +170,10 @@ def _read_row(number: int, line: str, parsed: ParsedPolicy) -> None:
     starts = [len(",".join(cells[:i])) + bool(i) for i in range(len(cells))]
     columns = [start + len(cell) - len(cell.lstrip(" ")) + 1 for start, cell in zip(starts, cells, strict=True)]
     values = [cell.strip(" ") for cell in cells]
-    kinds = {"p": ("role", "resource", "action", "effect"), "g": ("role", "role")}.get(values[0])
+    rule = ("role", "resource", "action", "effect")
+    kinds: tuple[str, ...] | None = {"p": rule, "g": ("role", "role")}.get(values[0])
+    if values[0] == "p" and len(values) == 6 and parsed.has_condition_column:
+        kinds = (*rule, "condition")
     if kinds is None:
         message = f"The row type `{values[0]}` is unknown, and Casbin would drop the row."
         fix = "Begin the row with `p` (a rule) or `g` (inheritance)."
@@ -181,6 +204,8 @@ def _read_row(number: int, line: str, parsed: ParsedPolicy) -> None:
         fix = f"Write `{example}`; a value can't hold a comma."
         if values[0] == "p" and len(values) == 4:
             fix = "Add the effect: `, allow` or `, deny`."
+        elif values[0] == "p" and len(values) == 6:
+            fix = f"Write `{example}`; a condition at the end needs the model with conditions (docs/policy.md)."
         problems = [(column, message, fix)]
     for column, message, fix in problems:
         parsed.add(POLICY_FILE, number, column, message, fix)
@@ -189,7 +214,7 @@ def _read_row(number: int, line: str, parsed: ParsedPolicy) -> None:
     if values[0] == "g":
         parsed.inheritances.append(Inheritance(values[1], values[2], number))
     else:
-        parsed.rules.append(Rule(values[1], values[2], values[3], Effect(values[4]), number))
+        parsed.rules.append(Rule(values[1], values[2], values[3], Effect(values[4]), number, "".join(values[5:])))
 
 
 def _quoting_problem(line: str) -> tuple[int, str, str] | None:

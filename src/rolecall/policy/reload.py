@@ -22,9 +22,7 @@ from rolecall.domain import now, rfc3339
 from rolecall.errors import StorageUnavailable, WriteConflict
 from rolecall.limits import DEFAULT_LIMITS, Limits
 from rolecall.policy import (
-    MODEL_FILE,
     POLICY_FILE,
-    TEST_FILE,
     Build,
     Finding,
     Policy,
@@ -36,7 +34,7 @@ from rolecall.policy import (
     parser,
 )
 from rolecall.policy.comparison_key import comparison_key
-from rolecall.policy.parsed import NO_FILES, ParsedPolicy
+from rolecall.policy.parsed import FILE_NAMES, NO_FILES, ParsedPolicy
 from rolecall.storage import Storage, Transaction
 from rolecall.storage import members as member_rows
 from rolecall.storage import policies as rows
@@ -45,7 +43,7 @@ from rolecall.storage.policies import Activation, ProcessBehind, StoredPolicy
 
 __all__ = ["InForce", "LivePolicy", "PolicyChanged", "Refusal", "find_conflicts", "load_in_force", "stored"]
 
-# How often the folder is polled, by three `stat` calls. With SETTLE_SECONDS and a build, an edit is in force within a
+# How often the folder is polled, by four `stat` calls. With SETTLE_SECONDS and a build, an edit is in force within a
 # second. Polling sees more than inotify does: a replaced folder, and a change on a network mount.
 POLL_SECONDS = 0.2
 # How long the folder must stay unchanged before it is read: several files saved in a burst are one change.
@@ -56,7 +54,6 @@ RELOAD_CASBIN_SECONDS = 0.3
 # How often a policy is tried again that the database kept out: it didn't answer, or its members didn't fit the policy.
 RETRY_SECONDS = 2.0
 
-_FILES = (MODEL_FILE, POLICY_FILE, TEST_FILE)
 _UNBUILDABLE = "This server can't build the policy in force; its log says why."
 # Maximum characters of the findings in the reason that GetPolicy shows for a process that is behind.
 MAX_PROBLEM = 500
@@ -113,7 +110,7 @@ class LivePolicy:
         Raises `PolicyError` where there is neither, `StorageUnavailable`, `WriteConflict`.
         """
         self._folder = folder
-        self._files = [str(folder / name) for name in _FILES]
+        self._files = [str(folder / name) for name in FILE_NAMES]
         self._storage = storage
         self._activator = socket.gethostname()
         self.process = f"{self._activator}/{os.getpid()}"
@@ -192,7 +189,7 @@ class LivePolicy:
         """Activate the served policy in a database that was restored to a state without any."""
 
         def work(tx: Transaction) -> Activation:
-            first = StoredPolicy(served.policy.version, *served.files, 0, "")
+            first = _stored(served.files, 0, "")
             return rows.in_force(tx) or rows.activate(tx, first, self._activator, now())
 
         return self._storage.exclusive(work)
@@ -511,11 +508,17 @@ def _note_comparison(storage: Storage, result: Build) -> None:
 
 def stored(result: Build) -> StoredPolicy:
     """Return a build as the database keeps it."""
-    return StoredPolicy(result.version, *result.files, result.comparisons, result.comparison_key)
+    return _stored(result.files, result.comparisons, result.comparison_key)
+
+
+def _stored(files: PolicyFiles, comparisons: int, key: str) -> StoredPolicy:
+    return StoredPolicy(
+        files.version, files.model, files.policy, files.tests, comparisons, key, conditions=files.conditions
+    )
 
 
 def _files(kept: StoredPolicy | None) -> PolicyFiles:
-    return PolicyFiles(kept.model, kept.policy, kept.tests) if kept else NO_FILES
+    return PolicyFiles(kept.model, kept.policy, kept.tests, kept.conditions) if kept else NO_FILES
 
 
 def _warnings(result: Build) -> tuple[Finding, ...]:

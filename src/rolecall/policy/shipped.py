@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 from rolecall.errors import ConfigError, InvalidField
-from rolecall.policy.parsed import MODEL_FILE, POLICY_FILE, TEST_FILE
+from rolecall.policy.parsed import CONDITIONS_FILE, MODEL_FILE, POLICY_FILE, TEST_FILE
 
 __all__ = ["VARIANTS", "is_absent", "write"]
 
@@ -14,7 +14,7 @@ VARIANTS = ("owner-managed", "viewer-editor-admin")
 # The repository keeps them in `policies/`; pyproject.toml puts that folder here in a wheel.
 _PACKAGED = Path(__file__).parent / "shipped"
 _FOLDER = _PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[3] / "policies"
-_FILES = (MODEL_FILE, TEST_FILE, POLICY_FILE)
+_FILES = (MODEL_FILE, TEST_FILE, CONDITIONS_FILE, POLICY_FILE)
 
 
 def is_absent(folder: Path) -> bool:
@@ -35,6 +35,8 @@ def write(folder: Path, variant: str = "") -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name in _FILES:
+            if name == CONDITIONS_FILE and not (source / name).exists():
+                continue
             with (folder / name).open("xb") as file:
                 file.write((source / name).read_bytes())
     except OSError as error:

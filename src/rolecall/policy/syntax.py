@@ -1,8 +1,9 @@
-"""Syntax of roles, resources and actions, in rules and in requests."""
+"""Syntax of roles, resources, actions and names of conditions, in rules and in requests."""
 
 import re
 
 __all__ = [
+    "CONDITION",
     "MAX_ACTION",
     "MAX_RESOURCE",
     "NAME",
@@ -18,21 +19,28 @@ __all__ = [
 MAX_ACTION = 256
 MAX_RESOURCE = 1024
 MAX_ROLE = 64
+MAX_CONDITION = 64
 
 # A name has no space, comma, quote, bracket, `#`, `*`, `/` or backslash: Casbin splits at those, drops them or keeps
 # them silently.
 NAME = r"[^\s,\"'`()\[\]{}#*/\\]+"
 ROLE = rf"[A-Za-z][A-Za-z0-9_.-]{{0,{MAX_ROLE - 1}}}"
 RESOURCE = rf"(?:{NAME}(?:/{NAME})*(?:/?\*)?|\*)"
+CONDITION = rf"[a-z][a-z0-9-]{{0,{MAX_CONDITION - 1}}}"
 
-_PATTERNS = {"role": re.compile(ROLE), "resource": re.compile(RESOURCE), "action": re.compile(rf"{NAME}|\*")}
-_LIMITS = {"role": MAX_ROLE, "resource": MAX_RESOURCE, "action": MAX_ACTION}
+_PATTERNS = {
+    "role": re.compile(ROLE),
+    "resource": re.compile(RESOURCE),
+    "action": re.compile(rf"{NAME}|\*"),
+    "condition": re.compile(CONDITION),
+}
+_LIMITS = {"role": MAX_ROLE, "resource": MAX_RESOURCE, "action": MAX_ACTION, "condition": MAX_CONDITION}
 _FORBIDDEN = re.compile(r"[\s,\"'`()\[\]{}#\\]")
 _DOTS = re.compile(r"(?:^|/)\.{1,2}(?:/|$)")
 
 
 def value_problem(kind: str, text: str) -> tuple[str, str] | None:
-    """Return the problem of a role, resource or action of a rule, and its fix; None if it is well-formed."""
+    """Return the problem of a role, resource, action or condition of a rule, and its fix; None if it is well-formed."""
     if not text:
         return f"The {kind} is empty.", f"Name the {kind}."
     if len(text) > _LIMITS[kind]:
@@ -50,6 +58,9 @@ def value_problem(kind: str, text: str) -> tuple[str, str] | None:
         return f"The resource `{text}` has an empty segment.", "Write it as `type/id`, without extra slashes."
     if kind == "role":
         return f"The role `{text}` is not a valid name.", "Start with a letter; then letters, digits, `_`, `.` and `-`."
+    if kind == "condition":
+        fix = "Start with a lower-case letter; then lower-case letters, digits and `-`."
+        return f"The condition `{text}` is not a valid name.", fix
     if "*" in text:
         where = "alone or at the end of a resource" if kind == "resource" else "alone, as the whole action"
         message = f"The {kind} `{text}` has a `*` where Casbin would ignore the text after it, or read it as a letter."

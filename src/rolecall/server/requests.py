@@ -250,8 +250,9 @@ def page(message: _Paged) -> Page:
 
 def policy_files(message: policy_pb2.ValidatePolicyRequest) -> PolicyFiles:
     """Return the texts of a policy folder. Raises `InvalidField` where one is empty."""
-    files = PolicyFiles.cleaned(message.model, message.policy, message.tests)
-    for field, name, text in zip(files._fields, (MODEL_FILE, POLICY_FILE, TEST_FILE), files, strict=True):
+    files = PolicyFiles.cleaned(message.model, message.policy, message.tests, message.conditions)
+    # Conditions are optional.
+    for field, name, text in zip(files._fields, (MODEL_FILE, POLICY_FILE, TEST_FILE), files, strict=False):
         if not text.strip():
             raise InvalidField(f"{field} is empty: give the text of {name}.", field=field)
     return files

@@ -21,7 +21,7 @@ from rolecall.domain import SubjectKind as Kind
 from rolecall.errors import PlanSize, RevisionNotReached
 from rolecall.identity.batch_loader import Miss
 from rolecall.identity.directory import Directory, ResolvedSubject, ResolvedSubjects, SubjectCache
-from rolecall.policy import Policy, explain, explain_without_rules, permits, plan_resources, restrict
+from rolecall.policy import Conditional, Policy, explain, explain_without_rules, permits, plan_resources, restrict
 from rolecall.policy.reload import LivePolicy
 from rolecall.services.caller_permissions import may, require
 from rolecall.services.pagination import Pagination
@@ -301,10 +301,15 @@ def _reasons(policy: Policy, resolved: ResolvedSubjects, questions: Iterable[Que
     for question, subject in zip(questions, resolved.subjects, strict=True):
         if subject is not None and subject.restriction is None:
             _, action, resource = question
-            reasons.append(reason_of(subject.role, action, resource))
+            reason = reason_of(subject.role, action, resource)
+            reasons.append(reason.reason(_no_values) if isinstance(reason, Conditional) else reason)
         else:
             reasons.append(_reason(policy, subject, question))
     return reasons
+
+
+def _no_values(_: str) -> None:
+    """Evaluate no condition."""
 
 
 def _reason(policy: Policy, resolved: ResolvedSubject | None, question: Question) -> Reason:
@@ -312,9 +317,12 @@ def _reason(policy: Policy, resolved: ResolvedSubject | None, question: Question
     subject, action, resource = question
     if resolved is None:
         if subject.kind is Kind.ROLE:
-            return policy.reason(subject.value, action, resource)
+            reason = policy.reason(subject.value, action, resource)
+            return reason.reason(_no_values) if isinstance(reason, Conditional) else reason
         return Reason.TOKEN_INVALID if subject.kind in (Kind.TOKEN_ID, Kind.PRESENTED) else Reason.NOT_A_MEMBER
     reason = policy.reason(resolved.role, action, resource)
+    if isinstance(reason, Conditional):
+        reason = reason.reason(_no_values)
     if resolved.restriction is None or reason is not Reason.GRANTED:
         return reason
     return reason if permits(resolved.restriction, action, resource) else Reason.TOKEN_SCOPE

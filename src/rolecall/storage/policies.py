@@ -63,6 +63,7 @@ class StoredPolicy:
     tests: str
     comparisons: int
     comparison_key: str
+    conditions: str = ""
 
 
 @dataclass(frozen=True, slots=True)

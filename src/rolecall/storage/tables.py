@@ -243,7 +243,7 @@ policies = Table(
     "policies",
     metadata,
     Column[str]("version", Text, primary_key=True),
-    # The texts of model.conf, policy.csv and policy_test.csv.
+    # The texts of model.conf, policy.csv, policy_test.csv and, where there is one, conditions.yaml.
     Column[str]("model", Text, nullable=False),
     Column[str]("policy", Text, nullable=False),
     Column[str]("tests", Text, nullable=False),
@@ -251,6 +251,7 @@ policies = Table(
     Column[int]("comparisons", BigInteger, nullable=False),
     # Hash of all that their outcome depends on; empty where that is unknown.
     Column[str]("comparison_key", Text, nullable=False, server_default=text("''")),
+    Column[str]("conditions", Text, nullable=False, server_default=text("''")),
 )
 
 # The activations of policies. The policy of the last one is in force, for all processes.

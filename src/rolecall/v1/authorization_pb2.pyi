@@ -70,6 +70,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The organization has no such active token; or it has networks, and `subject_address` is not in one of them."""
     REASON_TOKEN_SCOPE: _Reason.ValueType  # 9
     """The token's own restriction does not cover the question."""
+    REASON_CONDITION_NOT_MET: _Reason.ValueType  # 10
+    """Only allow rules with conditions match, and no condition of them holds; one that lacks a value doesn't."""
 
 class Reason(_Reason, metaclass=_ReasonEnumTypeWrapper):
     """Reason of a decision."""
@@ -94,6 +96,8 @@ REASON_TOKEN_INVALID: Reason.ValueType  # 8
 """The organization has no such active token; or it has networks, and `subject_address` is not in one of them."""
 REASON_TOKEN_SCOPE: Reason.ValueType  # 9
 """The token's own restriction does not cover the question."""
+REASON_CONDITION_NOT_MET: Reason.ValueType  # 10
+"""Only allow rules with conditions match, and no condition of them holds; one that lacks a value doesn't."""
 Global___Reason: _TypeAlias = Reason  # noqa: Y015
 
 class _PlanKind:

@@ -306,6 +306,7 @@ class ValidatePolicyRequest(_message.Message):
     MODEL_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     TESTS_FIELD_NUMBER: _builtins.int
+    CONDITIONS_FIELD_NUMBER: _builtins.int
     organization: _builtins.str
     """Names the organization; empty for the credential's own."""
     model: _builtins.str
@@ -314,6 +315,8 @@ class ValidatePolicyRequest(_message.Message):
     """Holds the text of policy.csv."""
     tests: _builtins.str
     """Holds the text of policy_test.csv."""
+    conditions: _builtins.str
+    """Holds the text of conditions.yaml; empty for a policy without conditions."""
     def __init__(
         self,
         *,
@@ -321,10 +324,11 @@ class ValidatePolicyRequest(_message.Message):
         model: _builtins.str = ...,
         policy: _builtins.str = ...,
         tests: _builtins.str = ...,
+        conditions: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "organization", b"organization", "policy", b"policy", "tests", b"tests"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "model", b"model", "organization", b"organization", "policy", b"policy", "tests", b"tests"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
