@@ -14,11 +14,14 @@ def plan_resources(
     """Return the patterns of the allowed resources beneath `resource_type/`, and those of the denied ones among them.
 
     No pattern covers another of the same list, and each of the second is covered by one of the first. All resources
-    are the pattern `resource_type/*`; none are two empty lists.
+    are the pattern `resource_type/*`; none are two empty lists. Permissions with conditions allow nothing here, and
+    deny.
     """
     everything = f"{resource_type}/*"
     patterns: dict[Effect, set[str]] = {Effect.ALLOW: set(), Effect.DENY: set()}
     for permission in permissions:
+        if permission.condition and permission.effect is Effect.ALLOW:
+            continue
         if permission.action in (action, "*"):
             # Patterns nest: one that covers a part of the type lies within it, or covers all of it.
             if _is_covered(everything, {permission.resource}):

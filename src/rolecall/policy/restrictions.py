@@ -5,13 +5,15 @@ narrower one, and a pattern that is covered at all is covered by a single patter
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from rolecall.domain import Effect, Permission, Restriction
-from rolecall.policy.index import Policy
+from rolecall.policy.index import Policy, permission_order
 
 __all__ = ["PermissionScope", "covering_patterns", "is_restricted_within", "is_within", "permits", "restrict"]
 
-_Pattern = tuple[str, str]
+# Resource and action, and the condition under which the rule counts; empty for always.
+_Pattern = tuple[str, str, str]
 
 
 def permits(restriction: Restriction, action: str, resource: str) -> bool:
@@ -28,7 +30,7 @@ def is_restricted_within(restriction: Restriction, bound: Restriction) -> bool:
     if bound is None or restriction is None:
         return bound is None
     bounds, _ = _split(bound)
-    return all(_is_covered((permission.resource, permission.action), bounds) for permission in restriction)
+    return all(_is_covered(_pattern(permission), bounds) for permission in restriction)
 
 
 def restrict(permissions: Iterable[Permission], restriction: Restriction) -> list[Permission]:
@@ -46,21 +48,23 @@ def restrict(permissions: Iterable[Permission], restriction: Restriction) -> lis
     for bound in restriction:
         for permission in _covering_permissions(bound.resource, by_resource):
             common |= _intersection(permission, bound, bound.resource)
-    return sorted(common, key=lambda permission: (permission.resource, permission.action, permission.effect))
+    return sorted(common, key=permission_order)
 
 
 class PermissionScope:
     """Permissions of a role under a restriction, computed once for many calls of `covers`."""
 
     def __init__(self, policy: Policy, role: str, restriction: Restriction) -> None:
-        self._allows, self._denies = _split(restrict(policy.permissions_of(role), restriction))
+        self._allows, denies = _split(restrict(policy.permissions_of(role), restriction))
+        # A deny rule counts whatever its condition is.
+        self._denies = {(resource, action, "") for resource, action, _ in denies}
 
     def covers(self, wanted: Permission) -> bool:
-        """Return whether all of `wanted`, a pattern, is allowed.
+        """Return whether all of `wanted`, a pattern, is allowed, without a condition.
 
         A deny rule within it doesn't matter, as it applies to the new credential too; one that covers all of it does.
         """
-        pattern = (wanted.resource, wanted.action)
+        pattern = _pattern(wanted)
         return _is_covered(pattern, self._allows) and not _is_covered(pattern, self._denies)
 
 
@@ -68,7 +72,8 @@ def is_within(policy: Policy, role: str, holder: str, restriction: Restriction) 
     """Return whether `role` lies within what the role `holder` may under `restriction`.
 
     It does if every allow rule of the role is covered by one of the holder, and every deny rule of the holder that
-    overlaps the role stands in the role too. An unknown role lies within nothing.
+    overlaps the role stands in the role too. A rule covers another if it has no condition, or the same one. An unknown
+    role lies within nothing.
     """
     if role not in policy.roles:
         return False
@@ -77,16 +82,17 @@ def is_within(policy: Policy, role: str, holder: str, restriction: Restriction) 
     held_allows, held_denies = _split(restrict(policy.permissions_of(holder), restriction))
     if not all(_is_covered(allow, held_allows) for allow in allows):
         return False
-    missing = tuple(Permission(*deny, Effect.DENY) for deny in held_denies if not _is_covered(deny, denies))
+    uncovered = (deny for deny in held_denies if not _is_covered(deny, denies))
+    missing = tuple(Permission(resource, action, Effect.DENY) for resource, action, _ in uncovered)
     return not any(permission.effect is Effect.ALLOW for permission in restrict(own, missing))
 
 
 def _intersection(permission: Permission, bound: Permission, resource: str) -> set[Permission]:
     """Return the intersection of the two on `resource`: at most one permission."""
     if bound.action in ("*", permission.action):
-        return {Permission(resource, permission.action, permission.effect)}
+        return {replace(permission, resource=resource)}
     if permission.action == "*":
-        return {Permission(resource, bound.action, permission.effect)}
+        return {replace(permission, resource=resource, action=bound.action)}
     return set()
 
 
@@ -103,18 +109,27 @@ def _covering_permissions(resource: str, by_resource: dict[str, list[Permission]
         yield from by_resource.get(pattern, ())
 
 
+def _pattern(permission: Permission) -> _Pattern:
+    return permission.resource, permission.action, permission.condition
+
+
 def _split(permissions: Iterable[Permission]) -> tuple[set[_Pattern], set[_Pattern]]:
-    """Split into the (resource, action) patterns of the allows and of the denies."""
+    """Split into the patterns of the allows and of the denies."""
     sides: dict[Effect, set[_Pattern]] = {Effect.ALLOW: set(), Effect.DENY: set()}
     for permission in permissions:
-        sides[permission.effect].add((permission.resource, permission.action))
+        sides[permission.effect].add(_pattern(permission))
     return sides[Effect.ALLOW], sides[Effect.DENY]
 
 
 def _is_covered(wanted: _Pattern, patterns: set[_Pattern]) -> bool:
     """Return whether one of `patterns` covers `wanted`."""
-    resource, action = wanted
-    return any((pattern, verb) in patterns for pattern in covering_patterns(resource) for verb in {action, "*"})
+    resource, action, condition = wanted
+    return any(
+        (pattern, verb, when) in patterns
+        for pattern in covering_patterns(resource)
+        for verb in {action, "*"}
+        for when in {condition, ""}
+    )
 
 
 def covering_patterns(pattern: str) -> Iterator[str]:
