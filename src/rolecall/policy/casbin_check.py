@@ -14,8 +14,8 @@ from casbin.model import Model
 from casbin.persist.adapters.string_adapter import StringAdapter
 
 from rolecall.domain import Effect
-from rolecall.policy.index import Policy
-from rolecall.policy.model import MODEL
+from rolecall.policy.index import Conditional, Policy
+from rolecall.policy.model import CONDITIONAL_MODEL, MODEL
 from rolecall.policy.parsed import POLICY_FILE, ParsedPolicy
 
 __all__ = ["check_against_casbin", "comparison_requests", "enforcer"]
@@ -27,34 +27,64 @@ logging.getLogger("casbin").setLevel(logging.WARNING)
 MAX_RULES = 20_000
 # Minimum comparisons, whatever the time limit: they take 2 s at 20,000 rules.
 MIN_COMPARISONS = 20
+# Comparisons of a request that several conditions matter to, besides those in which all of them hold, or none.
+MIXED_TRUTHS = 3
 
 
-def enforcer(policy_text: str) -> casbin.Enforcer:
-    """Return a Casbin enforcer of the served model and `policy_text`, in the format of policy.csv."""
+def enforcer(policy_text: str, *, conditional: bool = False) -> casbin.Enforcer:
+    """Return a Casbin enforcer of the served model and `policy_text`, in the format of policy.csv.
+
+    With the model with conditions, the last value of a request is the set of the conditions that hold.
+    """
     model = Model()
-    model.load_model_from_text(MODEL)
+    model.load_model_from_text(CONDITIONAL_MODEL if conditional else MODEL)
     # Casbin would read an indented comment as a row.
-    return casbin.Enforcer(model, StringAdapter("\n".join(line.strip() for line in policy_text.split("\n"))))
+    rows = [line.strip() for line in policy_text.split("\n")]
+    if conditional:
+        # Casbin refuses a row without the last value, which may be empty.
+        rows = [f"{row}," if row.startswith("p") and row.count(",") == 4 else row for row in rows]
+    reference = casbin.Enforcer(model, StringAdapter("\n".join(rows)))
+    reference.add_function("condition", lambda name, holding: name in holding)
+    return reference
 
 
 def check_against_casbin(parsed: ParsedPolicy, policy: Policy, seconds: float | None) -> int:
     """Compare `policy` with Casbin for at most `seconds` (None: to the end). Returns the number of comparisons."""
     if seconds is not None and len(policy.rules) > MAX_RULES:
         return 0
-    reference = enforcer(parsed.files.policy)
+    conditional = parsed.has_condition_column
+    reference = enforcer(parsed.files.policy, conditional=conditional)
     deadline = None if seconds is None else time.monotonic() + seconds
     comparisons = 0
+    order = random.Random(0)  # noqa: S311 - the same comparisons at each start
     for role, action, resource in comparison_requests(policy):
-        if deadline is not None and comparisons >= MIN_COMPARISONS and time.monotonic() > deadline:
-            break
-        expected = Effect.ALLOW if reference.enforce(role, resource, action) else Effect.DENY
-        comparisons += 1
-        decision = policy.decide(role, action, resource)
-        if decision.decision is not expected:
-            message = f"`{role}` `{resource} {action}` is {decision.decision} here and {expected} in Casbin."
-            parsed.add(POLICY_FILE, 0, 0, message, "This is a defect of Rolecall: report it with this policy.")
-            break
+        for holding in _truths(policy, role, action, resource, order):
+            if deadline is not None and comparisons >= MIN_COMPARISONS and time.monotonic() > deadline:
+                return comparisons
+            request = (role, resource, action, holding) if conditional else (role, resource, action)
+            expected = Effect.ALLOW if reference.enforce(*request) else Effect.DENY
+            comparisons += 1
+            decision = policy.decide(role, action, resource, holding.__contains__)
+            if decision.decision is not expected:
+                when = f" while {', '.join(sorted(holding)) or 'no condition'} holds" if conditional else ""
+                message = f"`{role}` `{resource} {action}`{when} is {decision.decision} here and {expected} in Casbin."
+                parsed.add(POLICY_FILE, 0, 0, message, "This is a defect of Rolecall: report it with this policy.")
+                return comparisons
     return comparisons
+
+
+def _truths(policy: Policy, role: str, action: str, resource: str, order: random.Random) -> Iterator[frozenset[str]]:
+    """Generate the sets of holding conditions to compare a request with: none, all that matter to it, mixed ones."""
+    reason = policy.reason_of_roles((role,), action, resource)
+    if not isinstance(reason, Conditional):
+        # A condition that matters to Casbin alone would be a difference.
+        yield frozenset(name for name in policy.conditions if order.random() < 0.5)
+        return
+    names = sorted({*reason.denies, *reason.allows})
+    yield frozenset()
+    yield frozenset(names)
+    for _ in range(MIXED_TRUTHS if len(names) > 1 else 0):
+        yield frozenset(name for name in names if order.random() < 0.5)
 
 
 def comparison_requests(policy: Policy) -> Iterator[tuple[str, str, str]]:

@@ -11,7 +11,16 @@ from typing import Any, NamedTuple
 
 from rolecall.formats.networks import parse_address, parse_networks
 
-__all__ = ["MAX_EXPRESSION", "MAX_LOOPED", "MAX_NESTING", "VARIABLES", "Condition", "ExpressionError", "Values"]
+__all__ = [
+    "MAX_EXPRESSION",
+    "MAX_LOOPED",
+    "MAX_NESTING",
+    "VARIABLES",
+    "Condition",
+    "ExpressionError",
+    "Values",
+    "values_of",
+]
 
 MAX_EXPRESSION = 4096
 """Maximum bytes of an expression."""
@@ -134,6 +143,12 @@ class Condition:
         if len(data) < len(self._variables):
             data.update((name, {}) for name in self._variables if name not in data and VARIABLES[name] == "map")
         return data
+
+
+def values_of(action: str, resource: str) -> dict[str, Any]:
+    """Return the values that a question's action and resource are."""
+    kind, _, rest = resource.partition("/")
+    return {"action.name": action, "resource.type": kind, "resource.id": rest, "resource.path": resource}
 
 
 def _size(value: object) -> int:

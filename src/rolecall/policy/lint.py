@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 
 from rolecall.domain import Effect, Reason
+from rolecall.policy.expressions import values_of
 from rolecall.policy.index import OWNERS, Policy
 from rolecall.policy.parsed import (
     CONDITIONS_FILE,
@@ -210,7 +211,8 @@ def _find_cycle(start: str, parents: dict[str, list[str]], heights: dict[str, in
 def check_test_cases(parsed: ParsedPolicy, policy: Policy) -> None:
     """Add a finding for every test case that fails, or whose request isn't valid."""
     for case in parsed.cases:
-        decision = policy.decide(case.role, case.action, case.resource)
+        values = {**values_of(case.action, case.resource), "subject.roles": [case.role], **case.values}
+        decision = policy.decide(case.role, case.action, case.resource, policy.evaluator(values))
         request = f"`{case.role}` `{case.resource} {case.action}`"
         if decision.reason is Reason.UNKNOWN_ROLE:
             fix = "Correct the name, or delete the test."

@@ -4,9 +4,12 @@ Casbin itself silently drops or changes most of what is refused here, or crashes
 """
 
 import codecs
+import json
 import re
 import stat
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from rolecall.domain import Effect
 from rolecall.policy.model import read_model
@@ -36,13 +39,29 @@ from rolecall.policy.syntax import (
     value_warning,
 )
 
-__all__ = ["parse", "read", "read_files"]
+__all__ = ["CASES_HEADER", "parse", "read", "read_files", "read_values"]
 
 # A person's address where a role belongs, perhaps as a subject is written.
 _ADDRESS = re.compile(r"(?:user:)?([^\s@:\"'`]+@[^\s@:\"'`]+)")
 _QUOTED_COMMA = re.compile(r'"[^"]*,[^"]*"')
 # Maximum characters of a row that a finding repeats.
 MAX_SHOWN = 100
+
+CASES_HEADER = "role,resource,action,expected,note"
+# A note may hold commas if it is quoted; the context is the rest of the row.
+_NOTE_AND_CONTEXT = re.compile(r'( *"(?:[^"]|"")*" *|[^,]*),?(.*)')
+# Keys of a context: the variable that each is, and its type in JSON.
+_VALUE_KEYS: dict[str, tuple[str, type]] = {
+    "context": ("context", dict),
+    "subject_properties": ("subject.properties", dict),
+    "resource_properties": ("resource.properties", dict),
+    "action_properties": ("action.properties", dict),
+    "scope": ("scope", str),
+    "time": ("time", str),
+    "subject_id": ("subject.id", str),
+    "subject_email": ("subject.email", str),
+    "subject_kind": ("subject.kind", str),
+}
 
 MAX_FILE_BYTES = 64 * 1024 * 1024
 # Fast path: rows that are well-formed without further checks.
@@ -232,20 +251,60 @@ def _shortened(text: str) -> str:
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
+def read_values(text: str) -> tuple[dict[str, Any], tuple[str, str] | None]:
+    """Read the values of a test's conditions, or of one question: a JSON object, perhaps quoted as a CSV cell.
+
+    Returns the problem and its fix besides, if there is one.
+    """
+    text = text.strip(" ,")
+    if text.startswith('"') and text.endswith('"'):
+        text = text[1:-1].replace('""', '"')
+    if not text:
+        return {}, None
+    fix = 'Write a JSON object, as in `{"context": {"ip": "192.0.2.7"}, "time": "2026-01-31T09:00:00Z"}`.'
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}, ("The context is no JSON.", fix)
+    if not isinstance(given, dict):
+        return {}, ("The context is no JSON object.", fix)
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        name, kind = _VALUE_KEYS.get(key, ("", object))
+        if not name:
+            return {}, (f"The context has a key `{key}`.", f"The keys are {', '.join(_VALUE_KEYS)}.")
+        if not isinstance(value, kind):
+            return {}, (f"`{key}` is no {'object' if kind is dict else 'text'}.", fix)
+        values[name] = value
+    if "time" in values:
+        try:
+            time = datetime.fromisoformat(values["time"])
+        except ValueError:
+            time = datetime.min  # noqa: DTZ901 - as a time without a zone, refused below
+        if time.tzinfo is None:
+            return {}, (f"`{given['time']}` is no time.", "Write it as `2026-01-31T09:00:00Z`.")
+        values["time"] = time
+    return values, None
+
+
 def _read_cases(text: str, parsed: ParsedPolicy) -> None:
     """Parse policy_test.csv; its first row must be the header."""
     if separator := find_other_separator(text):
         parsed.add(TEST_FILE, *separator)
         return
-    header = "role,resource,action,expected,note"
+    header = CASES_HEADER
     lines = lines_of(text, TEST_FILE, parsed)
     rows = [(number, line) for number, line in lines if line.strip(' ,"') and not is_quoted_comment(line)]
     number, line = rows[0] if rows else (0, "")
-    if ",".join(map(bare, line.rstrip(" ,").split(","))) != header:
+    columns = ",".join(map(bare, line.rstrip(" ,").split(",")))
+    has_context = columns == f"{header},context"
+    if columns != header and not has_context:
         found = f"it reads `{_shortened(line.strip())}`" if rows else "there is none"
         message = f"The first row is not the header: {found}."
         parsed.add(TEST_FILE, number, 1, message, f"Begin the file with `{header}`.")
         return
+    if has_context:
+        header = columns
     for number, line in rows[1:]:
         cells = [bare(cell) for cell in line.split(",", 4)]
         if len(cells) < 4:
@@ -256,7 +315,14 @@ def _read_cases(text: str, parsed: ParsedPolicy) -> None:
             message = f"`{cells[3]}` is not a decision."
             parsed.add(TEST_FILE, number, column, message, "Expect `allow` or `deny`, in lower case.")
         else:
-            note = bare(cells[4].rstrip(" ,")) if len(cells) == 5 else ""
-            parsed.cases.append(PolicyTestCase(cells[0], cells[1], cells[2], Effect(cells[3]), note, number))
+            rest = line.split(",", 4)[4] if len(cells) == 5 else ""
+            note, text = _NOTE_AND_CONTEXT.fullmatch(rest).groups() if has_context else (rest, "")  # type: ignore[union-attr]
+            values, problem = read_values(text)
+            if problem:
+                column = len(line) - len(text.lstrip()) + 1
+                parsed.add(TEST_FILE, number, column, *problem)
+                continue
+            note = bare(note.rstrip(" ,"))
+            parsed.cases.append(PolicyTestCase(cells[0], cells[1], cells[2], Effect(cells[3]), note, number, values))
     if len(rows) == 1:
         parsed.add(TEST_FILE, 0, 0, "The file has no test.", "Add rows that say what each role may and may not do.")
