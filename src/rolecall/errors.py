@@ -9,6 +9,8 @@ from typing import ClassVar, Self
 
 __all__ = [
     "AlreadyMember",
+    "AssignmentExists",
+    "AssignmentNotFound",
     "AuditLogBroken",
     "BatchSize",
     "CallFailed",
@@ -40,7 +42,10 @@ __all__ = [
     "ServiceUnknown",
     "Stale",
     "StorageUnavailable",
+    "TeamExists",
+    "TeamNotFound",
     "TokenNotFound",
+    "TooMany",
     "UnauthenticatedCredential",
     "UnknownRoleName",
     "WriteConflict",
@@ -79,6 +84,10 @@ class RolecallError(Exception):
         """Advice at the end of the message: what to do next. After what the system says, its cause."""
         found = _MESSAGE.fullmatch(self.message.removeprefix(f"{self.field}: ") if self.field else self.message)
         return found[1] if found else ""
+
+    def with_field(self, field: str) -> Self:
+        """Return a copy of the error for another field."""
+        return type(self)(self.message, field=field, subject=self.subject, **self.metadata)
 
 
 class UnauthenticatedCredential(RolecallError):
@@ -176,6 +185,36 @@ class ExternalIdTaken(RolecallError):
     """External id that a member or a pending invitation has."""
 
     status, reason = "ALREADY_EXISTS", "EXTERNAL_ID_TAKEN"
+
+
+class AssignmentNotFound(RolecallError):
+    """Role assignment that the organization doesn't have, or that the caller may not see: the two look the same."""
+
+    status, reason = "NOT_FOUND", "ASSIGNMENT_NOT_FOUND"
+
+
+class AssignmentExists(RolecallError):
+    """Role that the principal has at the scope already."""
+
+    status, reason = "ALREADY_EXISTS", "ASSIGNMENT_EXISTS"
+
+
+class TeamNotFound(RolecallError):
+    """Team that the organization doesn't have, or that the caller may not see: the two look the same."""
+
+    status, reason = "NOT_FOUND", "TEAM_NOT_FOUND"
+
+
+class TeamExists(RolecallError):
+    """Id of a new team that is in use."""
+
+    status, reason = "ALREADY_EXISTS", "TEAM_EXISTS"
+
+
+class TooMany(RolecallError):
+    """More role assignments of a principal, or teams of a member, than there may be."""
+
+    status, reason = "FAILED_PRECONDITION", "TOO_MANY"
 
 
 class InvalidField(RolecallError):

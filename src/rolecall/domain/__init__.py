@@ -1,5 +1,16 @@
 """Immutable values that every layer shares. Imports nothing of Rolecall. Times are UTC microseconds since 1970."""
 
+from rolecall.domain.assignments import (
+    NEVER,
+    NOTHING_ASSIGNED,
+    AssignedRole,
+    AssignedRoles,
+    AssignmentQuery,
+    Principal,
+    PrincipalKind,
+    RoleAssignment,
+    Team,
+)
 from rolecall.domain.credentials import (
     Address,
     Caller,
@@ -20,16 +31,24 @@ from rolecall.domain.decisions import (
     Question,
     Reason,
     ResourcePlan,
+    RoleExplanation,
     Subject,
     SubjectKind,
 )
 from rolecall.domain.lists import AuditEntry, AuditFilter, Page
 from rolecall.domain.people import Delivery, Invitation, InvitationState, Invitee, Member, MemberOrder, Organization
 from rolecall.domain.permissions import Effect, Permission, Restriction, Role
+from rolecall.domain.scopes import ORGANIZATION, covering_scopes, covers
 from rolecall.domain.times import now, rfc3339
 
 __all__ = [
+    "NEVER",
+    "NOTHING_ASSIGNED",
+    "ORGANIZATION",
     "Address",
+    "AssignedRole",
+    "AssignedRoles",
+    "AssignmentQuery",
     "AuditEntry",
     "AuditFilter",
     "Caller",
@@ -51,17 +70,24 @@ __all__ = [
     "Page",
     "Permission",
     "PlanKind",
+    "Principal",
+    "PrincipalKind",
     "Question",
     "Reason",
     "Refusal",
     "ResourcePlan",
     "Restriction",
     "Role",
+    "RoleAssignment",
+    "RoleExplanation",
     "Subject",
     "SubjectKind",
+    "Team",
     "Token",
     "TokenState",
     "Validity",
+    "covering_scopes",
+    "covers",
     "now",
     "rfc3339",
 ]

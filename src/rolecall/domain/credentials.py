@@ -6,6 +6,7 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TypeAlias
 
+from rolecall.domain.assignments import NOTHING_ASSIGNED, AssignedRoles
 from rolecall.domain.permissions import Restriction
 
 __all__ = [
@@ -108,7 +109,7 @@ class Validity:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Principal of a call: the presented credential and its holder's present role.
+    """Principal of a call: the presented credential, its holder's present role, and the roles assigned to the holder.
 
     An organization token has no person behind it: `user_id`, `email_key` and `external_id` are empty. `digest` is the
     SHA-256 of the presented text.
@@ -120,11 +121,12 @@ class Caller:
     user_id: str
     email_key: str
     role: str
-    restriction: Restriction = None
+    restriction: Restriction | None = None
     expire_time: int = 0
     digest: bytes = field(default=b"", repr=False)
     networks: Networks = ()
     external_id: str = ""
+    assigned: AssignedRoles = NOTHING_ASSIGNED
 
     @property
     def actor(self) -> str:
@@ -155,7 +157,7 @@ class Token:
     user_id: str
     creator: str
     role: str
-    restriction: Restriction
+    restriction: Restriction | None
     last_four: str
     create_time: int
     expire_time: int

@@ -15,6 +15,7 @@ __all__ = [
     "Question",
     "Reason",
     "ResourcePlan",
+    "RoleExplanation",
     "Subject",
     "SubjectKind",
 ]
@@ -85,11 +86,31 @@ class Subject:
 
 
 class Question(NamedTuple):
-    """Question to the policy: may `subject` do `action` on `resource`?"""
+    """Question to the policy: may `subject` do `action` on `resource`?
+
+    `scope` is the path in which the resource stands, empty for the whole organization.
+    """
 
     subject: Subject
     action: str
     resource: str
+    scope: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RoleExplanation:
+    """Role that a subject has, and why it applies to a question or doesn't.
+
+    `reason` is what the role alone gives, None if it doesn't apply. `assignment_id` is empty for the role that the
+    subject has everywhere.
+    """
+
+    role: str
+    assignment_id: str
+    scope: str
+    applies: bool
+    reason: Reason | None
+    summary: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +125,7 @@ class Explanation:
     nearest_miss: str = ""
     nearest_miss_line: int = 0
     roles_that_pass: tuple[str, ...] = ()
+    roles: tuple[RoleExplanation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +137,11 @@ class ItemError:
 
 
 class CheckResult(NamedTuple):
-    """Result of one question. True in a condition only if the decision is ALLOW."""
+    """Result of one question. True in a condition only if the decision is ALLOW.
+
+    `role` decided: where several allow, or deny, the first, beginning with the role that the subject has everywhere.
+    `assignment_id`: how the subject has that role; empty if everywhere.
+    """
 
     reason: Reason
     role: str = ""
@@ -123,6 +149,7 @@ class CheckResult(NamedTuple):
     policy_version: str = ""
     explanation: Explanation | None = None
     error: ItemError | None = None
+    assignment_id: str = ""
 
     @property
     def decision(self) -> Effect:

@@ -97,7 +97,7 @@ class Invitation:
     email: str
     role: str
     creator: str
-    restriction: Restriction
+    restriction: Restriction | None
     generation: int
     stored: InvitationState
     create_time: int

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TypeAlias
 
 __all__ = ["Effect", "Permission", "Restriction", "Role"]
 
@@ -27,8 +26,16 @@ class Permission:
     condition: str = ""
 
 
-# Restriction of a credential: allow rules, of which one must cover each request. None: unrestricted.
-Restriction: TypeAlias = tuple[Permission, ...] | None
+@dataclass(frozen=True, slots=True)
+class Restriction:
+    """Restriction of a credential: bounds what it may do, besides its role.
+
+    One of `permissions`, allow rules, must cover each request; None: any request. With a `scope`, the request's scope
+    or its resource must be at that path or beneath it.
+    """
+
+    permissions: tuple[Permission, ...] | None = None
+    scope: str = ""
 
 
 @dataclass(frozen=True, slots=True)

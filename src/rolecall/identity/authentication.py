@@ -11,7 +11,7 @@ from rolecall.domain import Caller, Refusal, now
 from rolecall.errors import RateLimited, UnauthenticatedCredential
 from rolecall.formats.networks import peer_address, peer_network
 from rolecall.identity.batch_loader import BatchLoader, Miss
-from rolecall.identity.cache import CacheEntry, TTLCache
+from rolecall.identity.cache import CacheEntry, TTLCache, names_of
 from rolecall.identity.change_feed import ChangeFeed
 from rolecall.identity.failed_authentications import FailedAuthentications
 from rolecall.identity.last_used import LastUsed
@@ -127,7 +127,7 @@ class CredentialCache:
             self.note_valid(presented.digest, presented.id)
         if self._feed is None:
             return
-        names = tuple(filter(None, (presented.id, holder.caller.user_id)))
+        names = names_of(holder.caller.assigned, presented.id, holder.caller.user_id)
         entry = self._feed.cache.external_entry(holder.caller.organization, revision, holder, names, epoch)
         if entry is not None:
             self._holders.put(presented.digest, _CachedHolder(holder, entry, epoch, validity.everywhere_until))

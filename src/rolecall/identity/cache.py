@@ -7,10 +7,11 @@ from collections import deque
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, Final, Generic, NamedTuple, Protocol, TypeVar
 
+from rolecall.domain import AssignedRoles, Principal, PrincipalKind
 from rolecall.limits import DEFAULT_LIMITS, Limits
 from rolecall.storage import Change
 
-__all__ = ["MISSING", "CacheEntry", "LoadedEntry", "RevisionCache", "TTLCache"]
+__all__ = ["MISSING", "CacheEntry", "LoadedEntry", "RevisionCache", "TTLCache", "names_of"]
 
 # Changed names kept for one organization; above it, the organization's entries are dropped.
 MAX_NAMES = 10_000
@@ -47,6 +48,12 @@ class CacheEntry(NamedTuple):
     revision: int
     names: tuple[str, ...]
     until: float
+
+
+def names_of(assigned: AssignedRoles, *ids: str) -> tuple[str, ...]:
+    """Return the names that an entry depends on: ids, of which empty ones are left out, and the subject's teams."""
+    teams = (Principal(PrincipalKind.TEAM, team_id).text for team_id in assigned.teams)
+    return (*filter(None, ids), *teams)
 
 
 MISSING: Final = CacheEntry(None, -1, (), 0.0)

@@ -7,15 +7,27 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from rolecall.domain import Refusal, Restriction, Subject, SubjectKind, Validity, now
+from rolecall.domain import (
+    NOTHING_ASSIGNED,
+    AssignedRoles,
+    Principal,
+    PrincipalKind,
+    Refusal,
+    Restriction,
+    Subject,
+    SubjectKind,
+    Validity,
+    now,
+)
 from rolecall.errors import StorageUnavailable
 from rolecall.identity.authentication import UNKNOWN_SECONDS, Authenticator, OnMisuse
 from rolecall.identity.batch_loader import BatchLoader, Miss
-from rolecall.identity.cache import LoadedEntry
+from rolecall.identity.cache import LoadedEntry, names_of
 from rolecall.identity.change_feed import ChangeFeed
 from rolecall.identity.rate_limit import RateLimiter
 from rolecall.limits import DEFAULT_LIMITS, Limits
 from rolecall.storage import Storage, Transaction
+from rolecall.storage import assignments as assignment_rows
 from rolecall.storage import credentials as credential_rows
 from rolecall.storage import members as member_rows
 from rolecall.storage import organizations as organization_rows
@@ -31,12 +43,21 @@ _ALWAYS = Validity(2**62)
 
 @dataclass(frozen=True, slots=True)
 class ResolvedSubject:
-    """Role that a subject acts with; for a token its restriction, its validity, and its person's id, if it has one."""
+    """Roles that a subject acts with; for a token its restriction and validity. `user_id`: of the person, if any.
+
+    `is_plain`: it has one role and no restriction, so that nothing else is to be evaluated.
+    """
 
     role: str
-    restriction: Restriction = None
+    restriction: Restriction | None = None
     validity: Validity = field(default=_ALWAYS, compare=False)
     user_id: str = field(default="", compare=False)
+    assigned: AssignedRoles = NOTHING_ASSIGNED
+    is_plain: bool = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Derive `is_plain`."""
+        object.__setattr__(self, "is_plain", self.restriction is None and not self.assigned)
 
 
 class ResolvedSubjects(NamedTuple):
@@ -249,7 +270,9 @@ def _resolved(
     subjects: Collection[Subject],
     names: dict[str, tuple[str, ...]],
 ) -> dict[str, ResolvedSubject]:
-    """Resolve subjects with one query for each kind of subject; tokens whether they are live or not.
+    """Resolve subjects with one query for each kind of subject, and one for what is assigned to them.
+
+    Tokens are resolved whether they are live or not.
 
     Adds to `names` the ids that each entry depends on.
     """
@@ -262,24 +285,31 @@ def _resolved(
     by_external_id = member_rows.roles_by_external_id(tx, organization, external) if external else {}
     tokens = values.get(SubjectKind.TOKEN_ID, set()) | values.get(SubjectKind.PRESENTED, set())
     by_token = credential_rows.tokens(tx, organization, tokens) if tokens else {}
+    members: dict[str, tuple[str, str]] = {}
+    for subject in subjects:
+        match subject.kind:
+            case SubjectKind.USER_ID if subject.value in by_id:
+                members[subject.key] = by_id[subject.value], subject.value
+            case SubjectKind.EMAIL if subject.value in by_email:
+                members[subject.key] = by_email[subject.value]
+            case SubjectKind.EXTERNAL_ID if subject.value in by_external_id:
+                members[subject.key] = by_external_id[subject.value]
+    principals = {Principal(PrincipalKind.USER, user_id) for _, user_id in members.values()}
+    assigned = assignment_rows.assigned(tx, organization, principals) if principals else {}
     found: dict[str, ResolvedSubject] = {}
     for subject in subjects:
         key = subject.key
-        match subject.kind:
-            case SubjectKind.USER_ID if subject.value in by_id:
-                found[key], names[key] = ResolvedSubject(by_id[subject.value]), (subject.value,)
-            case SubjectKind.EMAIL if subject.value in by_email:
-                role, user_id = by_email[subject.value]
-                found[key], names[key] = ResolvedSubject(role), (user_id,)
-            case SubjectKind.EXTERNAL_ID if subject.value in by_external_id:
-                role, user_id = by_external_id[subject.value]
-                found[key], names[key] = ResolvedSubject(role), (user_id,)
-            case SubjectKind.TOKEN_ID | SubjectKind.PRESENTED if subject.value in by_token:
-                token = by_token[subject.value]
-                validity = token.validity if subject.kind is SubjectKind.TOKEN_ID else _validity(subject.digest, token)
-                if validity:
-                    found[key] = ResolvedSubject(token.role, token.restriction, validity, token.user_id)
-                    names[key] = tuple(filter(None, (subject.value, token.user_id)))
+        if key in members:
+            role, user_id = members[key]
+            held = assigned[Principal(PrincipalKind.USER, user_id)]
+            found[key] = ResolvedSubject(role, user_id=user_id, assigned=held)
+            names[key] = names_of(held, user_id)
+        elif subject.is_token and subject.value in by_token:
+            token = by_token[subject.value]
+            validity = token.validity if subject.kind is SubjectKind.TOKEN_ID else _validity(subject.digest, token)
+            if validity:
+                found[key] = ResolvedSubject(token.role, token.restriction, validity, token.user_id, token.assigned)
+                names[key] = names_of(token.assigned, subject.value, token.user_id)
     return found
 
 

@@ -17,7 +17,14 @@ from rolecall.policy.parsed import (
     Severity,
 )
 from rolecall.policy.plan import plan_resources
-from rolecall.policy.restrictions import PermissionScope, is_restricted_within, is_within, permits, restrict
+from rolecall.policy.restrictions import (
+    HeldPermissions,
+    held_at,
+    is_restricted_within,
+    is_within,
+    permissions_at,
+    permits,
+)
 from rolecall.policy.subprocess_build import build_in_subprocess
 from rolecall.policy.syntax import pattern_problem, request_problem, value_problem
 
@@ -31,7 +38,7 @@ __all__ = [
     "Conditional",
     "Decision",
     "Finding",
-    "PermissionScope",
+    "HeldPermissions",
     "Policy",
     "PolicyError",
     "PolicyFiles",
@@ -42,16 +49,17 @@ __all__ = [
     "build_valid",
     "explain",
     "explain_without_rules",
+    "held_at",
     "is_restricted_within",
     "is_within",
     "join_names",
     "load",
     "pattern_problem",
+    "permissions_at",
     "permits",
     "plan_resources",
     "read_and_index",
     "request_problem",
-    "restrict",
     "value_problem",
 ]
 

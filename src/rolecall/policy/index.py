@@ -230,14 +230,33 @@ class Policy:
 
         return lru_cache(MAX_CACHED_DECISIONS)(reason)
 
-    def reason_of_roles(self, roles: Sequence[str], action: str, resource: str) -> Reason | Conditional:
-        """Return the reason of the decision for a subject with all of `roles`. Unknown ones count for nothing."""
-        allow = stop = 0
-        known = False
-        for role in roles:
-            if held := self._held.get(role):
-                allow, stop, known = allow | held[0], stop | held[1], True
-        return self._reason_of((allow, stop), action, resource) if known else Reason.UNKNOWN_ROLE
+    def reason_of_roles(
+        self, roles: Sequence[str], action: str, resource: str, evaluate: Evaluate = _unknown
+    ) -> tuple[Reason, int]:
+        """Decide on a subject with all of `roles`, at least one; return the reason, and the deciding role's index.
+
+        A deny rule of any role beats every allow rule, as Casbin decides on a subject with several `g` rows. Of several
+        roles with the same effect the first decides. Where nothing allows or denies, it is the first role with a
+        condition that isn't met, else the first of all. Without `evaluate` no value is known, as in `decide`.
+        """
+        reason_of = self.reason
+        granted = unmet = -1
+        for index, role in enumerate(roles):
+            reason = reason_of(role, action, resource)
+            if isinstance(reason, Conditional):
+                reason = reason.reason(evaluate)
+                if reason is Reason.CONDITION_NOT_MET and unmet < 0:
+                    unmet = index
+            if reason is Reason.FORBIDDEN:
+                return reason, index
+            if reason is Reason.GRANTED and granted < 0:
+                granted = index
+        if granted >= 0:
+            return Reason.GRANTED, granted
+        if unmet >= 0:
+            return Reason.CONDITION_NOT_MET, unmet
+        reason = reason_of(roles[0], action, resource)
+        return reason.reason(evaluate) if isinstance(reason, Conditional) else reason, 0
 
     def _reason(self, role: str, action: str, resource: str) -> Reason | Conditional:
         held = self._held.get(role)
@@ -285,6 +304,17 @@ class Policy:
         if not slash and kind.endswith("*"):
             known = any(name.startswith(kind[:-1]) for name in self.resource_types)
         return known and (action == "*" or action in self.actions)
+
+    def roles_ruled_on(self, resource: str, action: str) -> set[str]:
+        """Return the roles that have or inherit a rule, of either effect, that covers `action` on `resource`."""
+        ruled = {rule.role for rule in self.matching_rules(action, resource)}
+        return {role for role in self._parents if not ruled.isdisjoint(self.ancestors(role))}
+
+    def resources_of(self, resource_type: str) -> list[str]:
+        """Return the resources of a type that rules name without a wildcard, and the type itself if they do."""
+        beneath = f"{resource_type}/"
+        paths = (path for path in self._positions if path == resource_type or path.startswith(beneath))
+        return [path for path in paths if not path.endswith("*")]
 
     def roles_that_may(self, action: str, resource: str) -> tuple[str, ...]:
         """Return the roles that may do `action` on `resource`, in file order."""

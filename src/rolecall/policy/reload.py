@@ -22,6 +22,7 @@ from rolecall.domain import now, rfc3339
 from rolecall.errors import StorageUnavailable, WriteConflict
 from rolecall.limits import DEFAULT_LIMITS, Limits
 from rolecall.policy import (
+    OWNERS,
     POLICY_FILE,
     Build,
     Finding,
@@ -36,6 +37,7 @@ from rolecall.policy import (
 from rolecall.policy.comparison_key import comparison_key
 from rolecall.policy.parsed import FILE_NAMES, NO_FILES, ParsedPolicy
 from rolecall.storage import Storage, Transaction
+from rolecall.storage import assignments as assignment_rows
 from rolecall.storage import members as member_rows
 from rolecall.storage import policies as rows
 from rolecall.storage import tokens as token_rows
@@ -419,6 +421,7 @@ def find_conflicts(tx: Transaction, policy: Policy) -> tuple[tuple[Finding, ...]
     """
     ownerless = member_rows.organizations_without(tx, policy.owner_roles, limit=5)
     held_by_tokens = token_rows.roles_held(tx, now())
+    assigned = assignment_rows.roles_held(tx, now())
     findings = [
         _finding(
             f"Members or tokens have the role `{role}`, which this policy doesn't define.",
@@ -434,6 +437,22 @@ def find_conflicts(tx: Transaction, policy: Policy) -> tuple[tuple[Finding, ...]
             f"Delete the tokens with the role `{role}` first, or grant that permission to another role.",
         )
         for role in sorted(held_by_tokens & set(policy.owner_roles))
+    ]
+    findings += [
+        _finding(
+            f"{assigned[role]} role assignments have the role `{role}`, which this policy doesn't define.",
+            f"Keep `{role}` until nobody is assigned it: see `rolecall assignments list --role {role}` in each"
+            f" organization; the operator's `rolecall operator policy activate --move {role}=ROLE` moves all of them.",
+        )
+        for role in sorted(set(assigned) - set(policy.roles))
+    ]
+    findings += [
+        _finding(
+            f"{assigned[role]} role assignments have the role `{role}`, which in this policy has a rule on"
+            " `owners update`.",
+            f"Delete the assignments of `{role}` first, or write that rule for another role.",
+        )
+        for role in sorted(set(assigned) & policy.roles_ruled_on(*OWNERS))
     ]
     if ownerless:
         findings.append(

@@ -34,7 +34,13 @@ _PATTERNS = {
     "action": re.compile(rf"{NAME}|\*"),
     "condition": re.compile(CONDITION),
 }
-_LIMITS = {"role": MAX_ROLE, "resource": MAX_RESOURCE, "action": MAX_ACTION, "condition": MAX_CONDITION}
+_LIMITS = {
+    "role": MAX_ROLE,
+    "resource": MAX_RESOURCE,
+    "scope": MAX_RESOURCE,
+    "action": MAX_ACTION,
+    "condition": MAX_CONDITION,
+}
 _FORBIDDEN = re.compile(r"[\s,\"'`()\[\]{}#\\]")
 _DOTS = re.compile(r"(?:^|/)\.{1,2}(?:/|$)")
 
@@ -86,23 +92,23 @@ def value_warning(kind: str, text: str) -> tuple[str, str] | None:
 
 
 def request_problem(kind: str, text: str) -> str | None:
-    """Return why a resource or action is not valid in a request, and what to do; None if it is valid."""
+    """Return why a resource, scope or action is not valid in a request, and what to do; None if it is valid."""
     if not text:
-        form = "`type` or `type/id/...`" if kind == "resource" else "one word of the policy, as in `view`"
+        form = "one word of the policy, as in `view`" if kind == "action" else "`type` or `type/id/...`"
         return f"{kind} is not set: name it as {form}."
     if len(text) > _LIMITS[kind]:
         return f"{kind} has {len(text)} characters, more than {_LIMITS[kind]}: shorten it."
     if "*" in text:
-        return f"{kind} holds a `*`: name one resource and one action; only rules have wildcards."
+        return f"{kind} holds a `*`: name a single {kind}; only rules have wildcards."
     if not text.isprintable():
         return f"{kind} holds a control character or invisible space: remove it."
     if text[0] == " " or text[-1] == " " or " /" in text or "/ " in text:
         return f"{kind} has a space at an end of a segment: remove it, because some back ends ignore it."
-    if kind == "resource":
+    if kind != "action":
         if "//" in text or text[0] == "/" or text[-1] == "/":
-            return "resource has an empty segment: write `type/id`, without extra slashes."
+            return f"{kind} has an empty segment: write `type/id`, without extra slashes."
         if "." in text and has_dot_segment(text):
-            return "resource has a segment `.` or `..`: write the path without them."
+            return f"{kind} has a segment `.` or `..`: write the path without them."
     return None
 
 

@@ -28,6 +28,7 @@ from rolecall.limits import DEFAULT_LIMITS, Limits
 from rolecall.mail import MailRenderer, MailSender, transport_for
 from rolecall.policy.reload import LivePolicy
 from rolecall.server.handler import MAX_MESSAGE_BYTES, CallHandler, Method
+from rolecall.server.servicers.assignment import AssignmentService
 from rolecall.server.servicers.audit import AuditService
 from rolecall.server.servicers.authorization import AuthorizationService
 from rolecall.server.servicers.health import SERVICE_NAME, Health
@@ -37,6 +38,7 @@ from rolecall.server.servicers.organization import OrganizationService
 from rolecall.server.servicers.policy import PolicyService
 from rolecall.server.servicers.reflection import add_reflection
 from rolecall.server.servicers.session import SessionService
+from rolecall.server.servicers.team import TeamService
 from rolecall.server.servicers.token import TokenService
 from rolecall.server.transport import probe, socket_file
 from rolecall.server.transport.call_limits import CallLimits
@@ -45,6 +47,7 @@ from rolecall.server.transport.executors import Executors
 from rolecall.server.transport.polling_server import WATCHDOG_SECONDS, PollingServer
 from rolecall.server.transport.standard import add_handlers
 from rolecall.server.transport.tuning import tune_interpreter
+from rolecall.services.assignments import RoleAssignments
 from rolecall.services.audit import AuditLogs
 from rolecall.services.authorization import Authorizer
 from rolecall.services.cleanup import Cleanup
@@ -55,10 +58,12 @@ from rolecall.services.organizations import Organizations
 from rolecall.services.pagination import Pagination
 from rolecall.services.policies import Policies
 from rolecall.services.sessions import Sessions
+from rolecall.services.teams import Teams
 from rolecall.services.tokens import Tokens
 from rolecall.services.unit_of_work import UnitOfWork
 from rolecall.storage import Storage
 from rolecall.v1 import (
+    assignment_pb2,
     audit_pb2,
     authorization_pb2,
     invitation_pb2,
@@ -66,6 +71,7 @@ from rolecall.v1 import (
     organization_pb2,
     policy_pb2,
     session_pb2,
+    team_pb2,
     token_pb2,
 )
 
@@ -306,6 +312,8 @@ def _build_core(
         token_pb2.DESCRIPTOR: TokenService(Tokens(unit_of_work, storage, live, pages)),
         session_pb2.DESCRIPTOR: SessionService(Sessions(unit_of_work, storage, live, links, limits)),
         member_pb2.DESCRIPTOR: MemberService(Members(unit_of_work, storage, live, pages)),
+        assignment_pb2.DESCRIPTOR: AssignmentService(RoleAssignments(unit_of_work, storage, live, pages)),
+        team_pb2.DESCRIPTOR: TeamService(Teams(unit_of_work, storage, live, pages)),
         invitation_pb2.DESCRIPTOR: InvitationService(Invitations(unit_of_work, storage, live, pages, links, limits)),
         organization_pb2.DESCRIPTOR: OrganizationService(Organizations(unit_of_work, storage, live)),
         audit_pb2.DESCRIPTOR: AuditService(AuditLogs(storage, authenticator, live, pages, log, limits)),

@@ -13,18 +13,21 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from rolecall.credentials import token_format
 from rolecall.credentials.token_format import require_no_credential
 from rolecall.domain import (
+    ORGANIZATION,
     Address,
     Effect,
     ItemError,
     Page,
     Permission,
+    Principal,
+    PrincipalKind,
     Question,
     Restriction,
     Subject,
     SubjectKind,
 )
 from rolecall.errors import BatchSize, InvalidField
-from rolecall.formats import display_names, email_address, external_ids
+from rolecall.formats import display_names, email_address, external_ids, slugs
 from rolecall.formats.networks import parse_address
 from rolecall.policy import (
     MODEL_FILE,
@@ -35,6 +38,7 @@ from rolecall.policy import (
     request_problem,
     value_problem,
 )
+from rolecall.services.principals import NamedPrincipal
 from rolecall.v1 import authorization_pb2 as pb
 from rolecall.v1 import policy_pb2, shared_pb2
 
@@ -48,8 +52,11 @@ __all__ = [
     "external_id",
     "is_id",
     "mask_paths",
+    "member",
+    "note",
     "page",
     "policy_files",
+    "principal",
     "question",
     "questions",
     "request_id",
@@ -57,6 +64,7 @@ __all__ = [
     "resource_type",
     "restriction",
     "role",
+    "scope",
     "secret",
     "slug",
     "subject",
@@ -80,6 +88,7 @@ MAX_PERMISSIONS = 100
 # So that a page of a thousand tokens, or of entries about them, fits into a message.
 MAX_RESTRICTION_BYTES = 2048
 MAX_ID = 64
+MAX_NOTE = 500
 MAX_ROLE = 64
 # As long as an address may be.
 MAX_TEXT = 254
@@ -92,7 +101,8 @@ def question(message: pb.CheckRequest | pb.BatchCheckItem) -> Question:
     """Parse a question. Raises `InvalidField` for the first field at fault."""
     asked = subject_of(message)
     pair = _action_and_resource(message.action, message.resource)
-    return Question(asked, *pair)
+    named = message.scope
+    return Question(asked, *pair, scope(named) if named else ORGANIZATION)
 
 
 def subject_of(message: pb.CheckRequest | pb.BatchCheckItem | pb.PlanResourcesRequest) -> Subject:
@@ -102,9 +112,9 @@ def subject_of(message: pb.CheckRequest | pb.BatchCheckItem | pb.PlanResourcesRe
 
 
 def questions(
-    messages: Iterable[pb.BatchCheckItem], *, ascii_only: bool = False
+    messages: Iterable[pb.BatchCheckItem], default_scope: str = ORGANIZATION, *, ascii_only: bool = False
 ) -> tuple[list[Question], dict[int, ItemError]] | None:
-    """The well-formed questions, and the errors of the others by their places.
+    """The well-formed questions, and the errors of the others by their places. `default_scope`: of those without one.
 
     With `ascii_only`, None where a subject is beyond ASCII: its address takes long to parse.
     Equals `question` for each, written out as batches spend their time here.
@@ -119,7 +129,9 @@ def questions(
                 return None
             asked = subject(named) if named else _presented(message)
             action_, resource_ = _action_and_resource(message.action, message.resource)
-            found.append(new(Question, (asked, action_, resource_)))
+            scoped = message.scope
+            scope_ = scope(scoped) if scoped else default_scope
+            found.append(new(Question, (asked, action_, resource_, scope_)))
         except InvalidField as error:
             wrong[place] = ItemError(error.field, error.message)
     return found, wrong
@@ -168,6 +180,51 @@ def action(text: str) -> str:
 def resource(text: str) -> str:
     """The resource in `text`. Raises `InvalidField`."""
     return _valid_word("resource", text)
+
+
+@lru_cache(CACHED_PAIRS)
+def scope(text: str, field: str = "scope") -> str:
+    """The scope in `text`, empty for the whole organization. Raises `InvalidField`."""
+    if text and (problem := request_problem("scope", text)):
+        raise InvalidField(f"{field}{problem.removeprefix('scope')}", field=field)
+    require_no_credential(text, field)
+    return text
+
+
+def principal(text: str, field: str) -> NamedPrincipal:
+    """The member, team or organization token that `text` names. Raises `InvalidField`."""
+    kind, colon, team_id = text.partition(":")
+    if colon and kind == PrincipalKind.TEAM.value:
+        return Principal(PrincipalKind.TEAM, slugs.parse(team_id, field, "a team's id"))
+    named = _subject_in(text, field)
+    if named.kind is SubjectKind.ROLE:
+        raise InvalidField(f"{field} is a role: name a member, a team or a token.", field=field)
+    return named
+
+
+def member(text: str, field: str) -> Subject:
+    """The member that `text` names. Raises `InvalidField`."""
+    named = _subject_in(text, field)
+    if named.kind in (SubjectKind.ROLE, SubjectKind.TOKEN_ID):
+        raise InvalidField(f"{field} is no member: write `user:ann@acme.io`, `user:ID` or an address.", field=field)
+    return named
+
+
+def _subject_in(text: str, field: str) -> Subject:
+    try:
+        return subject(text)
+    except InvalidField as error:
+        raise InvalidField(f"{field}{error.message.removeprefix('subject')}", field=field) from None
+
+
+def note(text: str, field: str) -> str:
+    """Validate a note; empty for none. Raises `InvalidField` for `field`."""
+    if len(text) > MAX_NOTE:
+        raise InvalidField(f"{field} has {len(text)} characters, more than {MAX_NOTE}: shorten it.", field=field)
+    if not text.isprintable():
+        raise InvalidField(f"{field} holds a control character or an invisible one: remove it.", field=field)
+    require_no_credential(text, field)
+    return text
 
 
 def resource_type(text: str) -> str:
@@ -356,9 +413,12 @@ def request_id(text: str) -> str:
 
 def restriction(message: shared_pb2.Restriction) -> Restriction:
     """Return a token's restriction, in the policy's patterns. Raises `InvalidField`."""
+    scope_ = scope(message.scope, "restriction.scope")
+    if scope_ and not message.permissions:
+        return Restriction(None, scope_)
     if not 1 <= len(message.permissions) <= MAX_PERMISSIONS:
         raise InvalidField(
-            f"restriction has {len(message.permissions)} permissions; it must have 1 to {MAX_PERMISSIONS}:"
+            f"restriction has {len(message.permissions)} permissions; it must have 1 to {MAX_PERMISSIONS}, or a scope:"
             " leave the whole field out for a token that is not restricted.",
             field="restriction.permissions",
         )
@@ -376,7 +436,7 @@ def restriction(message: shared_pb2.Restriction) -> Restriction:
         if item.effect not in (shared_pb2.EFFECT_UNSPECIFIED, shared_pb2.EFFECT_ALLOW):
             raise InvalidField("A restriction lists what is allowed: leave the effect out.", field=f"{field}.effect")
     found = (Permission(item.resource, item.action, Effect.ALLOW) for item in message.permissions)
-    return tuple(dict.fromkeys(found))
+    return Restriction(tuple(dict.fromkeys(found)), scope_)
 
 
 def timestamp(message: Timestamp, field: str) -> int:

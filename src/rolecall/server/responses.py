@@ -5,6 +5,7 @@ from functools import lru_cache
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from rolecall.domain import (
+    NEVER,
     CheckResult,
     CredentialKind,
     Effect,
@@ -14,19 +15,22 @@ from rolecall.domain import (
     Permission,
     Reason,
     ResourcePlan,
+    RoleAssignment,
+    Team,
     Token,
     TokenState,
     now,
 )
 from rolecall.formats.networks import format_networks
-from rolecall.services.authorization import BatchAnswer, PermissionsAnswer, SubjectsAnswer
+from rolecall.services.authorization import BatchAnswer, PermissionsAnswer, ResourcesAnswer, SubjectsAnswer
 from rolecall.services.organizations import OrganizationView
 from rolecall.services.sessions import OpenedSession
+from rolecall.v1 import assignment_pb2, organization_pb2, session_pb2, shared_pb2, team_pb2, token_pb2
 from rolecall.v1 import authorization_pb2 as pb
-from rolecall.v1 import organization_pb2, session_pb2, shared_pb2, token_pb2
 
 __all__ = [
     "KINDS",
+    "assignment",
     "batch_response",
     "check_response",
     "member",
@@ -34,8 +38,10 @@ __all__ = [
     "permission",
     "permissions_response",
     "plan_response",
+    "resources_response",
     "session",
     "subjects_response",
+    "team",
     "timestamp",
     "token",
 ]
@@ -65,7 +71,7 @@ _STATES = {state: token_pb2.TokenState.Value(f"TOKEN_STATE_{state.name}") for st
 
 def check_response(result: CheckResult) -> bytes:
     """Serialize the answer to one question."""
-    plain = _check_response(result.reason, result.role, result.revision, result.policy_version)
+    plain = _check_response(result.reason, result.role, result.revision, result.policy_version, result.assignment_id)
     if result.explanation is None:
         return plain
     # A message is the concatenation of its parts.
@@ -73,11 +79,16 @@ def check_response(result: CheckResult) -> bytes:
 
 
 @lru_cache(MAX_ANSWERS)
-def _check_response(reason: Reason, role: str, revision: int, policy_version: str) -> bytes:
+def _check_response(reason: Reason, role: str, revision: int, policy_version: str, assignment_id: str) -> bytes:
     """Serialize a response; between two changes, few differ."""
     decision = _DECISIONS[CheckResult(reason).decision]
     answer = pb.CheckResponse(
-        decision=decision, reason=_REASONS[reason], role=role, revision=revision, policy_version=policy_version
+        decision=decision,
+        reason=_REASONS[reason],
+        role=role,
+        revision=revision,
+        policy_version=policy_version,
+        assignment_id=assignment_id,
     )
     return answer.SerializeToString()
 
@@ -117,6 +128,16 @@ def plan_response(plan: ResourcePlan) -> pb.PlanResourcesResponse:
     )
 
 
+def resources_response(answer: ResourcesAnswer) -> pb.ListResourcesResponse:
+    """A page of resources as a message."""
+    return pb.ListResourcesResponse(
+        resources=answer.resources,
+        revision=answer.revision,
+        policy_version=answer.policy_version,
+        next_page_token=answer.next_page_token,
+    )
+
+
 def subjects_response(answer: SubjectsAnswer) -> pb.ListSubjectsResponse:
     """A page of members as a message."""
     return pb.ListSubjectsResponse(
@@ -142,6 +163,17 @@ def _explanation(value: Explanation) -> pb.Explanation:
         nearest_miss=value.nearest_miss,
         nearest_miss_line=value.nearest_miss_line,
         roles_that_pass=value.roles_that_pass,
+        roles=[
+            pb.RoleExplanation(
+                role=each.role,
+                assignment_id=each.assignment_id,
+                scope=each.scope,
+                applies=each.applies,
+                reason=_REASONS[each.reason] if each.reason else pb.REASON_UNSPECIFIED,
+                summary=each.summary,
+            )
+            for each in value.roles
+        ],
     )
 
 
@@ -175,6 +207,33 @@ def member(value: Member) -> shared_pb2.Member:
     )
 
 
+def assignment(value: RoleAssignment) -> assignment_pb2.RoleAssignment:
+    """A role assignment as a message."""
+    return assignment_pb2.RoleAssignment(
+        id=value.id,
+        principal=value.principal.text,
+        role=value.role,
+        scope=value.scope,
+        create_time=timestamp(value.create_time),
+        creator=value.creator,
+        expire_time=None if value.expire_time == NEVER else timestamp(value.expire_time),
+        note=value.note,
+        etag=value.etag,
+        principal_name=value.name,
+    )
+
+
+def team(value: Team) -> team_pb2.Team:
+    """A team as a message."""
+    return team_pb2.Team(
+        id=value.id,
+        display_name=value.display_name,
+        create_time=timestamp(value.create_time),
+        member_count=value.member_count,
+        etag=value.etag,
+    )
+
+
 def organization(value: OrganizationView) -> organization_pb2.Organization:
     """An organization as a message."""
     return organization_pb2.Organization(
@@ -191,7 +250,8 @@ def token(value: Token) -> token_pb2.Token:
     """A token as a message, in the state that it is in now."""
     restriction_ = None
     if value.restriction is not None:
-        restriction_ = shared_pb2.Restriction(permissions=[permission(item) for item in value.restriction])
+        permissions = [permission(item) for item in value.restriction.permissions or ()]
+        restriction_ = shared_pb2.Restriction(permissions=permissions, scope=value.restriction.scope)
     used = value.last_use_time
     return token_pb2.Token(
         id=value.id,

@@ -1,9 +1,13 @@
 """Authorization decisions: whether the caller may ask, and the answer. Every Check is decided in this module."""
 
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from rolecall.domain import (
+    NEVER,
+    NOTHING_ASSIGNED,
+    ORGANIZATION,
     Caller,
     CheckResult,
     Explanation,
@@ -15,24 +19,48 @@ from rolecall.domain import (
     Reason,
     ResourcePlan,
     Role,
+    RoleExplanation,
     Subject,
+    now,
+    rfc3339,
 )
 from rolecall.domain import SubjectKind as Kind
 from rolecall.errors import PlanSize, RevisionNotReached
 from rolecall.identity.batch_loader import Miss
 from rolecall.identity.directory import Directory, ResolvedSubject, ResolvedSubjects, SubjectCache
-from rolecall.policy import Conditional, Policy, explain, explain_without_rules, permits, plan_resources, restrict
+from rolecall.policy import (
+    Conditional,
+    Policy,
+    explain,
+    explain_without_rules,
+    permissions_at,
+    permits,
+    plan_resources,
+)
 from rolecall.policy.reload import LivePolicy
-from rolecall.services.caller_permissions import may, require
+from rolecall.services.caller_permissions import is_self, may, require, roles_that_may
 from rolecall.services.pagination import Pagination
 from rolecall.storage import Storage, Transaction
+from rolecall.storage import assignments as assignment_rows
 from rolecall.storage import members as member_rows
 from rolecall.storage import organizations as organization_rows
 
-__all__ = ["Authorizer", "BatchAnswer", "CachedAuthorizer", "PermissionsAnswer", "RolesAnswer", "SubjectsAnswer"]
+__all__ = [
+    "Authorizer",
+    "BatchAnswer",
+    "CachedAuthorizer",
+    "PermissionsAnswer",
+    "ResourcesAnswer",
+    "RolesAnswer",
+    "SubjectsAnswer",
+]
 
 # Maximum patterns of a plan: SQLite limits the depth of an expression to 1,000.
 MAX_PLAN_PATTERNS = 500
+# Maximum roles of a subject in an explanation.
+MAX_EXPLAINED_ROLES = 100
+# Scopes that are read at once for a list of resources.
+SCOPES_READ = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +74,7 @@ class BatchAnswer:
 
 @dataclass(frozen=True, slots=True)
 class PermissionsAnswer:
-    """Page of a subject's permissions. `role` is empty if the subject has none."""
+    """Page of a subject's permissions. `role` is the one that it has everywhere; empty if it has none."""
 
     role: str
     permissions: tuple[Permission, ...]
@@ -60,6 +88,16 @@ class SubjectsAnswer:
     """Page of the members who may do what was asked."""
 
     members: tuple[Member, ...]
+    revision: int
+    policy_version: str
+    next_page_token: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResourcesAnswer:
+    """Page of the resources on which a subject may do what was asked."""
+
+    resources: tuple[str, ...]
     revision: int
     policy_version: str
     next_page_token: str
@@ -92,7 +130,7 @@ class CachedAuthorizer:
         policy = self._live.in_force.policy
         subject = question.subject
         _require_check_permission(policy, caller, (subject,))
-        if explained and not _is_self(caller, subject):
+        if explained and not is_self(caller, subject):
             require(policy, caller, "explain", "authorization")
         if subject.key:
             cached = self._subjects.resolve_one(caller.organization, subject, at_least_revision)
@@ -103,7 +141,7 @@ class CachedAuthorizer:
             return None
         revision, resolved = cached
         result = _result(policy, question, revision, resolved)
-        return _explained(policy, caller, question, result) if explained else result
+        return _explained(policy, caller, question, result, resolved) if explained else result
 
     def batch_check(
         self, caller: Caller, questions: Sequence[Question], *, at_least_revision: int = 0
@@ -140,8 +178,9 @@ class Authorizer:
         def finish(loaded: ResolvedSubjects) -> CheckResult:
             _require_revision(loaded.revision, at_least_revision)
             policy = self._live.in_force.policy
-            answer = _result(policy, question, loaded.revision, loaded.subjects[0])
-            return _explained(policy, caller, question, answer) if explained else answer
+            resolved = loaded.subjects[0]
+            answer = _result(policy, question, loaded.revision, resolved)
+            return _explained(policy, caller, question, answer, resolved) if explained else answer
 
         return self._directory.miss(caller.organization, (question.subject,), caller.actor).then(finish)
 
@@ -161,32 +200,51 @@ class Authorizer:
         return self._directory.miss(caller.organization, subjects, caller.actor).then(finish)
 
     def list_permissions(
-        self, caller: Caller, subject: Subject, page: Page, *, at_least_revision: int = 0
+        self,
+        caller: Caller,
+        subject: Subject,
+        page: Page,
+        *,
+        scope: str = ORGANIZATION,
+        at_least_revision: int = 0,
     ) -> PermissionsAnswer:
-        """List a subject's permissions. Raises `InvalidField`, `PageToken`, and what `check_cached` and its miss do."""
+        """List a subject's permissions for questions in `scope`.
+
+        Raises `InvalidField`, `PageToken`, and what `check_cached` and its miss do.
+        """
         size = self._pages.size(page)
         policy = self._live.in_force.policy
         _require_check_permission(policy, caller, [subject])
         revision, resolved = self._resolve(caller, subject, at_least_revision)
         role = _role_of(subject, resolved)
-        scope = ("ListPermissions", caller.organization, subject.kind.name, subject.value, role, policy.version)
-        position = self._pages.position(scope, page)
+        permissions = _permissions(policy, subject, resolved, scope)
+        names = (subject.kind.name, subject.value, role, scope, policy.version)
+        listed = ("ListPermissions", caller.organization, *names, _digest(permissions))
+        position = self._pages.position(listed, page)
         start = int(position[0]) if position else 0
-        permissions = restrict(policy.permissions_of(role), resolved.restriction if resolved else None)
         end = start + size
-        token = self._pages.token(scope, [str(end)]) if end < len(permissions) else ""
+        token = self._pages.token(listed, [str(end)]) if end < len(permissions) else ""
         return PermissionsAnswer(role, tuple(permissions[start:end]), revision, policy.version, token)
 
     def plan_resources(
-        self, caller: Caller, subject: Subject, action: str, resource_type: str, *, at_least_revision: int = 0
+        self,
+        caller: Caller,
+        subject: Subject,
+        action: str,
+        resource_type: str,
+        *,
+        scope: str = ORGANIZATION,
+        at_least_revision: int = 0,
     ) -> ResourcePlan:
-        """Plan on which resources of a type a subject may do `action`. Raises `PlanSize`, and as `list_permissions`."""
+        """Plan on which resources of a type, in `scope`, a subject may do `action`.
+
+        Raises `PlanSize`, and as `list_permissions`.
+        """
         policy = self._live.in_force.policy
         _require_check_permission(policy, caller, [subject])
         revision, resolved = self._resolve(caller, subject, at_least_revision)
         role = _role_of(subject, resolved)
-        permissions = restrict(policy.permissions_of(role), resolved.restriction if resolved else None)
-        include, exclude = plan_resources(permissions, action, resource_type)
+        include, exclude = plan_resources(_permissions(policy, subject, resolved, scope), action, resource_type)
         size = len(include) + len(exclude)
         if size > MAX_PLAN_PATTERNS:
             raise PlanSize(
@@ -204,17 +262,64 @@ class Authorizer:
             kind = PlanKind.CONDITIONAL
         return ResourcePlan(kind, resource_type, include, exclude, role, revision, policy.version)
 
+    def list_resources(
+        self,
+        caller: Caller,
+        subject: Subject,
+        action: str,
+        resource_type: str,
+        page: Page,
+        *,
+        at_least_revision: int = 0,
+    ) -> ResourcesAnswer:
+        """List the resources of a type, of those that rules and scopes of assignments name, on which a subject may.
+
+        Raises as `list_permissions`.
+        """
+        size = self._pages.size(page)
+        policy = self._live.in_force.policy
+        _require_check_permission(policy, caller, [subject])
+        listed = ("ListResources", caller.organization, subject.kind.name, subject.value, action, resource_type)
+        position = self._pages.position((*listed, policy.version), page)
+        after = position[0] if position else ""
+        revision, resolved = self._resolve(caller, subject, at_least_revision)
+        ruled = sorted(path for path in policy.resources_of(resource_type) if path > after)
+
+        def work(tx: Transaction) -> list[str]:
+            found: list[str] = []
+            last, more = after, True
+            while more and len(found) <= size:
+                scopes = assignment_rows.scopes(tx, caller.organization, resource_type, last, SCOPES_READ)
+                more = len(scopes) == SCOPES_READ
+                # Rules beyond the last scope that was read are merged with the next ones.
+                named = {*scopes, *(path for path in ruled if path > last and not (more and path > scopes[-1]))}
+                last = scopes[-1] if more else last
+                questions = (Question(subject, action, path) for path in sorted(named))
+                found += [each.resource for each in questions if _reason(policy, resolved, each) is Reason.GRANTED]
+            return found
+
+        found = self._storage.read(work)
+        token = self._pages.token((*listed, policy.version), [found[size - 1]]) if len(found) > size else ""
+        return ResourcesAnswer(tuple(found[:size]), revision, policy.version, token)
+
     def list_subjects(
-        self, caller: Caller, action: str, resource: str, page: Page, *, at_least_revision: int = 0
+        self,
+        caller: Caller,
+        action: str,
+        resource: str,
+        page: Page,
+        *,
+        scope: str = ORGANIZATION,
+        at_least_revision: int = 0,
     ) -> SubjectsAnswer:
-        """List the members who may do `action` on `resource`, by address. Raises as `list_permissions`."""
+        """List the members who may do `action` on `resource` in `scope`, by address. Raises as `list_permissions`."""
         size = self._pages.size(page)
         policy = self._live.in_force.policy
         require(policy, caller, "check", "authorization")
         require(policy, caller, "view", "members")
-        scope = ("ListSubjects", caller.organization, action, resource, policy.version)
-        position = self._pages.position(scope, page)
-        roles = policy.roles_that_may(action, resource)
+        listed = ("ListSubjects", caller.organization, action, resource, scope, policy.version)
+        position = self._pages.position(listed, page)
+        roles = roles_that_may(policy, action, resource, scope)
 
         def work(tx: Transaction) -> tuple[int, list[tuple[str, Member]]]:
             revision = organization_rows.revision_of(tx, caller.organization)
@@ -223,7 +328,7 @@ class Authorizer:
 
         revision, found = self._storage.read(work)
         _require_revision(revision, at_least_revision)
-        token = self._pages.token(scope, [found[size - 1][0]]) if len(found) > size else ""
+        token = self._pages.token(listed, [found[size - 1][0]]) if len(found) > size else ""
         return SubjectsAnswer(tuple(member for _, member in found[:size]), revision, policy.version, token)
 
     def list_roles(self, caller: Caller, page: Page) -> RolesAnswer:
@@ -245,8 +350,8 @@ class Authorizer:
 
 
 def _result(policy: Policy, question: Question, revision: int, resolved: ResolvedSubject | None) -> CheckResult:
-    reason = _reason(policy, resolved, question)
-    values = (reason, _role_of(question.subject, resolved), revision, policy.version, None, None)
+    reason, role, assignment_id = _decide(policy, resolved, question)
+    values = (reason, role, revision, policy.version, None, None, assignment_id)
     # The class's own constructor takes twice as long.
     return tuple.__new__(CheckResult, values)
 
@@ -264,24 +369,9 @@ def _role_of(subject: Subject, resolved: ResolvedSubject | None) -> str:
 
 def _require_check_permission(policy: Policy, caller: Caller, subjects: Collection[Subject]) -> None:
     """Raise `PermissionMissing` unless each subject is the caller itself, or the caller may `authorization check`."""
-    if not may(policy, caller, "check", "authorization") and not all(_is_self(caller, each) for each in subjects):
+    if not may(policy, caller, "check", "authorization") and not all(is_self(caller, each) for each in subjects):
         # For the error, which names the missing permission.
         require(policy, caller, "check", "authorization")
-
-
-def _is_self(caller: Caller, subject: Subject) -> bool:
-    """Whether the subject is the caller, decided without a lookup."""
-    match subject.kind:
-        case Kind.USER_ID:
-            return subject.value == caller.user_id != ""
-        case Kind.EMAIL:
-            return subject.value == caller.email_key != ""
-        case Kind.TOKEN_ID | Kind.PRESENTED:
-            return subject.value == caller.credential_id
-        case Kind.ROLE:
-            return False
-        case Kind.EXTERNAL_ID:
-            return subject.value == caller.external_id != ""
 
 
 def _require_revision(revision: int, at_least: int) -> None:
@@ -294,44 +384,68 @@ def _require_revision(revision: int, at_least: int) -> None:
         )
 
 
+def _permissions(policy: Policy, subject: Subject, resolved: ResolvedSubject | None, scope: str) -> list[Permission]:
+    """Return what a subject may and may not for questions in `scope`."""
+    if resolved is None:
+        return permissions_at(policy, _role_of(subject, None), NOTHING_ASSIGNED, None, scope)
+    return permissions_at(policy, resolved.role, resolved.assigned.at(now()), resolved.restriction, scope)
+
+
+def _digest(permissions: Iterable[Permission]) -> str:
+    return hashlib.sha256(repr(permissions).encode()).hexdigest()
+
+
 def _reasons(policy: Policy, resolved: ResolvedSubjects, questions: Iterable[Question]) -> list[Reason]:
     """Return the reason for each question. Equals `_reason`, inlined because batches spend most of their time here."""
     reason_of = policy.reason
     reasons: list[Reason] = []
     for question, subject in zip(questions, resolved.subjects, strict=True):
-        if subject is not None and subject.restriction is None:
-            _, action, resource = question
+        if subject is not None and subject.is_plain:
+            _, action, resource, _ = question
             reason = reason_of(subject.role, action, resource)
-            reasons.append(reason.reason(_no_values) if isinstance(reason, Conditional) else reason)
+            reasons.append(_reason(policy, subject, question) if isinstance(reason, Conditional) else reason)
         else:
             reasons.append(_reason(policy, subject, question))
     return reasons
 
 
-def _no_values(_: str) -> None:
-    """Evaluate no condition."""
-
-
 def _reason(policy: Policy, resolved: ResolvedSubject | None, question: Question) -> Reason:
-    """The reason for one question, whose subject is resolved, or unknown in the organization."""
-    subject, action, resource = question
+    return _decide(policy, resolved, question)[0]
+
+
+def _decide(policy: Policy, resolved: ResolvedSubject | None, question: Question) -> tuple[Reason, str, str]:
+    """Decide one question, whose subject is resolved, or unknown in the organization.
+
+    Returns the reason, the role that decided, and the id of the assignment by which the subject has it, if any.
+    """
+    subject, action, resource, scope = question
     if resolved is None:
         if subject.kind is Kind.ROLE:
-            reason = policy.reason(subject.value, action, resource)
-            return reason.reason(_no_values) if isinstance(reason, Conditional) else reason
-        return Reason.TOKEN_INVALID if subject.kind in (Kind.TOKEN_ID, Kind.PRESENTED) else Reason.NOT_A_MEMBER
-    reason = policy.reason(resolved.role, action, resource)
-    if isinstance(reason, Conditional):
-        reason = reason.reason(_no_values)
-    if resolved.restriction is None or reason is not Reason.GRANTED:
-        return reason
-    return reason if permits(resolved.restriction, action, resource) else Reason.TOKEN_SCOPE
+            return policy.reason_of_roles([subject.value], action, resource)[0], subject.value, ""
+        is_token = subject.kind in (Kind.TOKEN_ID, Kind.PRESENTED)
+        return Reason.TOKEN_INVALID if is_token else Reason.NOT_A_MEMBER, "", ""
+    role = resolved.role
+    if not resolved.assigned:
+        reason, assignment_id = policy.reason_of_roles([role], action, resource)[0], ""
+    else:
+        applicable = resolved.assigned.applicable(scope, resource, now())
+        reason, index = policy.reason_of_roles([role, *(each.role for each in applicable)], action, resource)
+        assigned = applicable[index - 1] if index else None
+        role, assignment_id = (assigned.role, assigned.assignment_id) if assigned else (role, "")
+    if reason is Reason.GRANTED and not permits(resolved.restriction, action, resource, scope):
+        reason = Reason.TOKEN_SCOPE
+    return reason, role, assignment_id
 
 
-def _explained(policy: Policy, caller: Caller, question: Question, result: CheckResult) -> CheckResult:
+def _explained(
+    policy: Policy, caller: Caller, question: Question, result: CheckResult, resolved: ResolvedSubject | None
+) -> CheckResult:
     """Return the result with an explanation, of which only a caller that may `authorization explain` gets the rules."""
     rules = may(policy, caller, "explain", "authorization")
-    return result._replace(explanation=_explain(policy, question, result, rules=rules))
+    explanation = _explain(policy, question, result, rules=rules)
+    if resolved is not None:
+        explanation = replace(explanation, roles=tuple(_explained_roles(policy, question, resolved, rules=rules)))
+    return result._replace(explanation=explanation)
 
 
 def _explain(policy: Policy, question: Question, result: CheckResult, *, rules: bool) -> Explanation:
@@ -348,8 +462,38 @@ def _explain(policy: Policy, question: Question, result: CheckResult, *, rules: 
             f"{result.role} may `{question.action}` on `{question.resource}`, but the token is restricted to less:"
             " use one whose restriction covers it."
         )
-    decision = policy.decide(result.role, question.action, question.resource)
+    return _explain_role(policy, question, result.role, rules=rules)
+
+
+def _explain_role(policy: Policy, question: Question, role: str, *, rules: bool) -> Explanation:
+    decision = policy.decide(role, question.action, question.resource)
     return explain(decision) if rules else explain_without_rules(decision)
+
+
+def _explained_roles(
+    policy: Policy, question: Question, resolved: ResolvedSubject, *, rules: bool
+) -> Iterator[RoleExplanation]:
+    """Yield the roles that a subject has now, and whether and why each applies to the question."""
+    _, action, resource, scope = question
+    own = policy.reason_of_roles([resolved.role], action, resource)[0]
+    summary = _explain_role(policy, question, resolved.role, rules=rules).summary
+    yield RoleExplanation(resolved.role, "", ORGANIZATION, applies=True, reason=own, summary=summary)
+    at = now()
+    applicable = {each.assignment_id for each in resolved.assigned.applicable(scope, resource, at)}
+    # Those that apply first, as there may be more than are shown.
+    assigned = sorted(resolved.assigned.at(at).roles, key=lambda each: each.assignment_id not in applicable)
+    for each in assigned[:MAX_EXPLAINED_ROLES]:
+        where = f"`{each.scope}`" if each.scope else "the whole organization"
+        held = f"Assigned to {each.principal} at {where}"
+        if each.expire_time != NEVER:
+            held += f" until {rfc3339(each.expire_time)}"
+        applies = each.assignment_id in applicable
+        reason = policy.reason_of_roles([each.role], action, resource)[0] if applies else None
+        if applies:
+            summary = f"{held}. {_explain_role(policy, question, each.role, rules=rules).summary}"
+        else:
+            summary = f"{held}, where neither the question's scope nor its resource is."
+        yield RoleExplanation(each.role, each.assignment_id, each.scope, applies, reason, summary)
 
 
 def _not_a_member(subject: Subject) -> str:

@@ -1,6 +1,7 @@
 """Periodic deletion of rows that are no longer needed.
 
-Expired requests to sign in, answers stored for repeated requests, changes that every server has read.
+Expired requests to sign in, answers stored for repeated requests, changes that every server has read, role assignments
+that ended long ago.
 """
 
 import time
@@ -9,11 +10,15 @@ from rolecall.domain import now
 from rolecall.limits import DEFAULT_LIMITS, Limits
 from rolecall.services.unit_of_work import REPEAT_MICROSECONDS
 from rolecall.storage import Storage, Transaction
+from rolecall.storage import assignments as assignment_rows
 from rolecall.storage import changes as change_rows
 from rolecall.storage import idempotency as request_rows
 from rolecall.storage import outbox as mail_rows
 
 __all__ = ["Cleanup"]
+
+# Time for which lists show an assignment after its end: 30 days.
+ENDED_MICROSECONDS = 30 * 24 * 60 * 60 * 1_000_000
 
 
 class Cleanup:
@@ -37,6 +42,7 @@ class Cleanup:
             mail_rows.prune_sign_ins(tx, at)
             request_rows.prune(tx, at - REPEAT_MICROSECONDS)
             change_rows.prune(tx, self._position)
+            assignment_rows.prune(tx, at - ENDED_MICROSECONDS)
             return change_rows.position(tx)
 
         self._position = self._storage.write(work)

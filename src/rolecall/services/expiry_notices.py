@@ -8,6 +8,7 @@ from rolecall.identity.rate_limit import RateLimiter
 from rolecall.limits import DEFAULT_LIMITS, Limits
 from rolecall.policy import Policy
 from rolecall.policy.reload import LivePolicy
+from rolecall.services.caller_permissions import roles_that_may
 from rolecall.services.token_rules import DAY
 from rolecall.storage import Storage, Transaction
 from rolecall.storage import members as member_rows
@@ -78,7 +79,7 @@ class ExpiryNotices:
         key = f"{token.organization} {token.user_id}"
         if self._viewers_limit.is_below(key, self._burst):
             self._viewers_limit.count(key)
-            roles = policy.roles_that_may("view", token.resource)
+            roles = roles_that_may(policy, "view", token.resource)
             viewers = member_rows.page_with_roles(tx, token.organization, roles, None, MAX_VIEWERS)
             ids += [member.user_id for _, member in viewers]
         return list(dict.fromkeys(ids))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rolecall.domain import Caller, CredentialKind, Invitation, Invitee, TokenState
+from rolecall.domain import Caller, CredentialKind, Invitation, Invitee, Principal, TokenState
 from rolecall.errors import (
     AlreadyMember,
     BatchSize,
@@ -21,6 +21,7 @@ from rolecall.services.caller_permissions import require_any, require_handling, 
 from rolecall.services.external_id_rules import taken_errors
 from rolecall.services.unit_of_work import ChangeContext
 from rolecall.storage import Transaction
+from rolecall.storage import assignments as assignment_rows
 from rolecall.storage import invitations as rows
 from rolecall.storage import members as member_rows
 from rolecall.storage import tokens as token_rows
@@ -82,12 +83,12 @@ def parse_batch(invitees: Sequence[Invitee]) -> InvitationBatch:
             if invitee.display_name:
                 display_names.parse(invitee.display_name, "display_name")
         except InvalidField as error:
-            batch.malformed.append(_with_field(error, f"{place}.display_name"))
+            batch.malformed.append(error.with_field(f"{place}.display_name"))
         try:
             if invitee.external_id:
                 batch.external_ids[f"{place}.external_id"] = external_ids.parse(invitee.external_id, "external_id")
         except InvalidField as error:
-            batch.malformed.append(_with_field(error, f"{place}.external_id"))
+            batch.malformed.append(error.with_field(f"{place}.external_id"))
     return batch
 
 
@@ -113,7 +114,7 @@ def require_invitable(context: ChangeContext, batch: InvitationBatch) -> None:
 def _role_errors(context: ChangeContext, roles: Mapping[str, str]) -> list[RolecallError]:
     """Return an error for each field whose role the caller may not invite to."""
     errors = {role: _role_error(context, role) for role in set(roles.values())}
-    return [_with_field(error, field) for field, role in roles.items() if (error := errors[role])]
+    return [error.with_field(field) for field, role in roles.items() if (error := errors[role])]
 
 
 def _role_error(context: ChangeContext, role: str) -> RolecallError | None:
@@ -185,14 +186,18 @@ def _inviter(tx: Transaction, invitation: Invitation, at: int) -> Caller | None:
         role = token.role if token and token.state(at) is TokenState.ACTIVE else None
     if role is None:
         return None
+    principal = Principal.of(invitation.creator)
+    assigned = assignment_rows.assigned(tx, invitation.organization, [principal])[principal]
     return Caller(
-        invitation.organization, "", CredentialKind.SESSION, identifier, "", role, restriction=invitation.restriction
+        invitation.organization,
+        "",
+        CredentialKind.SESSION,
+        identifier,
+        "",
+        role,
+        restriction=invitation.restriction,
+        assigned=assigned,
     )
-
-
-def _with_field(error: RolecallError, field: str) -> RolecallError:
-    """Return a copy of the error for another field."""
-    return type(error)(error.message, field=field, subject=error.subject, **error.metadata)
 
 
 def _entry_number(error: RolecallError) -> int:

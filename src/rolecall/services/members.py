@@ -6,11 +6,29 @@ from dataclasses import dataclass
 from typing import Any
 
 from rolecall.audit import Private
-from rolecall.domain import Caller, Member, MemberOrder, Page, Token
+from rolecall.domain import (
+    ORGANIZATION,
+    Caller,
+    Member,
+    MemberOrder,
+    Page,
+    Principal,
+    PrincipalKind,
+    Reason,
+    Token,
+)
 from rolecall.errors import BatchSize, InvalidField, LastOwner, MemberNotFound, PermissionMissing
 from rolecall.policy import join_names
 from rolecall.policy.reload import LivePolicy
-from rolecall.services.caller_permissions import require, require_any, require_handling, require_known, require_person
+from rolecall.services.caller_permissions import (
+    decide,
+    require,
+    require_any,
+    require_handling,
+    require_handling_all,
+    require_known,
+    require_person,
+)
 from rolecall.services.external_id_rules import take
 from rolecall.services.pagination import Pagination
 from rolecall.services.unit_of_work import (
@@ -25,6 +43,7 @@ from rolecall.services.unit_of_work import (
     require_etag,
 )
 from rolecall.storage import Storage
+from rolecall.storage import assignments as assignment_rows
 from rolecall.storage import invitations as invitation_rows
 from rolecall.storage import members as rows
 from rolecall.storage import organizations as organization_rows
@@ -34,6 +53,8 @@ __all__ = ["ChangedMember", "MemberPage", "Members", "MovedMembers", "RemovedMem
 
 # Maximum organization tokens listed in the answer when their creator is removed, to bound the response.
 MAX_TOKENS = 1000
+# Maximum role assignments in the audit entry of a member's removal.
+MAX_AUDITED = 100
 # Maximum members that are moved in one transaction, which blocks the organization's writers, and named in its entry.
 MAX_MOVED = 10_000
 
@@ -53,6 +74,7 @@ class MovedMembers(Answer):
     etag: str
     organization_tokens: int
     invitations: int
+    assignments: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,10 +180,13 @@ class Members:
             details = {"before": before, "after": after}
             return Written(ChangedMember(changed), f"user:{user_id}", details)
 
-        # The holder of the external id acts with the member's role, so this is as if that role were given.
-        return self._unit_of_work.run(
-            request, ChangedMember, lambda context: _require_member(context, "update", user_id), effect
-        )
+        def authorize(context: ChangeContext) -> Member:
+            member = _require_member(context, "update", user_id)
+            # Who has the external id outside acts with all of the member's roles: it is as if these were given.
+            _require_all_roles(context, "update", member)
+            return member
+
+        return self._unit_of_work.run(request, ChangedMember, authorize, effect)
 
     def move(
         self, request: ChangeRequest, from_role: str, to_role: str, etag: str, *, validate_only: bool = False
@@ -198,6 +223,7 @@ class Members:
                 present,
                 token_rows.count_with_role(context.tx, organization, from_role, context.at),
                 invitation_rows.pending_count(context.tx, organization, from_role, context.at),
+                assignment_rows.count_with_role(context.tx, organization, from_role, context.at),
             )
             if from_role in owners and to_role not in owners and found:
                 others = [role for role in owners if role != from_role]
@@ -221,6 +247,7 @@ class Members:
 
         def authorize(context: ChangeContext) -> Member:
             member = _require_member(context, "remove", user_id)
+            _require_all_roles(context, "remove", member)
             if user_id == context.caller.user_id:
                 _require_other_owner(context, member, "user_id")
                 raise InvalidField("user_id is your own: leave with LeaveOrganization instead.", field="user_id")
@@ -230,9 +257,10 @@ class Members:
             require_etag(etag, member.etag)
             _require_other_owner(context, member, "user_id")
             created = token_rows.created_by(context.tx, member.organization, user_id, context.at, MAX_TOKENS)
+            before = {**audit_details(member), **_audited_roles(context, member)}
             rows.remove(context.tx, member)
             removed = RemovedMember(member, tuple(created))
-            return Written(removed, f"user:{user_id}", {"before": audit_details(member)})
+            return Written(removed, f"user:{user_id}", {"before": before})
 
         return self._unit_of_work.run(request, RemovedMember, authorize, effect)
 
@@ -244,8 +272,12 @@ class Members:
 
         def authorize(context: ChangeContext) -> None:
             require_person(context.caller, "leave")
-            role = context.caller.role
-            if not context.policy.decide(role, "leave", "organization"):
+            caller = context.caller
+            role = caller.role
+            if (
+                decide(context.policy, role, caller.assigned, "leave", "organization", ORGANIZATION)
+                is not Reason.GRANTED
+            ):
                 removers = join_names(context.policy.roles_that_may("remove", "members"))
                 raise PermissionMissing(
                     f"A member with the role {role} may not leave: ask somebody who may remove you ({removers}).",
@@ -259,8 +291,9 @@ class Members:
             if member is None:
                 raise _not_found(context.caller.user_id)
             _require_other_owner(context, member)
+            before = {**audit_details(member), **_audited_roles(context, member)}
             rows.remove(context.tx, member)
-            return Written(Answer(), f"user:{member.user_id}", {"before": audit_details(member)})
+            return Written(Answer(), f"user:{member.user_id}", {"before": before})
 
         return self._unit_of_work.run(request, Answer, authorize, effect).revision
 
@@ -274,6 +307,19 @@ def audit_details(member: Member) -> Mapping[str, Any]:
     }
     if member.external_id:
         details["external_id"] = _audited_external_id(member)
+    return details
+
+
+def _audited_roles(context: ChangeContext, member: Member) -> Mapping[str, Any]:
+    """Details for the audit log of the teams and assignments that end with a member; empty if there are none."""
+    principal = Principal(PrincipalKind.USER, member.user_id)
+    assigned = assignment_rows.assigned(context.tx, member.organization, [principal])[principal]
+    own = [each for each in assigned.at(context.at).roles if each.principal == principal.text][:MAX_AUDITED]
+    details: dict[str, Any] = {}
+    if assigned.teams:
+        details["teams"] = list(assigned.teams)
+    if own:
+        details["assignments"] = [f"{each.role} at {each.scope or 'the whole organization'}" for each in own]
     return details
 
 
@@ -292,6 +338,13 @@ def _require_member(context: ChangeContext, verb: str, user_id: str) -> Member:
         raise _not_found(user_id)
     require_handling(context.policy, context.caller, verb, member.role, "user_id")
     return member
+
+
+def _require_all_roles(context: ChangeContext, verb: str, member: Member) -> None:
+    """Raise unless the caller may `verb` people with each role that the member has, at any scope."""
+    principal = Principal(PrincipalKind.USER, member.user_id)
+    assigned = assignment_rows.assigned(context.tx, member.organization, [principal])[principal]
+    require_handling_all(context.policy, context.caller, verb, member.role, assigned, "user_id")
 
 
 def _require_other_owner(context: ChangeContext, leaving: Member, field: str = "") -> None:

@@ -11,11 +11,13 @@ from rolecall.policy import Build, join_names
 from rolecall.policy.reload import find_conflicts, stored
 from rolecall.spelling import suggest
 from rolecall.storage import Storage, Transaction
+from rolecall.storage import assignments as assignment_rows
 from rolecall.storage import invitations as invitation_rows
 from rolecall.storage import members as member_rows
 from rolecall.storage import organizations as organization_rows
 from rolecall.storage import policies as rows
 from rolecall.storage import tokens as token_rows
+from rolecall.storage.assignments import RoleHolder as AssignmentHolder
 from rolecall.storage.policies import Activation
 from rolecall.storage.tokens import RoleHolder
 
@@ -41,6 +43,12 @@ class _Holders:
     members: list[Member] = field(default_factory=list)
     tokens: list[RoleHolder] = field(default_factory=list)
     invitations: list[Invitation] = field(default_factory=list)
+    assignments: list[AssignmentHolder] = field(default_factory=list)
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(self.members) + len(self.tokens) + len(self.invitations) + len(self.assignments)
 
 
 def activate(
@@ -48,10 +56,10 @@ def activate(
 ) -> ActivatedPolicy:
     """Put the policy in force for all servers of the database, all or nothing; one in force already stays so.
 
-    Each member, organization token and pending invitation with a role in `moves` gets the role that it maps to; each
-    organization concerned has an audit entry of that, after the one about the activation. Raises `UnknownRoleName` for
-    a role to move to that the policy doesn't have, `PolicyInvalid` where the policy doesn't fit the members and tokens
-    even so, `WriteConflict`, `StorageUnavailable`.
+    Each member, organization token, pending invitation and role assignment with a role in `moves` gets the role that it
+    maps to; each organization concerned has an audit entry of that, after the one about the activation. Raises
+    `UnknownRoleName` for a role to move to that the policy doesn't have, `PolicyInvalid` where the policy doesn't fit
+    the members, tokens and assignments even so, `WriteConflict`, `StorageUnavailable`.
     """
     policy = built.policy
     assert policy is not None  # noqa: S101 - for the type checker: callers pass no policy with errors
@@ -81,7 +89,7 @@ def activate(
             problems = " ".join(f"{finding.message} {finding.fix}" for finding in findings)
             names = f" Organizations: {join_names(ownerless)}." if ownerless else ""
             raise PolicyInvalid(f"The policy can't be activated: {problems}{names}")
-        count = sum(len(each.members) + len(each.tokens) + len(each.invitations) for each in moved.values())
+        count = sum(each.count for each in moved.values())
         return ActivatedPolicy(activation, count, len(moved))
 
     return storage.exclusive(work)
@@ -97,6 +105,8 @@ def _holders(tx: Transaction, moves: Mapping[str, str], at: int) -> dict[str, _H
             found[token.organization].tokens.append(token)
         for invitation in invitation_rows.pending_with_roles(tx, moves):
             found[invitation.organization].invitations.append(invitation)
+        for assignment in assignment_rows.holders(tx, moves):
+            found[assignment.organization].assignments.append(assignment)
     return found
 
 
@@ -108,6 +118,8 @@ def _move(tx: Transaction, holders: _Holders, moves: Mapping[str, str], at: int)
         token_rows.change_role(tx, token, moves[token.role])
     for invitation in holders.invitations:
         invitation_rows.change_role(tx, invitation, moves[invitation.role])
+    if holders.assignments:
+        assignment_rows.change_roles(tx, holders.assignments, moves)
 
 
 def _audit_details(holders: _Holders) -> Iterator[dict[str, list[str]]]:
@@ -116,6 +128,7 @@ def _audit_details(holders: _Holders) -> Iterator[dict[str, list[str]]]:
         *(("members", member.user_id) for member in holders.members),
         *(("tokens", token.id) for token in holders.tokens),
         *(("invitations", invitation.id) for invitation in holders.invitations),
+        *(("assignments", assignment.id) for assignment in holders.assignments),
     ]
     for first in range(0, len(ids), MAX_AUDITED):
         part: dict[str, list[str]] = defaultdict(list)

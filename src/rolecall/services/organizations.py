@@ -1,6 +1,5 @@
 """Organizations: create one together with its first owner, in one transaction; show it, and change its display name."""
 
-import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -10,7 +9,7 @@ from rolecall.audit import OPERATOR, AuditLog, Event, Private
 from rolecall.credentials.token_format import MintedCredential, new_id
 from rolecall.domain import Caller, Member, Organization, now
 from rolecall.errors import InvalidField, OrganizationExists, OrganizationNotFound, PolicyInvalid, WriteConflict
-from rolecall.formats import email_address
+from rolecall.formats import email_address, slugs
 from rolecall.formats.email_address import Address
 from rolecall.policy import Build, Policy
 from rolecall.policy.reload import LivePolicy, find_conflicts, stored
@@ -38,8 +37,6 @@ __all__ = [
     "operator_name",
     "view",
 ]
-
-_SLUG = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +123,7 @@ def create(
     organization. `demo` adds a member for each other role, named after it. Raises `InvalidField`,
     `OrganizationExists`, `PolicyInvalid`, `WriteConflict`.
     """
-    if not _SLUG.fullmatch(organization):
-        raise InvalidField(
-            f"`{organization}` is not valid as an organization's name: use 1 to 63 lower-case letters, digits and inner"
-            " hyphens.",
-            field="organization",
-        )
+    slugs.parse(organization, "organization", "an organization's name")
     address = email_address.parse(owner, "owner")
     top = policy.founder_role
     if not top:

@@ -8,12 +8,22 @@ import structlog
 from rolecall.credentials import token_format
 from rolecall.credentials.mailed_secrets import MailedSecrets
 from rolecall.credentials.token_format import MintedCredential
-from rolecall.domain import Caller, CredentialKind, LinkKind, MailKind, Member, Permission, Token, now
+from rolecall.domain import (
+    ORGANIZATION,
+    Caller,
+    CredentialKind,
+    LinkKind,
+    MailKind,
+    Member,
+    Permission,
+    Token,
+    now,
+)
 from rolecall.errors import RateLimited, UnauthenticatedCredential
 from rolecall.formats import email_address
 from rolecall.identity.rate_limit import RateLimiter
 from rolecall.limits import DEFAULT_LIMITS, Limits
-from rolecall.policy import Policy, restrict
+from rolecall.policy import Policy, permissions_at
 from rolecall.policy.reload import LivePolicy
 from rolecall.services.organizations import OrganizationView, view
 from rolecall.services.unit_of_work import (
@@ -165,7 +175,8 @@ class Sessions:
         organization, holder = self._storage.read(work)
         if holder is None:
             raise UnauthenticatedCredential
-        permissions = restrict(policy.permissions_of(holder.role), caller.restriction)
+        assigned = caller.assigned.at(now())
+        permissions = permissions_at(policy, holder.role, assigned, caller.restriction, ORGANIZATION)
         return Identity(caller, organization, holder, tuple(permissions))
 
     def sign_out(self, request: ChangeRequest) -> int:

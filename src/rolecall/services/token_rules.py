@@ -2,11 +2,23 @@
 
 from dataclasses import dataclass
 
-from rolecall.domain import Caller, CredentialKind, Networks, Permission, Restriction, Token, TokenState
+from rolecall.domain import (
+    NOTHING_ASSIGNED,
+    ORGANIZATION,
+    Caller,
+    CredentialKind,
+    Networks,
+    Permission,
+    Restriction,
+    Token,
+    TokenState,
+    covers,
+    now,
+)
 from rolecall.errors import InvalidField, PermissionMissing, RoleBeyondCaller, TokenNotFound
 from rolecall.formats.networks import format_networks, is_within
-from rolecall.policy import PermissionScope, Policy, is_restricted_within
-from rolecall.services.caller_permissions import is_beyond, may, require, require_known, require_person
+from rolecall.policy import Policy, held_at, is_restricted_within
+from rolecall.services.caller_permissions import held, is_beyond, may, require, require_known, require_person
 from rolecall.services.unit_of_work import ChangeContext
 from rolecall.spelling import suggest
 from rolecall.storage import tokens as rows
@@ -41,7 +53,7 @@ class TokenSpec:
     display_name: str
     expire_time: int | None = None
     life: int | None = None
-    restriction: Restriction = None
+    restriction: Restriction | None = None
     networks: Networks = ()
 
 
@@ -83,9 +95,10 @@ def require_networks(caller: Caller, networks: Networks, role: str) -> None:
         )
 
 
-def require_restriction(context: ChangeContext, restriction: Restriction, role: str) -> None:
+def require_restriction(context: ChangeContext, restriction: Restriction | None, role: str) -> None:
     """Raise unless each permission of a new token's restriction is in the policy, and the caller and `role` have it.
 
+    With a scope, the caller must have it there. `role` is empty for a personal token, which has the caller's roles.
     Raises `RoleBeyondCaller`, `InvalidField`.
     """
     if restriction is None:
@@ -93,12 +106,29 @@ def require_restriction(context: ChangeContext, restriction: Restriction, role: 
             raise RoleBeyondCaller(
                 "The credential is restricted, so what it creates must be too: give a restriction within its own.",
                 field="restriction",
-                role=role,
+                role=role or context.caller.role,
             )
         return
     policy, caller = context.policy, context.caller
-    of_caller, of_role = PermissionScope(policy, caller.role, caller.restriction), PermissionScope(policy, role, None)
-    for number, wanted in enumerate(restriction):
+    bound = caller.restriction
+    if bound is not None and not covers(bound.scope, restriction.scope):
+        raise RoleBeyondCaller(
+            f"The credential is restricted to the scope `{bound.scope}`, so what it creates must be too: give a scope"
+            " within it.",
+            field="restriction.scope",
+            role=role or caller.role,
+        )
+    if restriction.permissions is None and bound is not None and bound.permissions is not None:
+        raise RoleBeyondCaller(
+            "The credential is restricted to some permissions, so what it creates must be too: give permissions within"
+            " its own.",
+            field="restriction.permissions",
+            role=role or caller.role,
+        )
+    # What the caller has for a time only, the token can't have for longer: its holder's roles bound a personal token.
+    of_caller = held(policy, caller, restriction.scope, until=now())
+    of_role = held_at(policy, role, NOTHING_ASSIGNED, None, ORGANIZATION, 0) if role else of_caller
+    for number, wanted in enumerate(restriction.permissions or ()):
         field = f"restriction.permissions[{number}]"
         permission = f"`{wanted.resource} {wanted.action}`"
         if not policy.mentions(wanted.resource, wanted.action):
@@ -108,7 +138,7 @@ def require_restriction(context: ChangeContext, restriction: Restriction, role: 
                 f"The credential itself may not {permission}, so no token that it creates may: leave it out, or use a"
                 " credential that has the permission.",
                 field=field,
-                role=role,
+                role=role or caller.role,
             )
         if not of_role.covers(wanted):
             raise InvalidField(
@@ -124,14 +154,18 @@ def _meant(policy: Policy, unknown: Permission) -> str:
     return suggest(word, sorted(names), "see the policy's rules with ListRoles.")
 
 
-def require_organization_role(context: ChangeContext, role: str, field: str = "role") -> None:
-    """Raise for `field` unless the caller may create an organization token with this role.
+def require_organization_role(
+    context: ChangeContext, role: str, restriction: Restriction | None, until: int, field: str = "role"
+) -> None:
+    """Raise for `field` unless the caller may create an organization token with this role until this time.
 
-    Raises `PersonOnly`, `PermissionMissing`, `UnknownRoleName`, `RoleBeyondCaller`.
+    With a restriction to a scope, it is enough that the caller may there. Raises `PersonOnly`, `PermissionMissing`,
+    `UnknownRoleName`, `RoleBeyondCaller`.
     """
+    scope = restriction.scope if restriction else ORGANIZATION
     require_person(context.caller, "create tokens")
-    context.require("create", "organization-tokens")
     policy = context.policy
+    require(policy, context.caller, "create", "organization-tokens", scope)
     require_known(policy, role, field)
     if role in policy.owner_roles:
         raise RoleBeyondCaller(
@@ -139,7 +173,7 @@ def require_organization_role(context: ChangeContext, role: str, field: str = "r
             field=field,
             role=role,
         )
-    if is_beyond(policy, context.caller, role):
+    if is_beyond(policy, context.caller, role, scope, until):
         raise RoleBeyondCaller(
             f"{role} has permissions that the credential itself lacks: choose a role within its own"
             f" ({context.caller.role}{', restricted' if context.caller.restriction else ''}).",
@@ -191,7 +225,7 @@ def require_rotatable(context: ChangeContext, token_id: str) -> Token:
                 f"The organization has no token `{token_id}` that you may rotate: nobody can rotate another person's.",
                 field="id",
             )
-        require_organization_role(context, token.role, "id")
+        require_organization_role(context, token.role, token.restriction, token.expire_time, "id")
     _require_within_caller(context.caller, token)
     caller = context.caller
     if not is_within(token.networks, caller.networks):

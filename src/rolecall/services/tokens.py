@@ -88,7 +88,7 @@ class Tokens:
         def authorize(context: ChangeContext) -> None:
             require_person(context.caller, "create tokens")
             context.require("create", "personal-tokens")
-            require_restriction(context, spec.restriction, context.caller.role)
+            require_restriction(context, spec.restriction, "")
             require_networks(context.caller, spec.networks, context.caller.role)
 
         def effect(context: ChangeContext, _: None) -> Outcome[IssuedToken]:
@@ -103,7 +103,8 @@ class Tokens:
         """
 
         def authorize(context: ChangeContext) -> None:
-            require_organization_role(context, role)
+            until = expiry_of(spec, context.caller, context.at)
+            require_organization_role(context, role, spec.restriction, until)
             require_restriction(context, spec.restriction, role)
             require_networks(context.caller, spec.networks, role)
 
@@ -193,12 +194,14 @@ class Tokens:
 
 def audit_details(token: Token) -> Mapping[str, Any]:
     """Details of a token for the audit log."""
-    permissions = token.restriction
+    restriction = token.restriction
+    permissions = restriction.permissions if restriction else None
     return {
         "kind": token.kind.name.lower(),
         "display_name": _audited_name(token),
         "role": None if token.user_id else token.role,
         "restriction": None if permissions is None else [f"{item.resource} {item.action}" for item in permissions],
+        "scope": restriction.scope or None if restriction else None,
         "expire_time": rfc3339(token.expire_time),
         "networks": format_networks(token.networks) or None,
     }

@@ -2,7 +2,7 @@
 
 import hmac
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from ipaddress import ip_network
 from typing import Any
@@ -10,7 +10,20 @@ from typing import Any
 from sqlalchemy import ColumnElement, Join, and_, bindparam, delete, func, insert, or_, select, update
 
 from rolecall.credentials.token_format import MintedCredential
-from rolecall.domain import Caller, CredentialKind, Effect, Networks, Permission, Restriction, Validity
+from rolecall.domain import (
+    NOTHING_ASSIGNED,
+    AssignedRoles,
+    Caller,
+    CredentialKind,
+    Effect,
+    Networks,
+    Permission,
+    Principal,
+    PrincipalKind,
+    Restriction,
+    Validity,
+)
+from rolecall.storage import assignments as assignment_rows
 from rolecall.storage.changes import record_change
 from rolecall.storage.tables import credentials, members, retired_secrets
 from rolecall.storage.transaction import Transaction
@@ -47,16 +60,17 @@ def present_role() -> ColumnElement[str]:
 
 @dataclass(frozen=True, slots=True)
 class KnownToken:
-    """Credential, live or not: its holder, role and restriction, and the validity of it and of each of its secrets.
+    """Credential, live or not: its holder, roles and restriction, and the validity of it and of each of its secrets.
 
     That of the credential itself holds wherever it is, as it is named and not presented. Secrets stand by their digest.
     """
 
     user_id: str
     role: str
-    restriction: Restriction
+    restriction: Restriction | None
     validity: Validity
     secrets: dict[bytes, Validity]
+    assigned: AssignedRoles = NOTHING_ASSIGNED
 
 
 # Built once, as SQLAlchemy takes longer to build a statement than SQLite to run it.
@@ -92,7 +106,7 @@ class NewCredential:
     user_id: str | None
     role: str | None
     display_name: str
-    restriction: Restriction
+    restriction: Restriction | None
     creator: str
     create_time: int
     expire_time: int
@@ -140,6 +154,7 @@ def revoke(tx: Transaction, organization: str, credential_id: str, at: int) -> b
     )
     if result.rowcount == 0:
         return False
+    assignment_rows.remove_of_token(tx, organization, credential_id)
     record_change(tx, organization, "credential", credential_id)
     return True
 
@@ -199,6 +214,7 @@ def holders(tx: Transaction, presented: Collection[tuple[str, bytes]]) -> list[C
         if credential_id in rows and not hmac.compare_digest(rows[credential_id].digest, digest)
     ]
     retired = _retired_secrets(tx, {credential_id for credential_id, _ in rotated}) if rotated else {}
+    assigned = _assigned(tx, rows.values())
     found: list[CredentialHolder | None] = []
     for credential_id, digest in presented:
         row = rows.get(credential_id)
@@ -217,6 +233,7 @@ def holders(tx: Transaction, presented: Collection[tuple[str, bytes]]) -> list[C
             digest,
             networks_of(row.networks),
             row.external_id or "",
+            assigned[row.id],
         )
         if hmac.compare_digest(row.digest, digest):
             found.append(CredentialHolder(caller, _validity(row, caller.networks)))
@@ -255,14 +272,33 @@ def tokens(tx: Transaction, organization: str, credential_ids: Collection[str]) 
         _KNOWN.where(credentials.c.organization == organization, credentials.c.id.in_(credential_ids))
     ).all()
     retired = _retired_secrets(tx, {row.id for row in rows}) if rows else {}
+    assigned = _assigned(tx, rows)
     found: dict[str, KnownToken] = {}
     for row in rows:
         networks = networks_of(row.networks)
         secrets = {digest: _validity(row, networks, end) for digest, end in retired.get(row.id, {}).items()}
         secrets[row.digest] = _validity(row, networks)
         found[row.id] = KnownToken(
-            row.user_id or "", row.role, restriction_of(row.restriction), _validity(row, ()), secrets
+            row.user_id or "",
+            row.role,
+            restriction_of(row.restriction),
+            _validity(row, ()),
+            secrets,
+            assigned[row.id],
         )
+    return found
+
+
+def _assigned(tx: Transaction, rows: Iterable[Any]) -> dict[str, AssignedRoles]:
+    """Read the roles that are assigned to the holders of credentials, by the credential's id."""
+    principals: dict[str, dict[str, Principal]] = {}
+    for row in rows:
+        holder = Principal(PrincipalKind.USER, row.user_id) if row.user_id else Principal(PrincipalKind.TOKEN, row.id)
+        principals.setdefault(row.organization, {})[row.id] = holder
+    found: dict[str, AssignedRoles] = {}
+    for organization, holders_ in principals.items():
+        assigned = assignment_rows.assigned(tx, organization, set(holders_.values()))
+        found.update((credential_id, assigned[holder]) for credential_id, holder in holders_.items())
     return found
 
 
@@ -271,18 +307,26 @@ def networks_of(text: str) -> Networks:
     return tuple(ip_network(each) for each in text.split())
 
 
-def restriction_of(text: str | None) -> Restriction:
+def restriction_of(text: str | None) -> Restriction | None:
     """Parse the restriction in a row; None where it has none."""
     if text is None:
         return None
-    return tuple(Permission(resource, action, Effect.ALLOW) for resource, action in json.loads(text))
+    stored = json.loads(text)
+    # Before scopes, a restriction was only its permissions.
+    permissions, scope = (stored, "") if isinstance(stored, list) else (stored["permissions"], stored["scope"])
+    if permissions is not None:
+        permissions = tuple(Permission(resource, action, Effect.ALLOW) for resource, action in permissions)
+    return Restriction(permissions, scope)
 
 
-def restriction_text(restriction: Restriction) -> str | None:
+def restriction_text(restriction: Restriction | None) -> str | None:
     """Format the restriction for a row; None for no restriction."""
-    if restriction is None:
+    if restriction is None or restriction == Restriction():
         return None
-    return json.dumps([[permission.resource, permission.action] for permission in restriction], ensure_ascii=False)
+    permissions = restriction.permissions
+    listed = None if permissions is None else [[each.resource, each.action] for each in permissions]
+    stored = {"permissions": listed, "scope": restriction.scope} if restriction.scope else listed
+    return json.dumps(stored, ensure_ascii=False)
 
 
 def _named(organization: str, credential_id: str) -> ColumnElement[bool]:

@@ -1,21 +1,38 @@
 """Queries on members."""
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, and_, bindparam, case, delete, exists, insert, or_, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Row,
+    and_,
+    bindparam,
+    case,
+    delete,
+    exists,
+    insert,
+    not_,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 
 from rolecall.domain import Member, MemberOrder
 from rolecall.storage.changes import record_change, record_changes
-from rolecall.storage.tables import members, organizations
+from rolecall.storage.tables import members, organizations, role_assignments, team_members
 from rolecall.storage.transaction import Transaction
 
 __all__ = [
+    "RolesAtScopes",
     "add",
     "by_email",
     "by_emails",
     "change_external_id",
     "change_role",
+    "from_row",
     "get",
     "holders",
     "move",
@@ -72,7 +89,7 @@ def get(tx: Transaction, organization: str, user_id: str) -> Member | None:
     row = tx.connection.execute(
         select(members).where(members.c.organization == organization, members.c.user_id == user_id)
     ).one_or_none()
-    return _member(row) if row else None
+    return from_row(row) if row else None
 
 
 def by_email(tx: Transaction, organization: str, email_key: str) -> Member | None:
@@ -80,7 +97,7 @@ def by_email(tx: Transaction, organization: str, email_key: str) -> Member | Non
     row = tx.connection.execute(
         select(members).where(members.c.organization == organization, members.c.email_key == email_key)
     ).one_or_none()
-    return _member(row) if row else None
+    return from_row(row) if row else None
 
 
 def by_emails(tx: Transaction, organization: str, email_keys: Collection[str]) -> dict[str, str]:
@@ -166,7 +183,7 @@ def page(
         query = query.order_by(first, second)
         query = query if after is None else query.where(place > after)
     rows = tx.connection.execute(query.limit(limit))
-    return [((getattr(row, first.name), row.user_id), _member(row)) for row in rows]
+    return [((getattr(row, first.name), row.user_id), from_row(row)) for row in rows]
 
 
 def roles_by_id(tx: Transaction, organization: str, user_ids: Collection[str]) -> dict[str, str]:
@@ -189,15 +206,49 @@ def roles_by_external_id(
     return {external_id: (role, user_id) for external_id, role, user_id in rows}
 
 
+@dataclass(frozen=True, slots=True)
+class RolesAtScopes:
+    """Condition on members: they have one of the roles `allowed`, and none of `denied`, at the time `at`.
+
+    A role counts if the member has it everywhere, or is assigned it at one of `scopes`, itself or through a team.
+    """
+
+    allowed: Collection[str]
+    denied: Collection[str]
+    scopes: Collection[str]
+    at: int
+
+    def clause(self) -> ColumnElement[bool]:
+        """Return the condition for a query on `members`."""
+        return and_(self._has(self.allowed), not_(self._has(self.denied))) if self.denied else self._has(self.allowed)
+
+    def _has(self, roles: Collection[str]) -> ColumnElement[bool]:
+        assigned = role_assignments.c
+        applies = (
+            assigned.organization == members.c.organization,
+            assigned.role.in_(roles),
+            assigned.scope.in_(self.scopes),
+            assigned.expire_time > self.at,
+        )
+        teams = select(team_members.c.team_id).where(
+            team_members.c.organization == members.c.organization, team_members.c.user_id == members.c.user_id
+        )
+        return or_(
+            members.c.role.in_(roles),
+            exists().where(*applies, assigned.user_id == members.c.user_id),
+            exists().where(*applies, assigned.team_id.in_(teams)),
+        )
+
+
 def page_with_roles(
-    tx: Transaction, organization: str, roles: Collection[str], after: str | None, limit: int
+    tx: Transaction, organization: str, roles: RolesAtScopes, after: str | None, limit: int
 ) -> list[tuple[str, Member]]:
-    """Read at most `limit` members with one of `roles`, ordered by address key, those after the key `after`."""
-    query = select(members).where(members.c.organization == organization, members.c.role.in_(roles))
+    """Read at most `limit` members who have these roles, ordered by address key, those after the key `after`."""
+    query = select(members).where(members.c.organization == organization, roles.clause())
     if after is not None:
         query = query.where(members.c.email_key > after)
     rows = tx.connection.execute(query.order_by(members.c.email_key).limit(limit))
-    return [(row.email_key, _member(row)) for row in rows]
+    return [(row.email_key, from_row(row)) for row in rows]
 
 
 def roles_held(tx: Transaction) -> set[str]:
@@ -208,7 +259,7 @@ def roles_held(tx: Transaction) -> set[str]:
 def holders(tx: Transaction, roles: Collection[str]) -> list[Member]:
     """Read the members of all organizations with one of `roles`, ordered by organization."""
     query = select(members).where(members.c.role.in_(roles)).order_by(members.c.organization, members.c.user_id)
-    return [_member(row) for row in tx.connection.execute(query)]
+    return [from_row(row) for row in tx.connection.execute(query)]
 
 
 def organizations_without(tx: Transaction, roles: Collection[str], limit: int) -> list[str]:
@@ -223,7 +274,8 @@ def _named(member: Member) -> ColumnElement[bool]:
     return and_(members.c.organization == member.organization, members.c.user_id == member.user_id)
 
 
-def _member(row: Row[Any]) -> Member:
+def from_row(row: Row[Any]) -> Member:
+    """Read a member from a row of the table."""
     return Member(
         row.organization,
         row.user_id,

@@ -15,6 +15,7 @@ from sqlalchemy import (
 )
 
 __all__ = [
+    "PATH",
     "audit_checkpoints",
     "audit_entries",
     "audit_heads",
@@ -30,8 +31,14 @@ __all__ = [
     "policy_activations",
     "requests",
     "retired_secrets",
+    "role_assignments",
     "sign_ins",
+    "team_members",
+    "teams",
 ]
+
+# Text that both databases compare byte by byte, so that a range of it is a path and all beneath it.
+PATH = Text().with_variant(Text(collation="C"), "postgresql")
 
 metadata = MetaData(
     naming_convention={
@@ -192,6 +199,70 @@ credentials = Table(
     # Lists are ordered newest first.
     Index(None, "organization", "create_time", "id"),
     # Notices are due by it.
+    Index(None, "expire_time"),
+)
+
+teams = Table(
+    "teams",
+    metadata,
+    Column[str]("organization", Text, primary_key=True),
+    Column[str]("id", Text, primary_key=True),
+    Column[str]("display_name", Text, nullable=False),
+    Column[int]("create_time", BigInteger, nullable=False),
+    # The revision that last changed it or its members.
+    Column[int]("changed", BigInteger, nullable=False),
+    ForeignKeyConstraint(["organization"], ["organizations.id"]),
+)
+
+team_members = Table(
+    "team_members",
+    metadata,
+    Column[str]("organization", Text, primary_key=True),
+    Column[str]("team_id", Text, primary_key=True),
+    Column[str]("user_id", Text, primary_key=True),
+    ForeignKeyConstraint(["organization", "team_id"], ["teams.organization", "teams.id"], ondelete="CASCADE"),
+    # A removed member leaves its teams.
+    ForeignKeyConstraint(["organization", "user_id"], ["members.organization", "members.user_id"], ondelete="CASCADE"),
+    Index(None, "organization", "user_id"),
+)
+
+# Roles that members, teams and organization tokens have at scopes, besides the role that each has everywhere.
+role_assignments = Table(
+    "role_assignments",
+    metadata,
+    Column[str]("id", Text, primary_key=True),
+    Column[str]("organization", Text, nullable=False),
+    # user:ID, team:ID or token:ID.
+    Column[str]("principal", Text, nullable=False),
+    # The id once more, for a member or a team: an assignment ends with its principal. An organization token's ends when
+    # it is revoked.
+    Column[str | None]("user_id", Text, nullable=True),
+    Column[str | None]("team_id", Text, nullable=True),
+    Column[str]("role", Text, nullable=False),
+    # Empty for the whole organization.
+    Column[str]("scope", PATH, nullable=False),
+    # No foreign key: the creator may be removed.
+    Column[str]("creator", Text, nullable=False),
+    Column[int]("create_time", BigInteger, nullable=False),
+    # `NEVER` if it doesn't end by itself.
+    Column[int]("expire_time", BigInteger, nullable=False),
+    Column[str]("note", Text, nullable=False),
+    # The revision that last changed it.
+    Column[int]("changed", BigInteger, nullable=False),
+    ForeignKeyConstraint(["organization"], ["organizations.id"]),
+    ForeignKeyConstraint(["organization", "user_id"], ["members.organization", "members.user_id"], ondelete="CASCADE"),
+    ForeignKeyConstraint(["organization", "team_id"], ["teams.organization", "teams.id"], ondelete="CASCADE"),
+    UniqueConstraint("organization", "principal", "role", "scope"),
+    # For the deletion of members and teams.
+    Index(None, "organization", "user_id"),
+    Index(None, "organization", "team_id"),
+    # The policy's reload checks the roles in use.
+    Index(None, "organization", "role"),
+    # Lists of resources read the scopes in order.
+    Index(None, "organization", "scope"),
+    # Lists are ordered newest first.
+    Index(None, "organization", "create_time", "id"),
+    # Ended assignments are deleted by it.
     Index(None, "expire_time"),
 )
 

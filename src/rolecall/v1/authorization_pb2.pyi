@@ -142,6 +142,7 @@ class CheckRequest(_message.Message):
     AT_LEAST_REVISION_FIELD_NUMBER: _builtins.int
     EXPLAIN_FIELD_NUMBER: _builtins.int
     SUBJECT_ADDRESS_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
     organization: _builtins.str
     """Names the organization; empty for the credential's own."""
     subject: _builtins.str
@@ -164,6 +165,10 @@ class CheckRequest(_message.Message):
     """Holds the IP address that `subject_token` was presented to your service from. Needed for tokens that may be used
     from some networks only: the server sees your service's address. Has no effect without `subject_token`.
     """
+    scope: _builtins.str
+    """Holds the container in which the resource stands, as in `projects/billing`: a path like a resource. Roles that the
+    subject is assigned there, or above, count too. Empty for the whole organization.
+    """
     def __init__(
         self,
         *,
@@ -175,10 +180,11 @@ class CheckRequest(_message.Message):
         at_least_revision: _builtins.int = ...,
         explain: _builtins.bool = ...,
         subject_address: _builtins.str = ...,
+        scope: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "subject", b"subject", "subject_token", b"subject_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "action", b"action", "at_least_revision", b"at_least_revision", "explain", b"explain", "organization", b"organization", "resource", b"resource", "subject", b"subject", "subject_address", b"subject_address", "subject_token", b"subject_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "action", b"action", "at_least_revision", b"at_least_revision", "explain", b"explain", "organization", b"organization", "resource", b"resource", "scope", b"scope", "subject", b"subject", "subject_address", b"subject_address", "subject_token", b"subject_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_about: _TypeAlias = _typing.Literal["subject", "subject_token"]  # noqa: Y015
     _WhichOneofArgType_about: _TypeAlias = _typing.Literal["about", b"about"]  # noqa: Y015
@@ -198,16 +204,21 @@ class CheckResponse(_message.Message):
     REVISION_FIELD_NUMBER: _builtins.int
     POLICY_VERSION_FIELD_NUMBER: _builtins.int
     EXPLANATION_FIELD_NUMBER: _builtins.int
+    ASSIGNMENT_ID_FIELD_NUMBER: _builtins.int
     decision: Global___Decision.ValueType
     """Says whether the subject may."""
     reason: Global___Reason.ValueType
     """Says why."""
     role: _builtins.str
-    """Names the subject's role; empty where it has none."""
+    """Names the role that decided: where several roles allow, or deny, the first one, beginning with the role that the
+    subject has everywhere. Where no rule matches, that one. Empty where the subject has none.
+    """
     revision: _builtins.int
     """Holds the revision of the organization that the response reflects."""
     policy_version: _builtins.str
     """Says which policy decided."""
+    assignment_id: _builtins.str
+    """Identifies the role assignment by which the subject has `role`; empty for the role that it has everywhere."""
     @_builtins.property
     def explanation(self) -> Global___Explanation:
         """Explains the decision, if `explain` was set."""
@@ -221,10 +232,11 @@ class CheckResponse(_message.Message):
         revision: _builtins.int = ...,
         policy_version: _builtins.str = ...,
         explanation: Global___Explanation | None = ...,
+        assignment_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["explanation", b"explanation"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decision", b"decision", "explanation", b"explanation", "policy_version", b"policy_version", "reason", b"reason", "revision", b"revision", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_id", b"assignment_id", "decision", b"decision", "explanation", b"explanation", "policy_version", b"policy_version", "reason", b"reason", "revision", b"revision", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -246,6 +258,7 @@ class Explanation(_message.Message):
     NEAREST_MISS_FIELD_NUMBER: _builtins.int
     NEAREST_MISS_LINE_FIELD_NUMBER: _builtins.int
     ROLES_THAT_PASS_FIELD_NUMBER: _builtins.int
+    ROLES_FIELD_NUMBER: _builtins.int
     summary: _builtins.str
     """Holds one or two sentences."""
     rule: _builtins.str
@@ -266,6 +279,12 @@ class Explanation(_message.Message):
     def roles_that_pass(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Lists, on a deny, the roles that would pass, in the order of the policy file."""
 
+    @_builtins.property
+    def roles(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoleExplanation]:
+        """Lists the roles that the subject has, and whether each applies to the question: first the role that it has
+        everywhere, then those that it is assigned, at most 100.
+        """
+
     def __init__(
         self,
         *,
@@ -277,14 +296,57 @@ class Explanation(_message.Message):
         nearest_miss: _builtins.str = ...,
         nearest_miss_line: _builtins.int = ...,
         roles_that_pass: _abc.Iterable[_builtins.str] | None = ...,
+        roles: _abc.Iterable[Global___RoleExplanation] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "line", b"line", "nearest_miss", b"nearest_miss", "nearest_miss_line", b"nearest_miss_line", "role_chain", b"role_chain", "roles_that_pass", b"roles_that_pass", "rule", b"rule", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "line", b"line", "nearest_miss", b"nearest_miss", "nearest_miss_line", b"nearest_miss_line", "role_chain", b"role_chain", "roles", b"roles", "roles_that_pass", b"roles_that_pass", "rule", b"rule", "summary", b"summary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Explanation: _TypeAlias = Explanation  # noqa: Y015
+
+@_typing.final
+class RoleExplanation(_message.Message):
+    """A role that a subject has, in the explanation of a decision."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROLE_FIELD_NUMBER: _builtins.int
+    ASSIGNMENT_ID_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
+    APPLIES_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    role: _builtins.str
+    """Names the role."""
+    assignment_id: _builtins.str
+    """Identifies the role assignment; empty for the role that the subject has everywhere."""
+    scope: _builtins.str
+    """Holds the scope of the assignment; empty for the whole organization."""
+    applies: _builtins.bool
+    """Says whether the role applies to the question."""
+    reason: Global___Reason.ValueType
+    """Says what the role alone gives, if it applies."""
+    summary: _builtins.str
+    """Says why the role applies or doesn't, and by which rule it decides."""
+    def __init__(
+        self,
+        *,
+        role: _builtins.str = ...,
+        assignment_id: _builtins.str = ...,
+        scope: _builtins.str = ...,
+        applies: _builtins.bool = ...,
+        reason: Global___Reason.ValueType = ...,
+        summary: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["applies", b"applies", "assignment_id", b"assignment_id", "reason", b"reason", "role", b"role", "scope", b"scope", "summary", b"summary"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoleExplanation: _TypeAlias = RoleExplanation  # noqa: Y015
 
 @_typing.final
 class BatchCheckItem(_message.Message):
@@ -297,6 +359,7 @@ class BatchCheckItem(_message.Message):
     ACTION_FIELD_NUMBER: _builtins.int
     RESOURCE_FIELD_NUMBER: _builtins.int
     SUBJECT_ADDRESS_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
     subject: _builtins.str
     """Holds a subject, as in CheckRequest."""
     subject_token: _builtins.str
@@ -307,6 +370,8 @@ class BatchCheckItem(_message.Message):
     """Names the resource, as in CheckRequest."""
     subject_address: _builtins.str
     """Holds the address that `subject_token` was presented from, as in CheckRequest."""
+    scope: _builtins.str
+    """Holds the scope, as in CheckRequest; empty for that of the batch."""
     def __init__(
         self,
         *,
@@ -315,10 +380,11 @@ class BatchCheckItem(_message.Message):
         action: _builtins.str = ...,
         resource: _builtins.str = ...,
         subject_address: _builtins.str = ...,
+        scope: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "subject", b"subject", "subject_token", b"subject_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "action", b"action", "resource", b"resource", "subject", b"subject", "subject_address", b"subject_address", "subject_token", b"subject_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "action", b"action", "resource", b"resource", "scope", b"scope", "subject", b"subject", "subject_address", b"subject_address", "subject_token", b"subject_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_about: _TypeAlias = _typing.Literal["subject", "subject_token"]  # noqa: Y015
     _WhichOneofArgType_about: _TypeAlias = _typing.Literal["about", b"about"]  # noqa: Y015
@@ -335,10 +401,13 @@ class BatchCheckRequest(_message.Message):
     ORGANIZATION_FIELD_NUMBER: _builtins.int
     CHECKS_FIELD_NUMBER: _builtins.int
     AT_LEAST_REVISION_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
     organization: _builtins.str
     """Names the organization; empty for the credential's own."""
     at_least_revision: _builtins.int
     """Requires a response that reflects at least this revision of the organization. 0 for any."""
+    scope: _builtins.str
+    """Holds the scope of the questions that have none of their own, as in CheckRequest."""
     @_builtins.property
     def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchCheckItem]:
         """Holds the questions: 1 to 1,000."""
@@ -349,10 +418,11 @@ class BatchCheckRequest(_message.Message):
         organization: _builtins.str = ...,
         checks: _abc.Iterable[Global___BatchCheckItem] | None = ...,
         at_least_revision: _builtins.int = ...,
+        scope: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_least_revision", b"at_least_revision", "checks", b"checks", "organization", b"organization"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_least_revision", b"at_least_revision", "checks", b"checks", "organization", b"organization", "scope", b"scope"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -459,6 +529,7 @@ class ListPermissionsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     AT_LEAST_REVISION_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
     organization: _builtins.str
     """Names the organization; empty for the credential's own."""
     subject: _builtins.str
@@ -469,6 +540,10 @@ class ListPermissionsRequest(_message.Message):
     """Continues after an earlier page: its `next_page_token`. The other fields must be the same."""
     at_least_revision: _builtins.int
     """Requires a response that reflects at least this revision of the organization. 0 for any."""
+    scope: _builtins.str
+    """Holds the scope for which the rules are listed, as in CheckRequest. Roles that the subject is assigned elsewhere are
+    listed for the resources that are at their scope or beneath it.
+    """
     def __init__(
         self,
         *,
@@ -477,10 +552,11 @@ class ListPermissionsRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         at_least_revision: _builtins.int = ...,
+        scope: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_least_revision", b"at_least_revision", "organization", b"organization", "page_size", b"page_size", "page_token", b"page_token", "subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_least_revision", b"at_least_revision", "organization", b"organization", "page_size", b"page_size", "page_token", b"page_token", "scope", b"scope", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -498,7 +574,7 @@ class ListPermissionsResponse(_message.Message):
     POLICY_VERSION_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     role: _builtins.str
-    """Names the subject's role; empty where it has none, and then the list is empty."""
+    """Names the role that the subject has everywhere; empty where it has none, and then the list is empty."""
     revision: _builtins.int
     """Holds the revision of the organization that the response reflects."""
     policy_version: _builtins.str
@@ -538,6 +614,7 @@ class ListSubjectsRequest(_message.Message):
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     AT_LEAST_REVISION_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
     organization: _builtins.str
     """Names the organization; empty for the credential's own."""
     action: _builtins.str
@@ -550,6 +627,8 @@ class ListSubjectsRequest(_message.Message):
     """Continues after an earlier page: its `next_page_token`. The other fields must be the same."""
     at_least_revision: _builtins.int
     """Requires a response that reflects at least this revision of the organization. 0 for any."""
+    scope: _builtins.str
+    """Holds the scope, as in CheckRequest."""
     def __init__(
         self,
         *,
@@ -559,10 +638,11 @@ class ListSubjectsRequest(_message.Message):
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
         at_least_revision: _builtins.int = ...,
+        scope: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "at_least_revision", b"at_least_revision", "organization", b"organization", "page_size", b"page_size", "page_token", b"page_token", "resource", b"resource"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "at_least_revision", b"at_least_revision", "organization", b"organization", "page_size", b"page_size", "page_token", b"page_token", "resource", b"resource", "scope", b"scope"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -617,6 +697,7 @@ class PlanResourcesRequest(_message.Message):
     RESOURCE_TYPE_FIELD_NUMBER: _builtins.int
     AT_LEAST_REVISION_FIELD_NUMBER: _builtins.int
     SUBJECT_ADDRESS_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
     organization: _builtins.str
     """Names the organization; empty for the credential's own."""
     subject: _builtins.str
@@ -631,6 +712,8 @@ class PlanResourcesRequest(_message.Message):
     """Requires a response that reflects at least this revision of the organization. 0 for any."""
     subject_address: _builtins.str
     """Holds the address that `subject_token` was presented from, as in CheckRequest."""
+    scope: _builtins.str
+    """Holds the scope in which the resources stand, as in CheckRequest."""
     def __init__(
         self,
         *,
@@ -641,10 +724,11 @@ class PlanResourcesRequest(_message.Message):
         resource_type: _builtins.str = ...,
         at_least_revision: _builtins.int = ...,
         subject_address: _builtins.str = ...,
+        scope: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "subject", b"subject", "subject_token", b"subject_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "action", b"action", "at_least_revision", b"at_least_revision", "organization", b"organization", "resource_type", b"resource_type", "subject", b"subject", "subject_address", b"subject_address", "subject_token", b"subject_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "action", b"action", "at_least_revision", b"at_least_revision", "organization", b"organization", "resource_type", b"resource_type", "scope", b"scope", "subject", b"subject", "subject_address", b"subject_address", "subject_token", b"subject_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_about: _TypeAlias = _typing.Literal["subject", "subject_token"]  # noqa: Y015
     _WhichOneofArgType_about: _TypeAlias = _typing.Literal["about", b"about"]  # noqa: Y015
@@ -667,7 +751,7 @@ class PlanResourcesResponse(_message.Message):
     kind: Global___PlanKind.ValueType
     """Says whether the subject may on none, all or some."""
     role: _builtins.str
-    """Names the subject's role; empty where it has none."""
+    """Names the role that the subject has everywhere; empty where it has none."""
     revision: _builtins.int
     """Holds the revision of the organization that the response reflects."""
     policy_version: _builtins.str
@@ -700,3 +784,85 @@ class PlanResourcesResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PlanResourcesResponse: _TypeAlias = PlanResourcesResponse  # noqa: Y015
+
+@_typing.final
+class ListResourcesRequest(_message.Message):
+    """Request for the named resources of a type on which a subject may do an action."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ORGANIZATION_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    ACTION_FIELD_NUMBER: _builtins.int
+    RESOURCE_TYPE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    AT_LEAST_REVISION_FIELD_NUMBER: _builtins.int
+    organization: _builtins.str
+    """Names the organization; empty for the credential's own."""
+    subject: _builtins.str
+    """Names the subject, as in CheckRequest. Required."""
+    action: _builtins.str
+    """Names the action, as in CheckRequest."""
+    resource_type: _builtins.str
+    """Names the type, the first segment of resources: `projects` for those beneath `projects/`."""
+    page_size: _builtins.int
+    """Limits the page: 1 to 1,000 entries; 0 means 50. A larger value means 1,000, a negative one is INVALID_ARGUMENT."""
+    page_token: _builtins.str
+    """Continues after an earlier page: its `next_page_token`. The other fields must be the same."""
+    at_least_revision: _builtins.int
+    """Requires a response that reflects at least this revision of the organization. 0 for any."""
+    def __init__(
+        self,
+        *,
+        organization: _builtins.str = ...,
+        subject: _builtins.str = ...,
+        action: _builtins.str = ...,
+        resource_type: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+        at_least_revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "at_least_revision", b"at_least_revision", "organization", b"organization", "page_size", b"page_size", "page_token", b"page_token", "resource_type", b"resource_type", "subject", b"subject"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListResourcesRequest: _TypeAlias = ListResourcesRequest  # noqa: Y015
+
+@_typing.final
+class ListResourcesResponse(_message.Message):
+    """One page of resources."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RESOURCES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Continues the list; empty on the last page."""
+    revision: _builtins.int
+    """Holds the revision of the organization that the response reflects."""
+    policy_version: _builtins.str
+    """Says which policy decided."""
+    @_builtins.property
+    def resources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Lists the resources, ordered as text."""
+
+    def __init__(
+        self,
+        *,
+        resources: _abc.Iterable[_builtins.str] | None = ...,
+        next_page_token: _builtins.str = ...,
+        revision: _builtins.int = ...,
+        policy_version: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "policy_version", b"policy_version", "resources", b"resources", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListResourcesResponse: _TypeAlias = ListResourcesResponse  # noqa: Y015

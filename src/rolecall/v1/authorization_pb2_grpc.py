@@ -63,6 +63,11 @@ class AuthorizationServiceStub:
                 request_serializer=rolecall_dot_v1_dot_authorization__pb2.PlanResourcesRequest.SerializeToString,
                 response_deserializer=rolecall_dot_v1_dot_authorization__pb2.PlanResourcesResponse.FromString,
                 _registered_method=True)
+        self.ListResources = channel.unary_unary(
+                '/rolecall.v1.AuthorizationService/ListResources',
+                request_serializer=rolecall_dot_v1_dot_authorization__pb2.ListResourcesRequest.SerializeToString,
+                response_deserializer=rolecall_dot_v1_dot_authorization__pb2.ListResourcesResponse.FromString,
+                _registered_method=True)
 
 
 class AuthorizationServiceServicer:
@@ -88,7 +93,8 @@ class AuthorizationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListPermissions(self, request, context):
-        """Lists the rules that a subject holds, its role's own and the inherited ones. A deny among them beats any allow.
+        """Lists the rules that a subject holds, by its role and the roles that it is assigned, their own and the inherited
+        ones. A deny among them beats any allow.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -104,6 +110,14 @@ class AuthorizationServiceServicer:
     def PlanResources(self, request, context):
         """Says on which resources of a type a subject may do an action, as patterns, which a list of resources is filtered
         by. Equals a Check of each resource beneath the type.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListResources(self, request, context):
+        """Lists the resources of a type on which a subject may do an action, of those that rules of the policy and scopes of role
+        assignments name. A resource that only your own database knows is not among them: see PlanResources.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -136,6 +150,11 @@ def add_AuthorizationServiceServicer_to_server(servicer, server):
                     servicer.PlanResources,
                     request_deserializer=rolecall_dot_v1_dot_authorization__pb2.PlanResourcesRequest.FromString,
                     response_serializer=rolecall_dot_v1_dot_authorization__pb2.PlanResourcesResponse.SerializeToString,
+            ),
+            'ListResources': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListResources,
+                    request_deserializer=rolecall_dot_v1_dot_authorization__pb2.ListResourcesRequest.FromString,
+                    response_serializer=rolecall_dot_v1_dot_authorization__pb2.ListResourcesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -277,6 +296,33 @@ class AuthorizationService:
             '/rolecall.v1.AuthorizationService/PlanResources',
             rolecall_dot_v1_dot_authorization__pb2.PlanResourcesRequest.SerializeToString,
             rolecall_dot_v1_dot_authorization__pb2.PlanResourcesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListResources(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/rolecall.v1.AuthorizationService/ListResources',
+            rolecall_dot_v1_dot_authorization__pb2.ListResourcesRequest.SerializeToString,
+            rolecall_dot_v1_dot_authorization__pb2.ListResourcesResponse.FromString,
             options,
             channel_credentials,
             insecure,

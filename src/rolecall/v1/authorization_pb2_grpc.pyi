@@ -44,12 +44,18 @@ class AuthorizationServiceStub:
     decided.
     """
     ListPermissions: _grpc.UnaryUnaryMultiCallable[_authorization_pb2.ListPermissionsRequest, _authorization_pb2.ListPermissionsResponse]
-    """Lists the rules that a subject holds, its role's own and the inherited ones. A deny among them beats any allow."""
+    """Lists the rules that a subject holds, by its role and the roles that it is assigned, their own and the inherited
+    ones. A deny among them beats any allow.
+    """
     ListSubjects: _grpc.UnaryUnaryMultiCallable[_authorization_pb2.ListSubjectsRequest, _authorization_pb2.ListSubjectsResponse]
     """Lists the members who may do an action on a resource. Needs `authorization check` and `members view`."""
     PlanResources: _grpc.UnaryUnaryMultiCallable[_authorization_pb2.PlanResourcesRequest, _authorization_pb2.PlanResourcesResponse]
     """Says on which resources of a type a subject may do an action, as patterns, which a list of resources is filtered
     by. Equals a Check of each resource beneath the type.
+    """
+    ListResources: _grpc.UnaryUnaryMultiCallable[_authorization_pb2.ListResourcesRequest, _authorization_pb2.ListResourcesResponse]
+    """Lists the resources of a type on which a subject may do an action, of those that rules of the policy and scopes of role
+    assignments name. A resource that only your own database knows is not among them: see PlanResources.
     """
 
 @_typing.type_check_only
@@ -68,12 +74,18 @@ class AuthorizationServiceAsyncStub(AuthorizationServiceStub):
     decided.
     """
     ListPermissions: _aio.UnaryUnaryMultiCallable[_authorization_pb2.ListPermissionsRequest, _authorization_pb2.ListPermissionsResponse]  # type: ignore[assignment]
-    """Lists the rules that a subject holds, its role's own and the inherited ones. A deny among them beats any allow."""
+    """Lists the rules that a subject holds, by its role and the roles that it is assigned, their own and the inherited
+    ones. A deny among them beats any allow.
+    """
     ListSubjects: _aio.UnaryUnaryMultiCallable[_authorization_pb2.ListSubjectsRequest, _authorization_pb2.ListSubjectsResponse]  # type: ignore[assignment]
     """Lists the members who may do an action on a resource. Needs `authorization check` and `members view`."""
     PlanResources: _aio.UnaryUnaryMultiCallable[_authorization_pb2.PlanResourcesRequest, _authorization_pb2.PlanResourcesResponse]  # type: ignore[assignment]
     """Says on which resources of a type a subject may do an action, as patterns, which a list of resources is filtered
     by. Equals a Check of each resource beneath the type.
+    """
+    ListResources: _aio.UnaryUnaryMultiCallable[_authorization_pb2.ListResourcesRequest, _authorization_pb2.ListResourcesResponse]  # type: ignore[assignment]
+    """Lists the resources of a type on which a subject may do an action, of those that rules of the policy and scopes of role
+    assignments name. A resource that only your own database knows is not among them: see PlanResources.
     """
 
 class AuthorizationServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -107,7 +119,9 @@ class AuthorizationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _authorization_pb2.ListPermissionsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_authorization_pb2.ListPermissionsResponse, _abc.Awaitable[_authorization_pb2.ListPermissionsResponse]]:
-        """Lists the rules that a subject holds, its role's own and the inherited ones. A deny among them beats any allow."""
+        """Lists the rules that a subject holds, by its role and the roles that it is assigned, their own and the inherited
+        ones. A deny among them beats any allow.
+        """
 
     @_abc_1.abstractmethod
     def ListSubjects(
@@ -125,6 +139,16 @@ class AuthorizationServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_authorization_pb2.PlanResourcesResponse, _abc.Awaitable[_authorization_pb2.PlanResourcesResponse]]:
         """Says on which resources of a type a subject may do an action, as patterns, which a list of resources is filtered
         by. Equals a Check of each resource beneath the type.
+        """
+
+    @_abc_1.abstractmethod
+    def ListResources(
+        self,
+        request: _authorization_pb2.ListResourcesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_authorization_pb2.ListResourcesResponse, _abc.Awaitable[_authorization_pb2.ListResourcesResponse]]:
+        """Lists the resources of a type on which a subject may do an action, of those that rules of the policy and scopes of role
+        assignments name. A resource that only your own database knows is not among them: see PlanResources.
         """
 
 def add_AuthorizationServiceServicer_to_server(servicer: AuthorizationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -98,6 +98,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """ALREADY_EXISTS: a member or a pending invitation has the external id, or it stands twice in one request. Metadata:
     `user_id` of the member, or `id` of the invitation.
     """
+    ERROR_REASON_ASSIGNMENT_NOT_FOUND: _ErrorReason.ValueType  # 33
+    """NOT_FOUND: the organization has no such role assignment, or the caller may not see it."""
+    ERROR_REASON_ASSIGNMENT_EXISTS: _ErrorReason.ValueType  # 34
+    """ALREADY_EXISTS: the principal has this role at this scope. Metadata: `id` of the assignment, if it exists already."""
+    ERROR_REASON_TEAM_NOT_FOUND: _ErrorReason.ValueType  # 35
+    """NOT_FOUND: the organization has no such team, or the caller may not see it."""
+    ERROR_REASON_TEAM_EXISTS: _ErrorReason.ValueType  # 36
+    """ALREADY_EXISTS: the organization has a team of this id. Choose another."""
+    ERROR_REASON_TOO_MANY: _ErrorReason.ValueType  # 37
+    """FAILED_PRECONDITION: a principal would have too many role assignments, or a member too many teams. Metadata:
+    `maximum`.
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a call failed: the `reason` of the google.rpc.ErrorInfo in its status, without the prefix `ERROR_REASON_`, in the
@@ -182,5 +194,17 @@ fewer rules. Metadata: `size`, `maximum`.
 ERROR_REASON_EXTERNAL_ID_TAKEN: ErrorReason.ValueType  # 32
 """ALREADY_EXISTS: a member or a pending invitation has the external id, or it stands twice in one request. Metadata:
 `user_id` of the member, or `id` of the invitation.
+"""
+ERROR_REASON_ASSIGNMENT_NOT_FOUND: ErrorReason.ValueType  # 33
+"""NOT_FOUND: the organization has no such role assignment, or the caller may not see it."""
+ERROR_REASON_ASSIGNMENT_EXISTS: ErrorReason.ValueType  # 34
+"""ALREADY_EXISTS: the principal has this role at this scope. Metadata: `id` of the assignment, if it exists already."""
+ERROR_REASON_TEAM_NOT_FOUND: ErrorReason.ValueType  # 35
+"""NOT_FOUND: the organization has no such team, or the caller may not see it."""
+ERROR_REASON_TEAM_EXISTS: ErrorReason.ValueType  # 36
+"""ALREADY_EXISTS: the organization has a team of this id. Choose another."""
+ERROR_REASON_TOO_MANY: ErrorReason.ValueType  # 37
+"""FAILED_PRECONDITION: a principal would have too many role assignments, or a member too many teams. Metadata:
+`maximum`.
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

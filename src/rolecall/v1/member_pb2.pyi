@@ -360,6 +360,7 @@ class MoveMembersResponse(_message.Message):
     ORGANIZATION_TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     INVITATION_COUNT_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
+    ASSIGNMENT_COUNT_FIELD_NUMBER: _builtins.int
     member_count: _builtins.int
     """Counts the members that were moved; with `validate_only`, those that would be."""
     etag: _builtins.str
@@ -372,6 +373,8 @@ class MoveMembersResponse(_message.Message):
     """Counts the pending invitations to the old role. They keep it: delete them, and invite to the new role."""
     revision: _builtins.int
     """Holds the revision of the organization in which the role is in force."""
+    assignment_count: _builtins.int
+    """Counts the role assignments of the old role. They keep it: assign the new one in their place."""
     def __init__(
         self,
         *,
@@ -380,10 +383,11 @@ class MoveMembersResponse(_message.Message):
         organization_token_count: _builtins.int = ...,
         invitation_count: _builtins.int = ...,
         revision: _builtins.int = ...,
+        assignment_count: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "invitation_count", b"invitation_count", "member_count", b"member_count", "organization_token_count", b"organization_token_count", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assignment_count", b"assignment_count", "etag", b"etag", "invitation_count", b"invitation_count", "member_count", b"member_count", "organization_token_count", b"organization_token_count", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -111,20 +111,26 @@ class Restriction(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PERMISSIONS_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
+    scope: _builtins.str
+    """Holds a path, as in `projects/billing`: the credential may act only on questions whose scope, or whose resource, is at
+    this path or beneath it. Empty for no such limit.
+    """
     @_builtins.property
     def permissions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Permission]:
-        """Lists the permissions: at least one, at most 100. Resource and action as in a rule; the effect is
-        EFFECT_ALLOW, or unset.
+        """Lists the permissions: at most 100, and at least one, unless there is a `scope`. Resource and action as in a rule;
+        the effect is EFFECT_ALLOW, or unset. None with a `scope` means all that the role may there.
         """
 
     def __init__(
         self,
         *,
         permissions: _abc.Iterable[Global___Permission] | None = ...,
+        scope: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["permissions", b"permissions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["permissions", b"permissions", "scope", b"scope"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

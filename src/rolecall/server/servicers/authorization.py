@@ -66,7 +66,7 @@ class AuthorizationService:
     ) -> bytes | Miss[bytes] | None:
         requests.batch_size(len(request.checks))
         revision = requests.at_least_revision(request.at_least_revision)
-        parsed = requests.questions(request.checks, ascii_only=ascii_only)
+        parsed = requests.questions(request.checks, requests.scope(request.scope), ascii_only=ascii_only)
         if parsed is None:
             return None
         questions, malformed = parsed
@@ -88,7 +88,8 @@ class AuthorizationService:
         revision = requests.at_least_revision(request.at_least_revision)
         caller = call.caller_in(request.organization)
         page = requests.page(request)
-        answer = self._authorizer.list_permissions(caller, subject, page, at_least_revision=revision)
+        scope = requests.scope(request.scope)
+        answer = self._authorizer.list_permissions(caller, subject, page, scope=scope, at_least_revision=revision)
         return responses.permissions_response(answer)
 
     def PlanResources(self, request: pb.PlanResourcesRequest, call: Call) -> pb.PlanResourcesResponse:
@@ -97,7 +98,10 @@ class AuthorizationService:
         action, resource_type = requests.action(request.action), requests.resource_type(request.resource_type)
         revision = requests.at_least_revision(request.at_least_revision)
         caller = call.caller_in(request.organization)
-        plan = self._authorizer.plan_resources(caller, subject, action, resource_type, at_least_revision=revision)
+        scope = requests.scope(request.scope)
+        plan = self._authorizer.plan_resources(
+            caller, subject, action, resource_type, scope=scope, at_least_revision=revision
+        )
         return responses.plan_response(plan)
 
     def ListSubjects(self, request: pb.ListSubjectsRequest, call: Call) -> pb.ListSubjectsResponse:
@@ -106,8 +110,21 @@ class AuthorizationService:
         revision = requests.at_least_revision(request.at_least_revision)
         caller = call.caller_in(request.organization)
         page = requests.page(request)
-        answer = self._authorizer.list_subjects(caller, action, resource, page, at_least_revision=revision)
+        scope = requests.scope(request.scope)
+        answer = self._authorizer.list_subjects(caller, action, resource, page, scope=scope, at_least_revision=revision)
         return responses.subjects_response(answer)
+
+    def ListResources(self, request: pb.ListResourcesRequest, call: Call) -> pb.ListResourcesResponse:
+        """List the named resources of a type on which a subject may do an action."""
+        subject = requests.subject(request.subject)
+        action, resource_type = requests.action(request.action), requests.resource_type(request.resource_type)
+        revision = requests.at_least_revision(request.at_least_revision)
+        caller = call.caller_in(request.organization)
+        page = requests.page(request)
+        answer = self._authorizer.list_resources(
+            caller, subject, action, resource_type, page, at_least_revision=revision
+        )
+        return responses.resources_response(answer)
 
 
 def _wait(answer: bytes | Miss[bytes]) -> bytes:

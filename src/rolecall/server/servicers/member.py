@@ -66,6 +66,7 @@ class MemberService:
             organization_token_count=moved.organization_tokens,
             invitation_count=moved.invitations,
             revision=moved.revision,
+            assignment_count=moved.assignments,
         )
 
     def RemoveMember(self, request: pb.RemoveMemberRequest, call: Call) -> pb.RemoveMemberResponse:
