@@ -53,8 +53,8 @@ class OwnersRace(Race):
     def check(self, tx: Transaction, one: Result, other: Result) -> tuple[set[str], set[str]]:
         lost = 0 if (one.status == DONE) is not self.crossed else 1
         roles = [member_rows.roles_by_id(tx, self.name, [member.user_id]) for member in self.pair]
-        assert list(roles[1 - lost].values()) == ["OWNER"]
-        assert list(roles[lost].values()) == list(self.lower)
+        assert [role for role, _ in roles[1 - lost].values()] == ["OWNER"]
+        assert [role for role, _ in roles[lost].values()] == list(self.lower)
         gone = set() if self.lower else {self.secrets[lost]}
         assert not gone or not self.held(tx, self.pair[lost].user_id)
         return set(self.secrets) - gone, gone

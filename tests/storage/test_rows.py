@@ -193,12 +193,15 @@ def test_roles_are_found_by_id_and_by_address(acme: Storage) -> None:
     _add(acme, _member("ann", "VIEWER", "other"))
     ids, keys = ["ann", "bob", "nobody"], ["ann@acme.io", "cyd@acme.io", "nobody@acme.io"]
 
-    assert acme.read(lambda tx: member_rows.roles_by_id(tx, "acme", ids)) == {"ann": "OWNER", "bob": "EDITOR"}
+    assert acme.read(lambda tx: member_rows.roles_by_id(tx, "acme", ids)) == {
+        "ann": ("OWNER", "ann@acme.io"),
+        "bob": ("EDITOR", "bob@acme.io"),
+    }
     assert acme.read(lambda tx: member_rows.roles_by_email(tx, "acme", keys)) == {
         "ann@acme.io": ("OWNER", "ann"),
         "cyd@acme.io": ("VIEWER", "cyd"),
     }
-    assert acme.read(lambda tx: member_rows.roles_by_id(tx, "other", ids)) == {"ann": "VIEWER"}
+    assert acme.read(lambda tx: member_rows.roles_by_id(tx, "other", ids)) == {"ann": ("VIEWER", "ann@acme.io")}
     assert acme.read(lambda tx: member_rows.roles_by_email(tx, "other", keys)) == {"ann@acme.io": ("VIEWER", "ann")}
 
 
@@ -207,8 +210,12 @@ def test_roles_are_found_by_external_id(acme: Storage) -> None:
     _add(acme, _member("ann", "OWNER"), replace(_member("bob"), external_id=""), _member("ann", "VIEWER", "other"))
     keys = ["idp:ann", "idp:bob", "IDP:ANN", "idp:an_", "%", ""]
 
-    assert acme.read(lambda tx: member_rows.roles_by_external_id(tx, "acme", keys)) == {"idp:ann": ("OWNER", "ann")}
-    assert acme.read(lambda tx: member_rows.roles_by_external_id(tx, "other", keys)) == {"idp:ann": ("VIEWER", "ann")}
+    assert acme.read(lambda tx: member_rows.roles_by_external_id(tx, "acme", keys)) == {
+        "idp:ann": ("OWNER", "ann", "ann@acme.io")
+    }
+    assert acme.read(lambda tx: member_rows.roles_by_external_id(tx, "other", keys)) == {
+        "idp:ann": ("VIEWER", "ann", "ann@acme.io")
+    }
     assert acme.read(lambda tx: member_rows.roles_by_external_id(tx, "acme", [])) == {}
 
 
@@ -233,7 +240,7 @@ def test_changed_external_id_is_a_change_of_the_member(acme: Storage) -> None:
         acme.mutate("acme", partial(member_rows.change_external_id, member=ann, external_id=external_id, at=13))
 
         found = acme.read(lambda tx: member_rows.roles_by_external_id(tx, "acme", ["idp:ann", "sub|1"]))
-        assert found == ({external_id: ("VIEWER", "ann")} if external_id else {})
+        assert found == ({external_id: ("VIEWER", "ann", "ann@acme.io")} if external_id else {})
     assert _changes(acme) == [(revision, "member", "ann") for revision in (1, 2, 3)]
 
 
@@ -252,7 +259,7 @@ def test_large_batch_is_looked_up_at_once(acme: Storage) -> None:
     _add(acme, _member("ann", "OWNER"))
     ids = [*(f"nobody-{index}" for index in range(999)), "ann"]
 
-    assert acme.read(lambda tx: member_rows.roles_by_id(tx, "acme", ids)) == {"ann": "OWNER"}
+    assert acme.read(lambda tx: member_rows.roles_by_id(tx, "acme", ids)) == {"ann": ("OWNER", "ann@acme.io")}
 
 
 def test_address_is_unique_in_an_organization(acme: Storage) -> None:
@@ -261,7 +268,9 @@ def test_address_is_unique_in_an_organization(acme: Storage) -> None:
     with pytest.raises(IntegrityError):
         _add(acme, _member("anna", email="ANN@Acme.io"))
 
-    assert acme.read(lambda tx: member_rows.roles_by_id(tx, "acme", ["ann", "anna"])) == {"ann": "VIEWER"}
+    assert acme.read(lambda tx: member_rows.roles_by_id(tx, "acme", ["ann", "anna"])) == {
+        "ann": ("VIEWER", "ann@acme.io")
+    }
     assert _changes(acme) == [(1, "member", "ann")]
     assert _revision(acme) == 1
 
@@ -284,7 +293,7 @@ def test_user_id_is_unique_in_an_organization(acme: Storage) -> None:
     with pytest.raises(IntegrityError):
         _add(acme, _member("ann", "OWNER", email="else@acme.io"))
 
-    assert acme.read(lambda tx: member_rows.roles_by_id(tx, "acme", ["ann"])) == {"ann": "VIEWER"}
+    assert acme.read(lambda tx: member_rows.roles_by_id(tx, "acme", ["ann"])) == {"ann": ("VIEWER", "ann@acme.io")}
     assert _revision(acme) == 1
 
 

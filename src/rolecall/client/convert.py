@@ -41,6 +41,8 @@ def result(response: pb.CheckResponse) -> CheckResult:
             said.nearest_miss,
             said.nearest_miss_line,
             tuple(said.roles_that_pass),
+            condition=said.condition,
+            missing_values=tuple(said.missing_values),
         )
     reason = _reason(response)
     return CheckResult(reason, response.role, response.revision, response.policy_version, explanation)
@@ -63,13 +65,14 @@ def plan(response: pb.PlanResourcesResponse, resource_type: str) -> ResourcePlan
         response.role,
         response.revision,
         response.policy_version,
+        tuple(response.conditions),
     )
 
 
 def permission(message: shared_pb2.Permission) -> Permission:
     """Convert a rule."""
     effect = Effect.ALLOW if message.effect == shared_pb2.EFFECT_ALLOW else Effect.DENY
-    return Permission(message.resource, message.action, effect)
+    return Permission(message.resource, message.action, effect, message.condition)
 
 
 def member(message: shared_pb2.Member, organization: str) -> Member:

@@ -24,6 +24,7 @@ from rolecall.domain.credentials import (
     Validity,
 )
 from rolecall.domain.decisions import (
+    NOTHING_GIVEN,
     CheckResult,
     Explanation,
     ItemError,
@@ -44,6 +45,7 @@ from rolecall.domain.times import now, rfc3339
 __all__ = [
     "NEVER",
     "NOTHING_ASSIGNED",
+    "NOTHING_GIVEN",
     "ORGANIZATION",
     "Address",
     "AssignedRole",

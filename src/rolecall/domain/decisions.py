@@ -1,13 +1,16 @@
 """Requests for a decision, and their results."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from rolecall.domain.credentials import Address
 from rolecall.domain.permissions import Effect
 
 __all__ = [
+    "NOTHING_GIVEN",
     "CheckResult",
     "Explanation",
     "ItemError",
@@ -85,16 +88,22 @@ class Subject:
         return f"{_FORMS[self.kind]}{self.value}"
 
 
+NOTHING_GIVEN: Mapping[str, Any] = MappingProxyType({})
+"""Values of a question without any."""
+
+
 class Question(NamedTuple):
     """Question to the policy: may `subject` do `action` on `resource`?
 
-    `scope` is the path in which the resource stands, empty for the whole organization.
+    `scope` is the path in which the resource stands, empty for the whole organization. `given` are the values for
+    conditions that the asking service knows, by the names of their variables: `context` and the properties.
     """
 
     subject: Subject
     action: str
     resource: str
     scope: str = ""
+    given: Mapping[str, Any] = NOTHING_GIVEN
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +124,10 @@ class RoleExplanation:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """Explanation of a decision. Fields that don't apply are empty."""
+    """Explanation of a decision. Fields that don't apply are empty.
+
+    `condition` is that of the rule that decided, or came nearest; `missing_values` are those that it lacked.
+    """
 
     summary: str
     rule: str = ""
@@ -126,6 +138,8 @@ class Explanation:
     nearest_miss_line: int = 0
     roles_that_pass: tuple[str, ...] = ()
     roles: tuple[RoleExplanation, ...] = ()
+    condition: str = ""
+    missing_values: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +189,7 @@ class ResourcePlan:
 
     A conditional plan covers the resources that a pattern of `include` covers and none of `exclude`: `secrets/a` covers
     itself and everything beneath it, `secrets/a*` everything that begins with `secrets/a`. `role` is empty if the
-    subject has none.
+    subject has none. `conditions` are those of rules that could allow more, or that exclude only while they hold.
     """
 
     kind: PlanKind
@@ -185,3 +199,4 @@ class ResourcePlan:
     role: str = ""
     revision: int = 0
     policy_version: str = ""
+    conditions: tuple[str, ...] = ()

@@ -43,8 +43,9 @@ _ALWAYS = Validity(2**62)
 
 @dataclass(frozen=True, slots=True)
 class ResolvedSubject:
-    """Roles that a subject acts with; for a token its restriction and validity. `user_id`: of the person, if any.
+    """Roles that a subject acts with; for a token its restriction and validity.
 
+    `user_id` and `email_key`, the normalised address, are the person's, if there is one.
     `is_plain`: it has one role and no restriction, so that nothing else is to be evaluated.
     """
 
@@ -52,6 +53,7 @@ class ResolvedSubject:
     restriction: Restriction | None = None
     validity: Validity = field(default=_ALWAYS, compare=False)
     user_id: str = field(default="", compare=False)
+    email_key: str = field(default="", compare=False)
     assigned: AssignedRoles = NOTHING_ASSIGNED
     is_plain: bool = field(init=False, compare=False, repr=False)
 
@@ -285,30 +287,33 @@ def _resolved(
     by_external_id = member_rows.roles_by_external_id(tx, organization, external) if external else {}
     tokens = values.get(SubjectKind.TOKEN_ID, set()) | values.get(SubjectKind.PRESENTED, set())
     by_token = credential_rows.tokens(tx, organization, tokens) if tokens else {}
-    members: dict[str, tuple[str, str]] = {}
+    # The role, the user id and the address of each member.
+    members: dict[str, tuple[str, str, str]] = {}
     for subject in subjects:
         match subject.kind:
             case SubjectKind.USER_ID if subject.value in by_id:
-                members[subject.key] = by_id[subject.value], subject.value
+                role, email_key = by_id[subject.value]
+                members[subject.key] = role, subject.value, email_key
             case SubjectKind.EMAIL if subject.value in by_email:
-                members[subject.key] = by_email[subject.value]
+                members[subject.key] = *by_email[subject.value], subject.value
             case SubjectKind.EXTERNAL_ID if subject.value in by_external_id:
                 members[subject.key] = by_external_id[subject.value]
-    principals = {Principal(PrincipalKind.USER, user_id) for _, user_id in members.values()}
+    principals = {Principal(PrincipalKind.USER, user_id) for _, user_id, _ in members.values()}
     assigned = assignment_rows.assigned(tx, organization, principals) if principals else {}
     found: dict[str, ResolvedSubject] = {}
     for subject in subjects:
         key = subject.key
         if key in members:
-            role, user_id = members[key]
+            role, user_id, email_key = members[key]
             held = assigned[Principal(PrincipalKind.USER, user_id)]
-            found[key] = ResolvedSubject(role, user_id=user_id, assigned=held)
+            found[key] = ResolvedSubject(role, user_id=user_id, email_key=email_key, assigned=held)
             names[key] = names_of(held, user_id)
         elif subject.is_token and subject.value in by_token:
             token = by_token[subject.value]
             validity = token.validity if subject.kind is SubjectKind.TOKEN_ID else _validity(subject.digest, token)
             if validity:
-                found[key] = ResolvedSubject(token.role, token.restriction, validity, token.user_id, token.assigned)
+                holder = (token.user_id, token.email_key)
+                found[key] = ResolvedSubject(token.role, token.restriction, validity, *holder, token.assigned)
                 names[key] = names_of(token.assigned, subject.value, token.user_id)
     return found
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from rolecall.errors import PolicyInvalid
 from rolecall.policy.build import Build, build, read_and_index
 from rolecall.policy.explain import explain, explain_without_rules, join_names
-from rolecall.policy.index import OWNERS, Conditional, Decision, Policy
+from rolecall.policy.expressions import Values, values_of
+from rolecall.policy.index import OWNERS, Conditional, Decision, Evaluate, Policy
 from rolecall.policy.parsed import (
     CONDITIONS_FILE,
     MODEL_FILE,
@@ -37,6 +38,7 @@ __all__ = [
     "Build",
     "Conditional",
     "Decision",
+    "Evaluate",
     "Finding",
     "HeldPermissions",
     "Policy",
@@ -44,6 +46,7 @@ __all__ = [
     "PolicyFiles",
     "Rule",
     "Severity",
+    "Values",
     "build",
     "build_in_subprocess",
     "build_valid",
@@ -61,6 +64,7 @@ __all__ = [
     "read_and_index",
     "request_problem",
     "value_problem",
+    "values_of",
 ]
 
 

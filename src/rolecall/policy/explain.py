@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 
 from rolecall.domain import Effect, Explanation, Reason
+from rolecall.policy.expressions import Values
 from rolecall.policy.index import Decision
 from rolecall.policy.parsed import POLICY_FILE, Rule
 from rolecall.spelling import nearest
@@ -13,20 +14,45 @@ __all__ = ["explain", "explain_without_rules", "join_names"]
 MAX_NAMED = 10
 
 
-def explain(decision: Decision) -> Explanation:
-    """Explain by the rule that decided; for a denial also by the nearest miss and the roles that would pass."""
+def explain(decision: Decision, values: Values | None = None) -> Explanation:
+    """Explain by the rule that decided; for a denial also by the nearest miss and the roles that would pass.
+
+    `values` are those that the decision's conditions were evaluated with.
+    """
     role = decision.role
     wanted = f"`{decision.action}` on `{decision.resource}`"
     rule = decision.rule
     if rule is not None and decision.reason is Reason.GRANTED:
         chain = decision.role_chain
         through = f" through {' -> '.join(chain)}" if len(chain) > 1 else ""
-        summary = f"{role} may {wanted}{through}: {POLICY_FILE}:{rule.line} allows it."
-        return Explanation(summary, str(rule), POLICY_FILE, rule.line, chain)
+        held = f", as the condition `{rule.condition}` holds" if rule.condition else ""
+        summary = f"{role} may {wanted}{through}: {POLICY_FILE}:{rule.line} allows it{held}."
+        return Explanation(summary, str(rule), POLICY_FILE, rule.line, chain, condition=rule.condition)
     passing, who = _passing(decision)
     if rule is not None:
-        summary = f"{role} may not {wanted}: {POLICY_FILE}:{rule.line} denies it, and deny beats allow.{who}"
-        return Explanation(summary, str(rule), POLICY_FILE, rule.line, decision.role_chain, roles_that_pass=passing)
+        why, missing = _state(decision, rule.condition, values or {})
+        summary = f"{role} may not {wanted}: {POLICY_FILE}:{rule.line} denies it{why}, and deny beats allow.{who}"
+        return Explanation(
+            summary,
+            str(rule),
+            POLICY_FILE,
+            rule.line,
+            decision.role_chain,
+            roles_that_pass=passing,
+            condition=rule.condition,
+            missing_values=missing,
+        )
+    if unmet := _unmet_rule(decision):
+        why, missing = _state(decision, unmet.condition, values or {})
+        summary = f"{role} may not {wanted}: {POLICY_FILE}:{unmet.line} doesn't allow it{why}.{who}"
+        return Explanation(
+            summary,
+            nearest_miss=str(unmet),
+            nearest_miss_line=unmet.line,
+            roles_that_pass=passing,
+            condition=unmet.condition,
+            missing_values=missing,
+        )
     near = _nearest_rule(decision)
     name = _nearest_name(decision)
     summary = f"{role} may not {wanted}: {_deny_reason(decision, name)}.{who}"
@@ -47,6 +73,33 @@ def join_names(roles: Sequence[str], between: str = ", ") -> str:
     """Join the first ten names, and the number of further ones; `none` for no name."""
     more = f" and {len(roles) - MAX_NAMED} more" if len(roles) > MAX_NAMED else ""
     return between.join(roles[:MAX_NAMED]) + more or "none"
+
+
+def _state(decision: Decision, condition: str, values: Values) -> tuple[str, tuple[str, ...]]:
+    """Return a clause about a condition, empty without one, and the values that it lacks."""
+    if not condition:
+        return "", ()
+    holds = decision.evaluate(condition)
+    if holds is not None:
+        return f", as the condition `{condition}` {'holds' if holds else 'does not hold'}", ()
+    known = decision.policy.conditions[condition]
+    missing = known.missing(values)
+    why = f"the question lacks {', '.join(missing)}" if missing else known.problem(values) or "no value is known"
+    return f", as the condition `{condition}` can't be evaluated ({why})", missing
+
+
+def _unmet_rule(decision: Decision) -> Rule | None:
+    """Return the rule that would allow it if its condition held: of the nearest role, then the most specific one."""
+    if decision.reason is not Reason.CONDITION_NOT_MET:
+        return None
+    policy = decision.policy
+    chains = {
+        rule: policy.chain(decision.role, rule.role)
+        for rule in policy.matching_rules(decision.action, decision.resource)
+        if rule.condition and rule.effect is Effect.ALLOW
+    }
+    held = [rule for rule, chain in chains.items() if chain]
+    return min(held, key=lambda rule: (len(chains[rule]), -len(rule.resource), rule.line))
 
 
 def _passing(decision: Decision) -> tuple[tuple[str, ...], str]:

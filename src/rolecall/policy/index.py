@@ -231,7 +231,7 @@ class Policy:
         return lru_cache(MAX_CACHED_DECISIONS)(reason)
 
     def reason_of_roles(
-        self, roles: Sequence[str], action: str, resource: str, evaluate: Evaluate = _unknown
+        self, roles: Sequence[str], action: str, resource: str, evaluate: Evaluate | None = None
     ) -> tuple[Reason, int]:
         """Decide on a subject with all of `roles`, at least one; return the reason, and the deciding role's index.
 
@@ -244,7 +244,7 @@ class Policy:
         for index, role in enumerate(roles):
             reason = reason_of(role, action, resource)
             if isinstance(reason, Conditional):
-                reason = reason.reason(evaluate)
+                reason = reason.reason(evaluate or _unknown)
                 if reason is Reason.CONDITION_NOT_MET and unmet < 0:
                     unmet = index
             if reason is Reason.FORBIDDEN:
@@ -256,7 +256,7 @@ class Policy:
         if unmet >= 0:
             return Reason.CONDITION_NOT_MET, unmet
         reason = reason_of(roles[0], action, resource)
-        return reason.reason(evaluate) if isinstance(reason, Conditional) else reason, 0
+        return reason.reason(evaluate or _unknown) if isinstance(reason, Conditional) else reason, 0
 
     def _reason(self, role: str, action: str, resource: str) -> Reason | Conditional:
         held = self._held.get(role)

@@ -10,28 +10,38 @@ __all__ = ["plan_resources"]
 
 def plan_resources(
     permissions: Iterable[Permission], action: str, resource_type: str
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
     """Return the patterns of the allowed resources beneath `resource_type/`, and those of the denied ones among them.
 
     No pattern covers another of the same list, and each of the second is covered by one of the first. All resources
-    are the pattern `resource_type/*`; none are two empty lists. Permissions with conditions allow nothing here, and
-    deny.
+    are the pattern `resource_type/*`; none are two empty lists. A permission with a condition allows nothing here, and
+    denies. The third list has the conditions by which a Check may allow more.
     """
     everything = f"{resource_type}/*"
-    patterns: dict[Effect, set[str]] = {Effect.ALLOW: set(), Effect.DENY: set()}
+    patterns: dict[Effect, set[tuple[str, str]]] = {Effect.ALLOW: set(), Effect.DENY: set()}
     for permission in permissions:
-        if permission.condition and permission.effect is Effect.ALLOW:
-            continue
         if permission.action in (action, "*"):
             # Patterns nest: one that covers a part of the type lies within it, or covers all of it.
             if _is_covered(everything, {permission.resource}):
-                patterns[permission.effect].add(everything)
+                patterns[permission.effect].add((everything, permission.condition))
             elif _is_covered(permission.resource, {everything}):
-                patterns[permission.effect].add(permission.resource)
-    denies = _widest(patterns[Effect.DENY])
-    include = {allow for allow in _widest(patterns[Effect.ALLOW]) if not _is_covered(allow, denies)}
+                patterns[permission.effect].add((permission.resource, permission.condition))
+    allows, may_allow = _split(patterns[Effect.ALLOW])
+    always_denied, may_deny = _split(patterns[Effect.DENY])
+    denies = _widest(always_denied | {pattern for pattern, _ in may_deny})
+    include = {allow for allow in _widest(allows) if not _is_covered(allow, denies)}
     exclude = {deny for deny in denies if _is_covered(deny, include)}
-    return tuple(sorted(include)), tuple(sorted(exclude))
+    conditions = {
+        condition
+        for pattern, condition in (*may_allow, *may_deny)
+        if not _is_covered(pattern, always_denied if (pattern, condition) in may_deny else allows | always_denied)
+    }
+    return tuple(sorted(include)), tuple(sorted(exclude)), tuple(sorted(conditions))
+
+
+def _split(patterns: set[tuple[str, str]]) -> tuple[set[str], set[tuple[str, str]]]:
+    """Return the patterns without a condition, and the others with theirs."""
+    return {pattern for pattern, condition in patterns if not condition}, {each for each in patterns if each[1]}
 
 
 def _widest(patterns: set[str]) -> set[str]:

@@ -2,17 +2,19 @@
 
 import re
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
+from google.protobuf.struct_pb2 import Struct, Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from rolecall.credentials import token_format
 from rolecall.credentials.token_format import require_no_credential
 from rolecall.domain import (
+    NOTHING_GIVEN,
     ORGANIZATION,
     Address,
     Effect,
@@ -89,6 +91,9 @@ MAX_PERMISSIONS = 100
 MAX_RESTRICTION_BYTES = 2048
 MAX_ID = 64
 MAX_NOTE = 500
+# Of the values for conditions in one question.
+MAX_GIVEN_BYTES = 65_536
+MAX_GIVEN_DEPTH = 32
 MAX_ROLE = 64
 # As long as an address may be.
 MAX_TEXT = 254
@@ -102,7 +107,7 @@ def question(message: pb.CheckRequest | pb.BatchCheckItem) -> Question:
     asked = subject_of(message)
     pair = _action_and_resource(message.action, message.resource)
     named = message.scope
-    return Question(asked, *pair, scope(named) if named else ORGANIZATION)
+    return Question(asked, *pair, scope(named) if named else ORGANIZATION, given(message))
 
 
 def subject_of(message: pb.CheckRequest | pb.BatchCheckItem | pb.PlanResourcesRequest) -> Subject:
@@ -112,10 +117,17 @@ def subject_of(message: pb.CheckRequest | pb.BatchCheckItem | pb.PlanResourcesRe
 
 
 def questions(
-    messages: Iterable[pb.BatchCheckItem], default_scope: str = ORGANIZATION, *, ascii_only: bool = False
+    messages: Iterable[pb.BatchCheckItem],
+    default_scope: str = ORGANIZATION,
+    default_given: Mapping[str, Any] = NOTHING_GIVEN,
+    *,
+    ascii_only: bool = False,
+    with_given: bool = True,
 ) -> tuple[list[Question], dict[int, ItemError]] | None:
-    """The well-formed questions, and the errors of the others by their places. `default_scope`: of those without one.
+    """The well-formed questions, and the errors of the others by their places.
 
+    `default_scope` and `default_given`: of those without their own. Without `with_given`, values for conditions are
+    left out: looking for them takes a third as long as all the rest.
     With `ascii_only`, None where a subject is beyond ASCII: its address takes long to parse.
     Equals `question` for each, written out as batches spend their time here.
     """
@@ -131,10 +143,56 @@ def questions(
             action_, resource_ = _action_and_resource(message.action, message.resource)
             scoped = message.scope
             scope_ = scope(scoped) if scoped else default_scope
-            found.append(new(Question, (asked, action_, resource_, scope_)))
+            given_ = given(message, default_given) if with_given else NOTHING_GIVEN
+            found.append(new(Question, (asked, action_, resource_, scope_, given_)))
         except InvalidField as error:
             wrong[place] = ItemError(error.field, error.message)
     return found, wrong
+
+
+def given(
+    message: pb.CheckRequest | pb.BatchCheckItem | pb.BatchCheckRequest, default: Mapping[str, Any] = NOTHING_GIVEN
+) -> Mapping[str, Any]:
+    """The values for conditions that a request gives, else those of `default`. Raises `InvalidField`."""
+    has = message.HasField
+    names = [
+        name for name in ("context", "resource_properties", "action_properties", "subject_properties") if has(name)
+    ]
+    if not names:
+        return default
+    found = dict(default)
+    size = 0
+    for name in names:
+        struct: Struct = getattr(message, name)
+        size += struct.ByteSize()
+        if size > MAX_GIVEN_BYTES:
+            more = " and the fields before it have" if size > struct.ByteSize() else " has"
+            raise InvalidField(
+                f"{name}{more} {size} bytes, more than {MAX_GIVEN_BYTES}: give only what conditions need.", field=name
+            )
+        found[name.replace("_", ".")] = _object(struct, name, MAX_GIVEN_DEPTH)
+    return found
+
+
+def _object(struct: Struct, field: str, levels: int) -> dict[str, Any]:
+    _require_level(levels, field)
+    return {key: _plain(value, field, levels) for key, value in struct.fields.items()}
+
+
+def _require_level(levels: int, field: str) -> None:
+    if not levels:
+        message = f"{field} is nested more than {MAX_GIVEN_DEPTH} levels deep: give only what conditions need."
+        raise InvalidField(message, field=field)
+
+
+def _plain(value: Value, field: str, levels: int) -> Any:
+    kind = value.WhichOneof("kind")
+    if kind == "struct_value":
+        return _object(value.struct_value, field, levels - 1)
+    if kind == "list_value":
+        _require_level(levels - 1, field)
+        return [_plain(each, field, levels - 1) for each in value.list_value.values]
+    return None if kind in (None, "null_value") else getattr(value, kind)
 
 
 @lru_cache(CACHED_SUBJECTS)
@@ -435,6 +493,11 @@ def restriction(message: shared_pb2.Restriction) -> Restriction:
             require_no_credential(text, f"{field}.{kind}")
         if item.effect not in (shared_pb2.EFFECT_UNSPECIFIED, shared_pb2.EFFECT_ALLOW):
             raise InvalidField("A restriction lists what is allowed: leave the effect out.", field=f"{field}.effect")
+        if item.condition:
+            raise InvalidField(
+                "A restriction has no conditions: leave it out, as those of the policy's rules count all the same.",
+                field=f"{field}.condition",
+            )
     found = (Permission(item.resource, item.action, Effect.ALLOW) for item in message.permissions)
     return Restriction(tuple(dict.fromkeys(found)), scope_)
 

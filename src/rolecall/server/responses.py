@@ -125,6 +125,7 @@ def plan_response(plan: ResourcePlan) -> pb.PlanResourcesResponse:
         role=plan.role,
         revision=plan.revision,
         policy_version=plan.policy_version,
+        conditions=plan.conditions,
     )
 
 
@@ -174,6 +175,8 @@ def _explanation(value: Explanation) -> pb.Explanation:
             )
             for each in value.roles
         ],
+        condition=value.condition,
+        missing_values=value.missing_values,
     )
 
 
@@ -190,7 +193,9 @@ def timestamp(microseconds: int) -> Timestamp:
 
 def permission(value: Permission) -> shared_pb2.Permission:
     """A rule as a message."""
-    return shared_pb2.Permission(resource=value.resource, action=value.action, effect=_EFFECTS[value.effect])
+    return shared_pb2.Permission(
+        resource=value.resource, action=value.action, effect=_EFFECTS[value.effect], condition=value.condition
+    )
 
 
 def member(value: Member) -> shared_pb2.Member:

@@ -30,7 +30,9 @@ from rolecall.identity.batch_loader import Miss
 from rolecall.identity.directory import Directory, ResolvedSubject, ResolvedSubjects, SubjectCache
 from rolecall.policy import (
     Conditional,
+    Evaluate,
     Policy,
+    Values,
     explain,
     explain_without_rules,
     permissions_at,
@@ -38,7 +40,9 @@ from rolecall.policy import (
     plan_resources,
 )
 from rolecall.policy.reload import LivePolicy
+from rolecall.services import conditions
 from rolecall.services.caller_permissions import is_self, may, require, roles_that_may
+from rolecall.services.conditions import evaluator
 from rolecall.services.pagination import Pagination
 from rolecall.storage import Storage, Transaction
 from rolecall.storage import assignments as assignment_rows
@@ -164,6 +168,11 @@ class Authorizer:
         self._pages = pages
         self._cached = CachedAuthorizer(directory.cache, live)
 
+    @property
+    def has_conditions(self) -> bool:
+        """Whether the policy in force has conditions, so that what questions give matters."""
+        return bool(self._live.in_force.policy.conditions)
+
     def check_cached(
         self, caller: Caller, question: Question, *, at_least_revision: int = 0, explained: bool = False
     ) -> CheckResult | Miss[CheckResult]:
@@ -244,7 +253,8 @@ class Authorizer:
         _require_check_permission(policy, caller, [subject])
         revision, resolved = self._resolve(caller, subject, at_least_revision)
         role = _role_of(subject, resolved)
-        include, exclude = plan_resources(_permissions(policy, subject, resolved, scope), action, resource_type)
+        permissions = _permissions(policy, subject, resolved, scope)
+        include, exclude, conditional = plan_resources(permissions, action, resource_type)
         size = len(include) + len(exclude)
         if size > MAX_PLAN_PATTERNS:
             raise PlanSize(
@@ -260,7 +270,7 @@ class Authorizer:
             kind, include = PlanKind.ALWAYS, ()
         else:
             kind = PlanKind.CONDITIONAL
-        return ResourcePlan(kind, resource_type, include, exclude, role, revision, policy.version)
+        return ResourcePlan(kind, resource_type, include, exclude, role, revision, policy.version, conditional)
 
     def list_resources(
         self,
@@ -401,7 +411,7 @@ def _reasons(policy: Policy, resolved: ResolvedSubjects, questions: Iterable[Que
     reasons: list[Reason] = []
     for question, subject in zip(questions, resolved.subjects, strict=True):
         if subject is not None and subject.is_plain:
-            _, action, resource, _ = question
+            _, action, resource, _, _ = question
             reason = reason_of(subject.role, action, resource)
             reasons.append(_reason(policy, subject, question) if isinstance(reason, Conditional) else reason)
         else:
@@ -418,18 +428,25 @@ def _decide(policy: Policy, resolved: ResolvedSubject | None, question: Question
 
     Returns the reason, the role that decided, and the id of the assignment by which the subject has it, if any.
     """
-    subject, action, resource, scope = question
+    subject, action, resource, scope, _ = question
     if resolved is None:
         if subject.kind is Kind.ROLE:
-            return policy.reason_of_roles([subject.value], action, resource)[0], subject.value, ""
+            reason = policy.reason(subject.value, action, resource)
+            if isinstance(reason, Conditional):
+                reason = reason.reason(_evaluator(policy, question, None, [subject.value]))
+            return reason, subject.value, ""
         is_token = subject.kind in (Kind.TOKEN_ID, Kind.PRESENTED)
         return Reason.TOKEN_INVALID if is_token else Reason.NOT_A_MEMBER, "", ""
-    role = resolved.role
+    role, assignment_id = resolved.role, ""
     if not resolved.assigned:
-        reason, assignment_id = policy.reason_of_roles([role], action, resource)[0], ""
+        reason = policy.reason(role, action, resource)
+        if isinstance(reason, Conditional):
+            reason = reason.reason(_evaluator(policy, question, resolved, [role]))
     else:
         applicable = resolved.assigned.applicable(scope, resource, now())
-        reason, index = policy.reason_of_roles([role, *(each.role for each in applicable)], action, resource)
+        roles = [role, *(each.role for each in applicable)]
+        evaluate = _evaluator(policy, question, resolved, roles) if policy.conditions else None
+        reason, index = policy.reason_of_roles(roles, action, resource, evaluate)
         assigned = applicable[index - 1] if index else None
         role, assignment_id = (assigned.role, assigned.assignment_id) if assigned else (role, "")
     if reason is Reason.GRANTED and not permits(resolved.restriction, action, resource, scope):
@@ -437,18 +454,45 @@ def _decide(policy: Policy, resolved: ResolvedSubject | None, question: Question
     return reason, role, assignment_id
 
 
+def _evaluator(policy: Policy, question: Question, resolved: ResolvedSubject | None, roles: Sequence[str]) -> Evaluate:
+    """Return the function that evaluates conditions for a question about a subject with these roles."""
+    return evaluator(policy, lambda: _values(question, resolved, roles))
+
+
+def _values(question: Question, resolved: ResolvedSubject | None, roles: Sequence[str]) -> Values:
+    """Return the values of a question about a subject with these roles."""
+    subject, action, resource, scope, given = question
+    if resolved is None:
+        known = (conditions.ROLE, "", "")
+    elif resolved.user_id:
+        known = (conditions.USER, resolved.user_id, resolved.email_key)
+    else:
+        known = (conditions.TOKEN, subject.value, "")
+    return conditions.values(known, roles, action, resource, scope, given)
+
+
 def _explained(
     policy: Policy, caller: Caller, question: Question, result: CheckResult, resolved: ResolvedSubject | None
 ) -> CheckResult:
     """Return the result with an explanation, of which only a caller that may `authorization explain` gets the rules."""
     rules = may(policy, caller, "explain", "authorization")
-    explanation = _explain(policy, question, result, rules=rules)
+    values = _values(question, resolved, _applicable_roles(question, resolved))
+    explanation = _explain(policy, question, result, values, rules=rules)
     if resolved is not None:
-        explanation = replace(explanation, roles=tuple(_explained_roles(policy, question, resolved, rules=rules)))
+        roles = tuple(_explained_roles(policy, question, resolved, values, rules=rules))
+        explanation = replace(explanation, roles=roles)
     return result._replace(explanation=explanation)
 
 
-def _explain(policy: Policy, question: Question, result: CheckResult, *, rules: bool) -> Explanation:
+def _applicable_roles(question: Question, resolved: ResolvedSubject | None) -> list[str]:
+    """Return the roles that apply to a question, the one that the subject has everywhere first."""
+    if resolved is None:
+        return [question.subject.value] if question.subject.kind is Kind.ROLE else []
+    applicable = resolved.assigned.applicable(question.scope, question.resource, now())
+    return [resolved.role, *(each.role for each in applicable)]
+
+
+def _explain(policy: Policy, question: Question, result: CheckResult, values: Values, *, rules: bool) -> Explanation:
     if result.reason is Reason.NOT_A_MEMBER:
         passing = policy.roles_that_may(question.action, question.resource)
         return Explanation(_not_a_member(question.subject), roles_that_pass=passing)
@@ -462,21 +506,22 @@ def _explain(policy: Policy, question: Question, result: CheckResult, *, rules: 
             f"{result.role} may `{question.action}` on `{question.resource}`, but the token is restricted to less:"
             " use one whose restriction covers it."
         )
-    return _explain_role(policy, question, result.role, rules=rules)
+    return _explain_role(policy, question, result.role, values, rules=rules)
 
 
-def _explain_role(policy: Policy, question: Question, role: str, *, rules: bool) -> Explanation:
-    decision = policy.decide(role, question.action, question.resource)
-    return explain(decision) if rules else explain_without_rules(decision)
+def _explain_role(policy: Policy, question: Question, role: str, values: Values, *, rules: bool) -> Explanation:
+    decision = policy.decide(role, question.action, question.resource, policy.evaluator(values))
+    return explain(decision, values) if rules else explain_without_rules(decision)
 
 
 def _explained_roles(
-    policy: Policy, question: Question, resolved: ResolvedSubject, *, rules: bool
+    policy: Policy, question: Question, resolved: ResolvedSubject, values: Values, *, rules: bool
 ) -> Iterator[RoleExplanation]:
     """Yield the roles that a subject has now, and whether and why each applies to the question."""
-    _, action, resource, scope = question
-    own = policy.reason_of_roles([resolved.role], action, resource)[0]
-    summary = _explain_role(policy, question, resolved.role, rules=rules).summary
+    _, action, resource, scope, _ = question
+    evaluate = policy.evaluator(values)
+    own = policy.reason_of_roles([resolved.role], action, resource, evaluate)[0]
+    summary = _explain_role(policy, question, resolved.role, values, rules=rules).summary
     yield RoleExplanation(resolved.role, "", ORGANIZATION, applies=True, reason=own, summary=summary)
     at = now()
     applicable = {each.assignment_id for each in resolved.assigned.applicable(scope, resource, at)}
@@ -488,9 +533,9 @@ def _explained_roles(
         if each.expire_time != NEVER:
             held += f" until {rfc3339(each.expire_time)}"
         applies = each.assignment_id in applicable
-        reason = policy.reason_of_roles([each.role], action, resource)[0] if applies else None
+        reason = policy.reason_of_roles([each.role], action, resource, evaluate)[0] if applies else None
         if applies:
-            summary = f"{held}. {_explain_role(policy, question, each.role, rules=rules).summary}"
+            summary = f"{held}. {_explain_role(policy, question, each.role, values, rules=rules).summary}"
         else:
             summary = f"{held}, where neither the question's scope nor its resource is."
         yield RoleExplanation(each.role, each.assignment_id, each.scope, applies, reason, summary)

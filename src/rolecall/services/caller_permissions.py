@@ -1,5 +1,7 @@
 """Permissions of the caller: those of its role and of the roles assigned to it, under its credential's restriction."""
 
+from collections.abc import Sequence
+
 from rolecall.domain import (
     NEVER,
     ORGANIZATION,
@@ -12,7 +14,8 @@ from rolecall.domain import (
     now,
 )
 from rolecall.errors import PermissionMissing, PersonOnly, RoleBeyondCaller, UnknownRoleName
-from rolecall.policy import HeldPermissions, Policy, held_at, is_within, join_names, permits
+from rolecall.policy import Conditional, Evaluate, HeldPermissions, Policy, held_at, is_within, join_names, permits
+from rolecall.services import conditions
 from rolecall.spelling import suggest
 from rolecall.storage.members import RolesAtScopes
 
@@ -32,23 +35,40 @@ __all__ = [
 ]
 
 
-def decide(policy: Policy, role: str, assigned: AssignedRoles, action: str, resource: str, scope: str) -> Reason:
-    """Decide on a subject with this role and these assigned roles now, without regard to a restriction."""
-    if not assigned:
-        return policy.reason_of_roles([role], action, resource)[0]
-    applicable = assigned.applicable(scope, resource, now())
-    return policy.reason_of_roles([role, *(each.role for each in applicable)], action, resource)[0]
+def decide(policy: Policy, caller: Caller, action: str, resource: str, scope: str) -> Reason:
+    """Decide on the caller's present roles, without regard to a restriction.
+
+    Conditions get what the server itself knows, and no `context`: a caller that says what it comes from could say
+    anything.
+    """
+    if not caller.assigned:
+        reason = policy.reason(caller.role, action, resource)
+        if isinstance(reason, Conditional):
+            reason = reason.reason(_evaluator(policy, caller, [caller.role], action, resource, scope))
+        return reason
+    applicable = caller.assigned.applicable(scope, resource, now())
+    roles = [caller.role, *(each.role for each in applicable)]
+    evaluate = _evaluator(policy, caller, roles, action, resource, scope) if policy.conditions else None
+    return policy.reason_of_roles(roles, action, resource, evaluate)[0]
+
+
+def _evaluator(
+    policy: Policy, caller: Caller, roles: Sequence[str], action: str, resource: str, scope: str
+) -> Evaluate:
+    kind, identifier = (conditions.USER, caller.user_id) if caller.user_id else (conditions.TOKEN, caller.credential_id)
+    subject = (kind, identifier, caller.email_key)
+    return conditions.evaluator(policy, lambda: conditions.values(subject, roles, action, resource, scope))
 
 
 def may(policy: Policy, caller: Caller, action: str, resource: str, scope: str = ORGANIZATION) -> bool:
     """Whether the caller may do `action` on `resource` in `scope`."""
-    granted = decide(policy, caller.role, caller.assigned, action, resource, scope) is Reason.GRANTED
+    granted = decide(policy, caller, action, resource, scope) is Reason.GRANTED
     return granted and (caller.restriction is None or permits(caller.restriction, action, resource, scope))
 
 
 def require(policy: Policy, caller: Caller, action: str, resource: str, scope: str = ORGANIZATION) -> None:
     """Raise `PermissionMissing` unless the caller may do `action` on `resource` in `scope`."""
-    if decide(policy, caller.role, caller.assigned, action, resource, scope) is not Reason.GRANTED:
+    if decide(policy, caller, action, resource, scope) is not Reason.GRANTED:
         where = f" in `{scope}`" if scope else ""
         raise PermissionMissing(
             f"The credential's holder has the role {caller.role}, which may not `{resource} {action}`{where}:"
@@ -107,14 +127,21 @@ def require_known(policy: Policy, role: str, field: str) -> None:
 
 
 def roles_that_may(policy: Policy, action: str, resource: str, scope: str = ORGANIZATION) -> RolesAtScopes:
-    """Return the condition on members that they may do `action` on `resource` in `scope` now."""
+    """Return the condition on members that they may do `action` on `resource` in `scope` now.
+
+    Rules with conditions allow nothing here, and deny.
+    """
     reasons = {role: policy.reason(role, action, resource) for role in policy.roles}
     return RolesAtScopes(
         [role for role, reason in reasons.items() if reason is Reason.GRANTED],
-        [role for role, reason in reasons.items() if reason is Reason.FORBIDDEN],
+        [role for role, reason in reasons.items() if reason is Reason.FORBIDDEN or _may_deny(reason)],
         list({*covering_scopes(scope), *covering_scopes(resource)}),
         now(),
     )
+
+
+def _may_deny(reason: Reason | Conditional) -> bool:
+    return isinstance(reason, Conditional) and bool(reason.denies)
 
 
 def require_any(policy: Policy, caller: Caller, verb: str) -> None:

@@ -273,14 +273,11 @@ class Members:
         def authorize(context: ChangeContext) -> None:
             require_person(context.caller, "leave")
             caller = context.caller
-            role = caller.role
-            if (
-                decide(context.policy, role, caller.assigned, "leave", "organization", ORGANIZATION)
-                is not Reason.GRANTED
-            ):
+            if decide(context.policy, caller, "leave", "organization", ORGANIZATION) is not Reason.GRANTED:
                 removers = join_names(context.policy.roles_that_may("remove", "members"))
                 raise PermissionMissing(
-                    f"A member with the role {role} may not leave: ask somebody who may remove you ({removers}).",
+                    f"A member with the role {caller.role} may not leave: ask somebody who may remove you"
+                    f" ({removers}).",
                     action="leave",
                     resource="organization",
                 )

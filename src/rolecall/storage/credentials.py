@@ -62,6 +62,8 @@ def present_role() -> ColumnElement[str]:
 class KnownToken:
     """Credential, live or not: its holder, roles and restriction, and the validity of it and of each of its secrets.
 
+    An organization's token has no `user_id` and no `email_key`, the normalised address.
+
     That of the credential itself holds wherever it is, as it is named and not presented. Secrets stand by their digest.
     """
 
@@ -71,6 +73,7 @@ class KnownToken:
     validity: Validity
     secrets: dict[bytes, Validity]
     assigned: AssignedRoles = NOTHING_ASSIGNED
+    email_key: str = ""
 
 
 # Built once, as SQLAlchemy takes longer to build a statement than SQLite to run it.
@@ -285,6 +288,7 @@ def tokens(tx: Transaction, organization: str, credential_ids: Collection[str]) 
             _validity(row, ()),
             secrets,
             assigned[row.id],
+            row.email_key or "",
         )
     return found
 

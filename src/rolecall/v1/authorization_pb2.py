@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 from rolecall.v1 import shared_pb2 as rolecall_dot_v1_dot_shared__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1frolecall/v1/authorization.proto\x12\x0brolecall.v1\x1a\x18rolecall/v1/shared.proto\"\xd4\x01\n\x0c\x43heckRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x11\n\x07subject\x18\x02 \x01(\tH\x00\x12\x1c\n\rsubject_token\x18\x03 \x01(\tB\x03\x80\x01\x01H\x00\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x10\n\x08resource\x18\x05 \x01(\t\x12\x19\n\x11\x61t_least_revision\x18\x06 \x01(\x03\x12\x0f\n\x07\x65xplain\x18\x07 \x01(\x08\x12\x17\n\x0fsubject_address\x18\x08 \x01(\t\x12\r\n\x05scope\x18\t \x01(\tB\x07\n\x05\x61\x62out\"\xdb\x01\n\rCheckResponse\x12\'\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0e\x32\x15.rolecall.v1.Decision\x12#\n\x06reason\x18\x02 \x01(\x0e\x32\x13.rolecall.v1.Reason\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12\x16\n\x0epolicy_version\x18\x05 \x01(\t\x12-\n\x0b\x65xplanation\x18\x06 \x01(\x0b\x32\x18.rolecall.v1.Explanation\x12\x15\n\rassignment_id\x18\x07 \x01(\t\"\xd3\x01\n\x0b\x45xplanation\x12\x0f\n\x07summary\x18\x01 \x01(\t\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x0c\n\x04\x66ile\x18\x03 \x01(\t\x12\x0c\n\x04line\x18\x04 \x01(\x05\x12\x12\n\nrole_chain\x18\x05 \x03(\t\x12\x14\n\x0cnearest_miss\x18\x06 \x01(\t\x12\x19\n\x11nearest_miss_line\x18\x07 \x01(\x05\x12\x17\n\x0froles_that_pass\x18\x08 \x03(\t\x12+\n\x05roles\x18\t \x03(\x0b\x32\x1c.rolecall.v1.RoleExplanation\"\x8c\x01\n\x0fRoleExplanation\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x15\n\rassignment_id\x18\x02 \x01(\t\x12\r\n\x05scope\x18\x03 \x01(\t\x12\x0f\n\x07\x61pplies\x18\x04 \x01(\x08\x12#\n\x06reason\x18\x05 \x01(\x0e\x32\x13.rolecall.v1.Reason\x12\x0f\n\x07summary\x18\x06 \x01(\t\"\x94\x01\n\x0e\x42\x61tchCheckItem\x12\x11\n\x07subject\x18\x01 \x01(\tH\x00\x12\x1c\n\rsubject_token\x18\x02 \x01(\tB\x03\x80\x01\x01H\x00\x12\x0e\n\x06\x61\x63tion\x18\x03 \x01(\t\x12\x10\n\x08resource\x18\x04 \x01(\t\x12\x17\n\x0fsubject_address\x18\x05 \x01(\t\x12\r\n\x05scope\x18\x06 \x01(\tB\x07\n\x05\x61\x62out\"\x80\x01\n\x11\x42\x61tchCheckRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12+\n\x06\x63hecks\x18\x02 \x03(\x0b\x32\x1b.rolecall.v1.BatchCheckItem\x12\x19\n\x11\x61t_least_revision\x18\x03 \x01(\x03\x12\r\n\x05scope\x18\x04 \x01(\t\",\n\nCheckError\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x88\x01\n\x10\x42\x61tchCheckResult\x12\'\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0e\x32\x15.rolecall.v1.Decision\x12#\n\x06reason\x18\x02 \x01(\x0e\x32\x13.rolecall.v1.Reason\x12&\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x17.rolecall.v1.CheckError\"n\n\x12\x42\x61tchCheckResponse\x12.\n\x07results\x18\x01 \x03(\x0b\x32\x1d.rolecall.v1.BatchCheckResult\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x16\n\x0epolicy_version\x18\x03 \x01(\t\"\x90\x01\n\x16ListPermissionsRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x19\n\x11\x61t_least_revision\x18\x05 \x01(\x03\x12\r\n\x05scope\x18\x06 \x01(\t\"\x98\x01\n\x17ListPermissionsResponse\x12\x0c\n\x04role\x18\x01 \x01(\t\x12,\n\x0bpermissions\x18\x02 \x03(\x0b\x32\x17.rolecall.v1.Permission\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x16\n\x0epolicy_version\x18\x04 \x01(\t\x12\x17\n\x0fnext_page_token\x18\x05 \x01(\t\"\x9e\x01\n\x13ListSubjectsRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x10\n\x08resource\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\x12\x19\n\x11\x61t_least_revision\x18\x06 \x01(\x03\x12\r\n\x05scope\x18\x07 \x01(\t\"\x7f\n\x14ListSubjectsResponse\x12$\n\x07members\x18\x01 \x03(\x0b\x32\x13.rolecall.v1.Member\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x16\n\x0epolicy_version\x18\x04 \x01(\t\"\xd0\x01\n\x14PlanResourcesRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x11\n\x07subject\x18\x02 \x01(\tH\x00\x12\x1c\n\rsubject_token\x18\x03 \x01(\tB\x03\x80\x01\x01H\x00\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x15\n\rresource_type\x18\x05 \x01(\t\x12\x19\n\x11\x61t_least_revision\x18\x06 \x01(\x03\x12\x17\n\x0fsubject_address\x18\x07 \x01(\t\x12\r\n\x05scope\x18\x08 \x01(\tB\x07\n\x05\x61\x62out\"\x96\x01\n\x15PlanResourcesResponse\x12#\n\x04kind\x18\x01 \x01(\x0e\x32\x15.rolecall.v1.PlanKind\x12\x0f\n\x07include\x18\x02 \x03(\t\x12\x0f\n\x07\x65xclude\x18\x03 \x03(\t\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12\x16\n\x0epolicy_version\x18\x06 \x01(\t\"\xa6\x01\n\x14ListResourcesRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x03 \x01(\t\x12\x15\n\rresource_type\x18\x04 \x01(\t\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\x12\x19\n\x11\x61t_least_revision\x18\x07 \x01(\x03\"m\n\x15ListResourcesResponse\x12\x11\n\tresources\x18\x01 \x03(\t\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x16\n\x0epolicy_version\x18\x04 \x01(\t*K\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44\x45\x43ISION_ALLOW\x10\x01\x12\x11\n\rDECISION_DENY\x10\x02*\x9c\x02\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x12\n\x0eREASON_GRANTED\x10\x01\x12\x14\n\x10REASON_FORBIDDEN\x10\x02\x12\x16\n\x12REASON_NOT_GRANTED\x10\x03\x12\x17\n\x13REASON_NOT_A_MEMBER\x10\x04\x12\x17\n\x13REASON_UNKNOWN_ROLE\x10\x05\x12\x1b\n\x17REASON_UNKNOWN_RESOURCE\x10\x06\x12\x19\n\x15REASON_UNKNOWN_ACTION\x10\x07\x12\x18\n\x14REASON_TOKEN_INVALID\x10\x08\x12\x16\n\x12REASON_TOKEN_SCOPE\x10\t\x12\x1c\n\x18REASON_CONDITION_NOT_MET\x10\n*k\n\x08PlanKind\x12\x19\n\x15PLAN_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fPLAN_KIND_NEVER\x10\x01\x12\x14\n\x10PLAN_KIND_ALWAYS\x10\x02\x12\x19\n\x15PLAN_KIND_CONDITIONAL\x10\x03\x32\x88\x04\n\x14\x41uthorizationService\x12>\n\x05\x43heck\x12\x19.rolecall.v1.CheckRequest\x1a\x1a.rolecall.v1.CheckResponse\x12M\n\nBatchCheck\x12\x1e.rolecall.v1.BatchCheckRequest\x1a\x1f.rolecall.v1.BatchCheckResponse\x12\\\n\x0fListPermissions\x12#.rolecall.v1.ListPermissionsRequest\x1a$.rolecall.v1.ListPermissionsResponse\x12S\n\x0cListSubjects\x12 .rolecall.v1.ListSubjectsRequest\x1a!.rolecall.v1.ListSubjectsResponse\x12V\n\rPlanResources\x12!.rolecall.v1.PlanResourcesRequest\x1a\".rolecall.v1.PlanResourcesResponse\x12V\n\rListResources\x12!.rolecall.v1.ListResourcesRequest\x1a\".rolecall.v1.ListResourcesResponseBZ\n\x0f\x64\x65v.rolecall.v1B\x12\x41uthorizationProtoP\x01Z#rolecall.dev/rolecall/v1;rolecallv1\xaa\x02\x0bRolecall.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1frolecall/v1/authorization.proto\x12\x0brolecall.v1\x1a\x1cgoogle/protobuf/struct.proto\x1a\x18rolecall/v1/shared.proto\"\x9d\x03\n\x0c\x43heckRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x11\n\x07subject\x18\x02 \x01(\tH\x00\x12\x1c\n\rsubject_token\x18\x03 \x01(\tB\x03\x80\x01\x01H\x00\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x10\n\x08resource\x18\x05 \x01(\t\x12\x19\n\x11\x61t_least_revision\x18\x06 \x01(\x03\x12\x0f\n\x07\x65xplain\x18\x07 \x01(\x08\x12\x17\n\x0fsubject_address\x18\x08 \x01(\t\x12\r\n\x05scope\x18\t \x01(\t\x12(\n\x07\x63ontext\x18\n \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x34\n\x13resource_properties\x18\x0b \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x32\n\x11\x61\x63tion_properties\x18\x0c \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x33\n\x12subject_properties\x18\r \x01(\x0b\x32\x17.google.protobuf.StructB\x07\n\x05\x61\x62out\"\xdb\x01\n\rCheckResponse\x12\'\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0e\x32\x15.rolecall.v1.Decision\x12#\n\x06reason\x18\x02 \x01(\x0e\x32\x13.rolecall.v1.Reason\x12\x0c\n\x04role\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\x03\x12\x16\n\x0epolicy_version\x18\x05 \x01(\t\x12-\n\x0b\x65xplanation\x18\x06 \x01(\x0b\x32\x18.rolecall.v1.Explanation\x12\x15\n\rassignment_id\x18\x07 \x01(\t\"\xfe\x01\n\x0b\x45xplanation\x12\x0f\n\x07summary\x18\x01 \x01(\t\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x0c\n\x04\x66ile\x18\x03 \x01(\t\x12\x0c\n\x04line\x18\x04 \x01(\x05\x12\x12\n\nrole_chain\x18\x05 \x03(\t\x12\x14\n\x0cnearest_miss\x18\x06 \x01(\t\x12\x19\n\x11nearest_miss_line\x18\x07 \x01(\x05\x12\x17\n\x0froles_that_pass\x18\x08 \x03(\t\x12+\n\x05roles\x18\t \x03(\x0b\x32\x1c.rolecall.v1.RoleExplanation\x12\x11\n\tcondition\x18\n \x01(\t\x12\x16\n\x0emissing_values\x18\x0b \x03(\t\"\x8c\x01\n\x0fRoleExplanation\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x15\n\rassignment_id\x18\x02 \x01(\t\x12\r\n\x05scope\x18\x03 \x01(\t\x12\x0f\n\x07\x61pplies\x18\x04 \x01(\x08\x12#\n\x06reason\x18\x05 \x01(\x0e\x32\x13.rolecall.v1.Reason\x12\x0f\n\x07summary\x18\x06 \x01(\t\"\xdd\x02\n\x0e\x42\x61tchCheckItem\x12\x11\n\x07subject\x18\x01 \x01(\tH\x00\x12\x1c\n\rsubject_token\x18\x02 \x01(\tB\x03\x80\x01\x01H\x00\x12\x0e\n\x06\x61\x63tion\x18\x03 \x01(\t\x12\x10\n\x08resource\x18\x04 \x01(\t\x12\x17\n\x0fsubject_address\x18\x05 \x01(\t\x12\r\n\x05scope\x18\x06 \x01(\t\x12(\n\x07\x63ontext\x18\x07 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x34\n\x13resource_properties\x18\x08 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x32\n\x11\x61\x63tion_properties\x18\t \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x33\n\x12subject_properties\x18\n \x01(\x0b\x32\x17.google.protobuf.StructB\x07\n\x05\x61\x62out\"\xc9\x02\n\x11\x42\x61tchCheckRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12+\n\x06\x63hecks\x18\x02 \x03(\x0b\x32\x1b.rolecall.v1.BatchCheckItem\x12\x19\n\x11\x61t_least_revision\x18\x03 \x01(\x03\x12\r\n\x05scope\x18\x04 \x01(\t\x12(\n\x07\x63ontext\x18\x05 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x34\n\x13resource_properties\x18\x06 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x32\n\x11\x61\x63tion_properties\x18\x07 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x33\n\x12subject_properties\x18\x08 \x01(\x0b\x32\x17.google.protobuf.Struct\",\n\nCheckError\x12\r\n\x05\x66ield\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\"\x88\x01\n\x10\x42\x61tchCheckResult\x12\'\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0e\x32\x15.rolecall.v1.Decision\x12#\n\x06reason\x18\x02 \x01(\x0e\x32\x13.rolecall.v1.Reason\x12&\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x17.rolecall.v1.CheckError\"n\n\x12\x42\x61tchCheckResponse\x12.\n\x07results\x18\x01 \x03(\x0b\x32\x1d.rolecall.v1.BatchCheckResult\x12\x10\n\x08revision\x18\x02 \x01(\x03\x12\x16\n\x0epolicy_version\x18\x03 \x01(\t\"\x90\x01\n\x16ListPermissionsRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x11\n\tpage_size\x18\x03 \x01(\x05\x12\x12\n\npage_token\x18\x04 \x01(\t\x12\x19\n\x11\x61t_least_revision\x18\x05 \x01(\x03\x12\r\n\x05scope\x18\x06 \x01(\t\"\x98\x01\n\x17ListPermissionsResponse\x12\x0c\n\x04role\x18\x01 \x01(\t\x12,\n\x0bpermissions\x18\x02 \x03(\x0b\x32\x17.rolecall.v1.Permission\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x16\n\x0epolicy_version\x18\x04 \x01(\t\x12\x17\n\x0fnext_page_token\x18\x05 \x01(\t\"\x9e\x01\n\x13ListSubjectsRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12\x10\n\x08resource\x18\x03 \x01(\t\x12\x11\n\tpage_size\x18\x04 \x01(\x05\x12\x12\n\npage_token\x18\x05 \x01(\t\x12\x19\n\x11\x61t_least_revision\x18\x06 \x01(\x03\x12\r\n\x05scope\x18\x07 \x01(\t\"\x7f\n\x14ListSubjectsResponse\x12$\n\x07members\x18\x01 \x03(\x0b\x32\x13.rolecall.v1.Member\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x16\n\x0epolicy_version\x18\x04 \x01(\t\"\xd0\x01\n\x14PlanResourcesRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x11\n\x07subject\x18\x02 \x01(\tH\x00\x12\x1c\n\rsubject_token\x18\x03 \x01(\tB\x03\x80\x01\x01H\x00\x12\x0e\n\x06\x61\x63tion\x18\x04 \x01(\t\x12\x15\n\rresource_type\x18\x05 \x01(\t\x12\x19\n\x11\x61t_least_revision\x18\x06 \x01(\x03\x12\x17\n\x0fsubject_address\x18\x07 \x01(\t\x12\r\n\x05scope\x18\x08 \x01(\tB\x07\n\x05\x61\x62out\"\xaa\x01\n\x15PlanResourcesResponse\x12#\n\x04kind\x18\x01 \x01(\x0e\x32\x15.rolecall.v1.PlanKind\x12\x0f\n\x07include\x18\x02 \x03(\t\x12\x0f\n\x07\x65xclude\x18\x03 \x03(\t\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x10\n\x08revision\x18\x05 \x01(\x03\x12\x16\n\x0epolicy_version\x18\x06 \x01(\t\x12\x12\n\nconditions\x18\x07 \x03(\t\"\xa6\x01\n\x14ListResourcesRequest\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x0f\n\x07subject\x18\x02 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x03 \x01(\t\x12\x15\n\rresource_type\x18\x04 \x01(\t\x12\x11\n\tpage_size\x18\x05 \x01(\x05\x12\x12\n\npage_token\x18\x06 \x01(\t\x12\x19\n\x11\x61t_least_revision\x18\x07 \x01(\x03\"m\n\x15ListResourcesResponse\x12\x11\n\tresources\x18\x01 \x03(\t\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\x10\n\x08revision\x18\x03 \x01(\x03\x12\x16\n\x0epolicy_version\x18\x04 \x01(\t*K\n\x08\x44\x65\x63ision\x12\x18\n\x14\x44\x45\x43ISION_UNSPECIFIED\x10\x00\x12\x12\n\x0e\x44\x45\x43ISION_ALLOW\x10\x01\x12\x11\n\rDECISION_DENY\x10\x02*\x9c\x02\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x12\n\x0eREASON_GRANTED\x10\x01\x12\x14\n\x10REASON_FORBIDDEN\x10\x02\x12\x16\n\x12REASON_NOT_GRANTED\x10\x03\x12\x17\n\x13REASON_NOT_A_MEMBER\x10\x04\x12\x17\n\x13REASON_UNKNOWN_ROLE\x10\x05\x12\x1b\n\x17REASON_UNKNOWN_RESOURCE\x10\x06\x12\x19\n\x15REASON_UNKNOWN_ACTION\x10\x07\x12\x18\n\x14REASON_TOKEN_INVALID\x10\x08\x12\x16\n\x12REASON_TOKEN_SCOPE\x10\t\x12\x1c\n\x18REASON_CONDITION_NOT_MET\x10\n*k\n\x08PlanKind\x12\x19\n\x15PLAN_KIND_UNSPECIFIED\x10\x00\x12\x13\n\x0fPLAN_KIND_NEVER\x10\x01\x12\x14\n\x10PLAN_KIND_ALWAYS\x10\x02\x12\x19\n\x15PLAN_KIND_CONDITIONAL\x10\x03\x32\x88\x04\n\x14\x41uthorizationService\x12>\n\x05\x43heck\x12\x19.rolecall.v1.CheckRequest\x1a\x1a.rolecall.v1.CheckResponse\x12M\n\nBatchCheck\x12\x1e.rolecall.v1.BatchCheckRequest\x1a\x1f.rolecall.v1.BatchCheckResponse\x12\\\n\x0fListPermissions\x12#.rolecall.v1.ListPermissionsRequest\x1a$.rolecall.v1.ListPermissionsResponse\x12S\n\x0cListSubjects\x12 .rolecall.v1.ListSubjectsRequest\x1a!.rolecall.v1.ListSubjectsResponse\x12V\n\rPlanResources\x12!.rolecall.v1.PlanResourcesRequest\x1a\".rolecall.v1.PlanResourcesResponse\x12V\n\rListResources\x12!.rolecall.v1.ListResourcesRequest\x1a\".rolecall.v1.ListResourcesResponseBZ\n\x0f\x64\x65v.rolecall.v1B\x12\x41uthorizationProtoP\x01Z#rolecall.dev/rolecall/v1;rolecallv1\xaa\x02\x0bRolecall.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,46 +40,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BATCHCHECKITEM'].fields_by_name['subject_token']._serialized_options = b'\200\001\001'
   _globals['_PLANRESOURCESREQUEST'].fields_by_name['subject_token']._loaded_options = None
   _globals['_PLANRESOURCESREQUEST'].fields_by_name['subject_token']._serialized_options = b'\200\001\001'
-  _globals['_DECISION']._serialized_start=2683
-  _globals['_DECISION']._serialized_end=2758
-  _globals['_REASON']._serialized_start=2761
-  _globals['_REASON']._serialized_end=3045
-  _globals['_PLANKIND']._serialized_start=3047
-  _globals['_PLANKIND']._serialized_end=3154
-  _globals['_CHECKREQUEST']._serialized_start=75
-  _globals['_CHECKREQUEST']._serialized_end=287
-  _globals['_CHECKRESPONSE']._serialized_start=290
-  _globals['_CHECKRESPONSE']._serialized_end=509
-  _globals['_EXPLANATION']._serialized_start=512
-  _globals['_EXPLANATION']._serialized_end=723
-  _globals['_ROLEEXPLANATION']._serialized_start=726
-  _globals['_ROLEEXPLANATION']._serialized_end=866
-  _globals['_BATCHCHECKITEM']._serialized_start=869
-  _globals['_BATCHCHECKITEM']._serialized_end=1017
-  _globals['_BATCHCHECKREQUEST']._serialized_start=1020
-  _globals['_BATCHCHECKREQUEST']._serialized_end=1148
-  _globals['_CHECKERROR']._serialized_start=1150
-  _globals['_CHECKERROR']._serialized_end=1194
-  _globals['_BATCHCHECKRESULT']._serialized_start=1197
-  _globals['_BATCHCHECKRESULT']._serialized_end=1333
-  _globals['_BATCHCHECKRESPONSE']._serialized_start=1335
-  _globals['_BATCHCHECKRESPONSE']._serialized_end=1445
-  _globals['_LISTPERMISSIONSREQUEST']._serialized_start=1448
-  _globals['_LISTPERMISSIONSREQUEST']._serialized_end=1592
-  _globals['_LISTPERMISSIONSRESPONSE']._serialized_start=1595
-  _globals['_LISTPERMISSIONSRESPONSE']._serialized_end=1747
-  _globals['_LISTSUBJECTSREQUEST']._serialized_start=1750
-  _globals['_LISTSUBJECTSREQUEST']._serialized_end=1908
-  _globals['_LISTSUBJECTSRESPONSE']._serialized_start=1910
-  _globals['_LISTSUBJECTSRESPONSE']._serialized_end=2037
-  _globals['_PLANRESOURCESREQUEST']._serialized_start=2040
-  _globals['_PLANRESOURCESREQUEST']._serialized_end=2248
-  _globals['_PLANRESOURCESRESPONSE']._serialized_start=2251
-  _globals['_PLANRESOURCESRESPONSE']._serialized_end=2401
-  _globals['_LISTRESOURCESREQUEST']._serialized_start=2404
-  _globals['_LISTRESOURCESREQUEST']._serialized_end=2570
-  _globals['_LISTRESOURCESRESPONSE']._serialized_start=2572
-  _globals['_LISTRESOURCESRESPONSE']._serialized_end=2681
-  _globals['_AUTHORIZATIONSERVICE']._serialized_start=3157
-  _globals['_AUTHORIZATIONSERVICE']._serialized_end=3677
+  _globals['_DECISION']._serialized_start=3379
+  _globals['_DECISION']._serialized_end=3454
+  _globals['_REASON']._serialized_start=3457
+  _globals['_REASON']._serialized_end=3741
+  _globals['_PLANKIND']._serialized_start=3743
+  _globals['_PLANKIND']._serialized_end=3850
+  _globals['_CHECKREQUEST']._serialized_start=105
+  _globals['_CHECKREQUEST']._serialized_end=518
+  _globals['_CHECKRESPONSE']._serialized_start=521
+  _globals['_CHECKRESPONSE']._serialized_end=740
+  _globals['_EXPLANATION']._serialized_start=743
+  _globals['_EXPLANATION']._serialized_end=997
+  _globals['_ROLEEXPLANATION']._serialized_start=1000
+  _globals['_ROLEEXPLANATION']._serialized_end=1140
+  _globals['_BATCHCHECKITEM']._serialized_start=1143
+  _globals['_BATCHCHECKITEM']._serialized_end=1492
+  _globals['_BATCHCHECKREQUEST']._serialized_start=1495
+  _globals['_BATCHCHECKREQUEST']._serialized_end=1824
+  _globals['_CHECKERROR']._serialized_start=1826
+  _globals['_CHECKERROR']._serialized_end=1870
+  _globals['_BATCHCHECKRESULT']._serialized_start=1873
+  _globals['_BATCHCHECKRESULT']._serialized_end=2009
+  _globals['_BATCHCHECKRESPONSE']._serialized_start=2011
+  _globals['_BATCHCHECKRESPONSE']._serialized_end=2121
+  _globals['_LISTPERMISSIONSREQUEST']._serialized_start=2124
+  _globals['_LISTPERMISSIONSREQUEST']._serialized_end=2268
+  _globals['_LISTPERMISSIONSRESPONSE']._serialized_start=2271
+  _globals['_LISTPERMISSIONSRESPONSE']._serialized_end=2423
+  _globals['_LISTSUBJECTSREQUEST']._serialized_start=2426
+  _globals['_LISTSUBJECTSREQUEST']._serialized_end=2584
+  _globals['_LISTSUBJECTSRESPONSE']._serialized_start=2586
+  _globals['_LISTSUBJECTSRESPONSE']._serialized_end=2713
+  _globals['_PLANRESOURCESREQUEST']._serialized_start=2716
+  _globals['_PLANRESOURCESREQUEST']._serialized_end=2924
+  _globals['_PLANRESOURCESRESPONSE']._serialized_start=2927
+  _globals['_PLANRESOURCESRESPONSE']._serialized_end=3097
+  _globals['_LISTRESOURCESREQUEST']._serialized_start=3100
+  _globals['_LISTRESOURCESREQUEST']._serialized_end=3266
+  _globals['_LISTRESOURCESRESPONSE']._serialized_start=3268
+  _globals['_LISTRESOURCESRESPONSE']._serialized_end=3377
+  _globals['_AUTHORIZATIONSERVICE']._serialized_start=3853
+  _globals['_AUTHORIZATIONSERVICE']._serialized_end=4373
 # @@protoc_insertion_point(module_scope)

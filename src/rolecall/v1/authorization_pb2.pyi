@@ -6,6 +6,7 @@ Rolecall's API, version 1: who may do what in an organization."""
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import struct_pb2 as _struct_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from rolecall.v1 import shared_pb2 as _shared_pb2
@@ -143,6 +144,10 @@ class CheckRequest(_message.Message):
     EXPLAIN_FIELD_NUMBER: _builtins.int
     SUBJECT_ADDRESS_FIELD_NUMBER: _builtins.int
     SCOPE_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    RESOURCE_PROPERTIES_FIELD_NUMBER: _builtins.int
+    ACTION_PROPERTIES_FIELD_NUMBER: _builtins.int
+    SUBJECT_PROPERTIES_FIELD_NUMBER: _builtins.int
     organization: _builtins.str
     """Names the organization; empty for the credential's own."""
     subject: _builtins.str
@@ -169,6 +174,25 @@ class CheckRequest(_message.Message):
     """Holds the container in which the resource stands, as in `projects/billing`: a path like a resource. Roles that the
     subject is assigned there, or above, count too. Empty for the whole organization.
     """
+    @_builtins.property
+    def context(self) -> _struct_pb2.Struct:
+        """Holds what the asking service knows of the circumstances, as in `{"ip": "192.0.2.7"}`: the variable `context` of
+        conditions. This and the three fields that follow have at most 65,536 bytes together and 32 levels each. Without
+        effect where the policy has no conditions.
+        """
+
+    @_builtins.property
+    def resource_properties(self) -> _struct_pb2.Struct:
+        """Holds what the asking service knows of the resource: `resource.properties` of conditions."""
+
+    @_builtins.property
+    def action_properties(self) -> _struct_pb2.Struct:
+        """Holds what the asking service knows of the action: `action.properties` of conditions."""
+
+    @_builtins.property
+    def subject_properties(self) -> _struct_pb2.Struct:
+        """Holds what the asking service knows of the subject besides: `subject.properties` of conditions."""
+
     def __init__(
         self,
         *,
@@ -181,10 +205,14 @@ class CheckRequest(_message.Message):
         explain: _builtins.bool = ...,
         subject_address: _builtins.str = ...,
         scope: _builtins.str = ...,
+        context: _struct_pb2.Struct | None = ...,
+        resource_properties: _struct_pb2.Struct | None = ...,
+        action_properties: _struct_pb2.Struct | None = ...,
+        subject_properties: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "subject", b"subject", "subject_token", b"subject_token"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "action_properties", b"action_properties", "context", b"context", "resource_properties", b"resource_properties", "subject", b"subject", "subject_properties", b"subject_properties", "subject_token", b"subject_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "action", b"action", "at_least_revision", b"at_least_revision", "explain", b"explain", "organization", b"organization", "resource", b"resource", "scope", b"scope", "subject", b"subject", "subject_address", b"subject_address", "subject_token", b"subject_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "action", b"action", "action_properties", b"action_properties", "at_least_revision", b"at_least_revision", "context", b"context", "explain", b"explain", "organization", b"organization", "resource", b"resource", "resource_properties", b"resource_properties", "scope", b"scope", "subject", b"subject", "subject_address", b"subject_address", "subject_properties", b"subject_properties", "subject_token", b"subject_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_about: _TypeAlias = _typing.Literal["subject", "subject_token"]  # noqa: Y015
     _WhichOneofArgType_about: _TypeAlias = _typing.Literal["about", b"about"]  # noqa: Y015
@@ -259,6 +287,8 @@ class Explanation(_message.Message):
     NEAREST_MISS_LINE_FIELD_NUMBER: _builtins.int
     ROLES_THAT_PASS_FIELD_NUMBER: _builtins.int
     ROLES_FIELD_NUMBER: _builtins.int
+    CONDITION_FIELD_NUMBER: _builtins.int
+    MISSING_VALUES_FIELD_NUMBER: _builtins.int
     summary: _builtins.str
     """Holds one or two sentences."""
     rule: _builtins.str
@@ -271,6 +301,8 @@ class Explanation(_message.Message):
     """Holds, on a default deny, the rule or the name that would have come closest."""
     nearest_miss_line: _builtins.int
     """Holds the line of that rule; 0 where `nearest_miss` is a name."""
+    condition: _builtins.str
+    """Names the condition of the rule that decided, or that would have allowed it; empty where that has none."""
     @_builtins.property
     def role_chain(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Lists the roles from the subject's own to the one that the rule is written for."""
@@ -285,6 +317,12 @@ class Explanation(_message.Message):
         everywhere, then those that it is assigned, at most 100.
         """
 
+    @_builtins.property
+    def missing_values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Lists the values that the condition needs and that were not given, as in `context.ip`. Without them an allow rule
+        does not count, and a deny rule does.
+        """
+
     def __init__(
         self,
         *,
@@ -297,10 +335,12 @@ class Explanation(_message.Message):
         nearest_miss_line: _builtins.int = ...,
         roles_that_pass: _abc.Iterable[_builtins.str] | None = ...,
         roles: _abc.Iterable[Global___RoleExplanation] | None = ...,
+        condition: _builtins.str = ...,
+        missing_values: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "line", b"line", "nearest_miss", b"nearest_miss", "nearest_miss_line", b"nearest_miss_line", "role_chain", b"role_chain", "roles", b"roles", "roles_that_pass", b"roles_that_pass", "rule", b"rule", "summary", b"summary"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["condition", b"condition", "file", b"file", "line", b"line", "missing_values", b"missing_values", "nearest_miss", b"nearest_miss", "nearest_miss_line", b"nearest_miss_line", "role_chain", b"role_chain", "roles", b"roles", "roles_that_pass", b"roles_that_pass", "rule", b"rule", "summary", b"summary"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -360,6 +400,10 @@ class BatchCheckItem(_message.Message):
     RESOURCE_FIELD_NUMBER: _builtins.int
     SUBJECT_ADDRESS_FIELD_NUMBER: _builtins.int
     SCOPE_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    RESOURCE_PROPERTIES_FIELD_NUMBER: _builtins.int
+    ACTION_PROPERTIES_FIELD_NUMBER: _builtins.int
+    SUBJECT_PROPERTIES_FIELD_NUMBER: _builtins.int
     subject: _builtins.str
     """Holds a subject, as in CheckRequest."""
     subject_token: _builtins.str
@@ -372,6 +416,22 @@ class BatchCheckItem(_message.Message):
     """Holds the address that `subject_token` was presented from, as in CheckRequest."""
     scope: _builtins.str
     """Holds the scope, as in CheckRequest; empty for that of the batch."""
+    @_builtins.property
+    def context(self) -> _struct_pb2.Struct:
+        """Holds the context, as in CheckRequest, in place of that of the batch."""
+
+    @_builtins.property
+    def resource_properties(self) -> _struct_pb2.Struct:
+        """Holds the resource's properties, as in CheckRequest, in place of those of the batch."""
+
+    @_builtins.property
+    def action_properties(self) -> _struct_pb2.Struct:
+        """Holds the action's properties, as in CheckRequest, in place of those of the batch."""
+
+    @_builtins.property
+    def subject_properties(self) -> _struct_pb2.Struct:
+        """Holds the subject's properties, as in CheckRequest, in place of those of the batch."""
+
     def __init__(
         self,
         *,
@@ -381,10 +441,14 @@ class BatchCheckItem(_message.Message):
         resource: _builtins.str = ...,
         subject_address: _builtins.str = ...,
         scope: _builtins.str = ...,
+        context: _struct_pb2.Struct | None = ...,
+        resource_properties: _struct_pb2.Struct | None = ...,
+        action_properties: _struct_pb2.Struct | None = ...,
+        subject_properties: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "subject", b"subject", "subject_token", b"subject_token"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "action_properties", b"action_properties", "context", b"context", "resource_properties", b"resource_properties", "subject", b"subject", "subject_properties", b"subject_properties", "subject_token", b"subject_token"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "action", b"action", "resource", b"resource", "scope", b"scope", "subject", b"subject", "subject_address", b"subject_address", "subject_token", b"subject_token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "action", b"action", "action_properties", b"action_properties", "context", b"context", "resource", b"resource", "resource_properties", b"resource_properties", "scope", b"scope", "subject", b"subject", "subject_address", b"subject_address", "subject_properties", b"subject_properties", "subject_token", b"subject_token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_about: _TypeAlias = _typing.Literal["subject", "subject_token"]  # noqa: Y015
     _WhichOneofArgType_about: _TypeAlias = _typing.Literal["about", b"about"]  # noqa: Y015
@@ -402,6 +466,10 @@ class BatchCheckRequest(_message.Message):
     CHECKS_FIELD_NUMBER: _builtins.int
     AT_LEAST_REVISION_FIELD_NUMBER: _builtins.int
     SCOPE_FIELD_NUMBER: _builtins.int
+    CONTEXT_FIELD_NUMBER: _builtins.int
+    RESOURCE_PROPERTIES_FIELD_NUMBER: _builtins.int
+    ACTION_PROPERTIES_FIELD_NUMBER: _builtins.int
+    SUBJECT_PROPERTIES_FIELD_NUMBER: _builtins.int
     organization: _builtins.str
     """Names the organization; empty for the credential's own."""
     at_least_revision: _builtins.int
@@ -412,6 +480,22 @@ class BatchCheckRequest(_message.Message):
     def checks(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchCheckItem]:
         """Holds the questions: 1 to 1,000."""
 
+    @_builtins.property
+    def context(self) -> _struct_pb2.Struct:
+        """Holds the context of the questions that have none of their own, as in CheckRequest."""
+
+    @_builtins.property
+    def resource_properties(self) -> _struct_pb2.Struct:
+        """Holds the properties of the resources of questions that have none of their own."""
+
+    @_builtins.property
+    def action_properties(self) -> _struct_pb2.Struct:
+        """Holds the properties of the actions of questions that have none of their own."""
+
+    @_builtins.property
+    def subject_properties(self) -> _struct_pb2.Struct:
+        """Holds the properties of the subjects of questions that have none of their own."""
+
     def __init__(
         self,
         *,
@@ -419,10 +503,14 @@ class BatchCheckRequest(_message.Message):
         checks: _abc.Iterable[Global___BatchCheckItem] | None = ...,
         at_least_revision: _builtins.int = ...,
         scope: _builtins.str = ...,
+        context: _struct_pb2.Struct | None = ...,
+        resource_properties: _struct_pb2.Struct | None = ...,
+        action_properties: _struct_pb2.Struct | None = ...,
+        subject_properties: _struct_pb2.Struct | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["action_properties", b"action_properties", "context", b"context", "resource_properties", b"resource_properties", "subject_properties", b"subject_properties"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at_least_revision", b"at_least_revision", "checks", b"checks", "organization", b"organization", "scope", b"scope"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action_properties", b"action_properties", "at_least_revision", b"at_least_revision", "checks", b"checks", "context", b"context", "organization", b"organization", "resource_properties", b"resource_properties", "scope", b"scope", "subject_properties", b"subject_properties"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -583,7 +671,9 @@ class ListPermissionsResponse(_message.Message):
     """Continues the list; empty on the last page."""
     @_builtins.property
     def permissions(self) -> _containers.RepeatedCompositeFieldContainer[_shared_pb2.Permission]:
-        """Lists the rules, ordered by resource, action and effect."""
+        """Lists the rules, ordered by resource, action, effect and condition. A rule with a condition counts only while that
+        holds.
+        """
 
     def __init__(
         self,
@@ -748,6 +838,7 @@ class PlanResourcesResponse(_message.Message):
     ROLE_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    CONDITIONS_FIELD_NUMBER: _builtins.int
     kind: Global___PlanKind.ValueType
     """Says whether the subject may on none, all or some."""
     role: _builtins.str
@@ -767,6 +858,12 @@ class PlanResourcesResponse(_message.Message):
     def exclude(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Lists the patterns of the resources among these on which the subject may not."""
 
+    @_builtins.property
+    def conditions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names the conditions on which more depends: `include` leaves out what only a rule with a condition allows, and
+        `exclude` has all that a rule with a condition may deny. Ask by Check with a `context` for what they decide.
+        """
+
     def __init__(
         self,
         *,
@@ -776,10 +873,11 @@ class PlanResourcesResponse(_message.Message):
         role: _builtins.str = ...,
         revision: _builtins.int = ...,
         policy_version: _builtins.str = ...,
+        conditions: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["exclude", b"exclude", "include", b"include", "kind", b"kind", "policy_version", b"policy_version", "revision", b"revision", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "exclude", b"exclude", "include", b"include", "kind", b"kind", "policy_version", b"policy_version", "revision", b"revision", "role", b"role"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18rolecall/v1/shared.proto\x12\x0brolecall.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"S\n\nPermission\x12\x10\n\x08resource\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12#\n\x06\x65\x66\x66\x65\x63t\x18\x03 \x01(\x0e\x32\x13.rolecall.v1.Effect\"J\n\x0bRestriction\x12,\n\x0bpermissions\x18\x01 \x03(\x0b\x32\x17.rolecall.v1.Permission\x12\r\n\x05scope\x18\x02 \x01(\t\"\xd1\x01\n\x06Member\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\r\n\x05\x65mail\x18\x02 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x0c\n\x04\x65tag\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x65xternal_id\x18\x08 \x01(\t*C\n\x06\x45\x66\x66\x65\x63t\x12\x16\n\x12\x45\x46\x46\x45\x43T_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x45\x46\x46\x45\x43T_ALLOW\x10\x01\x12\x0f\n\x0b\x45\x46\x46\x45\x43T_DENY\x10\x02*\x9a\x01\n\x0e\x43redentialKind\x12\x1f\n\x1b\x43REDENTIAL_KIND_UNSPECIFIED\x10\x00\x12\"\n\x1e\x43REDENTIAL_KIND_PERSONAL_TOKEN\x10\x01\x12&\n\"CREDENTIAL_KIND_ORGANIZATION_TOKEN\x10\x02\x12\x1b\n\x17\x43REDENTIAL_KIND_SESSION\x10\x03\x42S\n\x0f\x64\x65v.rolecall.v1B\x0bSharedProtoP\x01Z#rolecall.dev/rolecall/v1;rolecallv1\xaa\x02\x0bRolecall.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18rolecall/v1/shared.proto\x12\x0brolecall.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"f\n\nPermission\x12\x10\n\x08resource\x18\x01 \x01(\t\x12\x0e\n\x06\x61\x63tion\x18\x02 \x01(\t\x12#\n\x06\x65\x66\x66\x65\x63t\x18\x03 \x01(\x0e\x32\x13.rolecall.v1.Effect\x12\x11\n\tcondition\x18\x04 \x01(\t\"J\n\x0bRestriction\x12,\n\x0bpermissions\x18\x01 \x03(\x0b\x32\x17.rolecall.v1.Permission\x12\r\n\x05scope\x18\x02 \x01(\t\"\xd1\x01\n\x06Member\x12\x0f\n\x07user_id\x18\x01 \x01(\t\x12\r\n\x05\x65mail\x18\x02 \x01(\t\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x0c\n\x04role\x18\x04 \x01(\t\x12\x0c\n\x04\x65tag\x18\x05 \x01(\t\x12/\n\x0b\x63reate_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x13\n\x0b\x65xternal_id\x18\x08 \x01(\t*C\n\x06\x45\x66\x66\x65\x63t\x12\x16\n\x12\x45\x46\x46\x45\x43T_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x45\x46\x46\x45\x43T_ALLOW\x10\x01\x12\x0f\n\x0b\x45\x46\x46\x45\x43T_DENY\x10\x02*\x9a\x01\n\x0e\x43redentialKind\x12\x1f\n\x1b\x43REDENTIAL_KIND_UNSPECIFIED\x10\x00\x12\"\n\x1e\x43REDENTIAL_KIND_PERSONAL_TOKEN\x10\x01\x12&\n\"CREDENTIAL_KIND_ORGANIZATION_TOKEN\x10\x02\x12\x1b\n\x17\x43REDENTIAL_KIND_SESSION\x10\x03\x42S\n\x0f\x64\x65v.rolecall.v1B\x0bSharedProtoP\x01Z#rolecall.dev/rolecall/v1;rolecallv1\xaa\x02\x0bRolecall.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,14 +33,14 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'rolecall.v1.shared_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\017dev.rolecall.v1B\013SharedProtoP\001Z#rolecall.dev/rolecall/v1;rolecallv1\252\002\013Rolecall.V1'
-  _globals['_EFFECT']._serialized_start=447
-  _globals['_EFFECT']._serialized_end=514
-  _globals['_CREDENTIALKIND']._serialized_start=517
-  _globals['_CREDENTIALKIND']._serialized_end=671
+  _globals['_EFFECT']._serialized_start=466
+  _globals['_EFFECT']._serialized_end=533
+  _globals['_CREDENTIALKIND']._serialized_start=536
+  _globals['_CREDENTIALKIND']._serialized_end=690
   _globals['_PERMISSION']._serialized_start=74
-  _globals['_PERMISSION']._serialized_end=157
-  _globals['_RESTRICTION']._serialized_start=159
-  _globals['_RESTRICTION']._serialized_end=233
-  _globals['_MEMBER']._serialized_start=236
-  _globals['_MEMBER']._serialized_end=445
+  _globals['_PERMISSION']._serialized_end=176
+  _globals['_RESTRICTION']._serialized_start=178
+  _globals['_RESTRICTION']._serialized_end=252
+  _globals['_MEMBER']._serialized_start=255
+  _globals['_MEMBER']._serialized_end=464
 # @@protoc_insertion_point(module_scope)

@@ -81,6 +81,7 @@ class Permission(_message.Message):
     RESOURCE_FIELD_NUMBER: _builtins.int
     ACTION_FIELD_NUMBER: _builtins.int
     EFFECT_FIELD_NUMBER: _builtins.int
+    CONDITION_FIELD_NUMBER: _builtins.int
     resource: _builtins.str
     """Holds the resource pattern: `secrets` covers everything below it, `secrets/pre*` everything with that prefix, `*`
     everything.
@@ -89,16 +90,19 @@ class Permission(_message.Message):
     """Names the action; `*` for all."""
     effect: Global___Effect.ValueType
     """Says whether the rule allows or denies."""
+    condition: _builtins.str
+    """Names the condition of the rule; empty if it always counts. Not allowed in a restriction."""
     def __init__(
         self,
         *,
         resource: _builtins.str = ...,
         action: _builtins.str = ...,
         effect: Global___Effect.ValueType = ...,
+        condition: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "effect", b"effect", "resource", b"resource"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["action", b"action", "condition", b"condition", "effect", b"effect", "resource", b"resource"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

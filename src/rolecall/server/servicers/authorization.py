@@ -66,7 +66,14 @@ class AuthorizationService:
     ) -> bytes | Miss[bytes] | None:
         requests.batch_size(len(request.checks))
         revision = requests.at_least_revision(request.at_least_revision)
-        parsed = requests.questions(request.checks, requests.scope(request.scope), ascii_only=ascii_only)
+        with_given = self._authorizer.has_conditions or request.ByteSize() > requests.MAX_GIVEN_BYTES
+        parsed = requests.questions(
+            request.checks,
+            requests.scope(request.scope),
+            requests.given(request),
+            ascii_only=ascii_only,
+            with_given=with_given,
+        )
         if parsed is None:
             return None
         questions, malformed = parsed
