@@ -24,6 +24,7 @@ from rolecall.domain import (
     Organization,
     Permission,
     Refusal,
+    Restriction,
     Subject,
     SubjectKind,
     now,
@@ -251,7 +252,7 @@ def test_dead_token_is_unknown(cached_parts: DirectoryParts, end: str) -> None:
 def test_resolved_subject_has_the_restriction(parts: DirectoryParts) -> None:
     """A restricted token as a subject has its holder's role with the restriction; the holder alone has none."""
     minted = token_format.mint(CredentialKind.PERSONAL)
-    restriction = (Permission("authorization", "check", Effect.ALLOW),)
+    restriction = Restriction((Permission("authorization", "check", Effect.ALLOW),))
     new = NewCredential(minted, "acme", "ann", None, "service", restriction, "user:ann", 1, now() + HOUR)
     parts.storage.mutate("acme", lambda tx: credential_rows.add(tx, new))
     ann, by_id, by_text = Subject(SubjectKind.USER_ID, "ann"), _token(minted), _presented(minted)
@@ -389,8 +390,8 @@ def test_cached_credential_costs_no_query(cached_parts: DirectoryParts) -> None:
     assert first[1] is None
     assert again == first
     assert queries_when_cached == []
-    # The credential with its holder, and the revision that this is of.
-    assert len(sent) == 2
+    # The credential with its holder, what is assigned to the holder, and the revision that this is of.
+    assert len(sent) == 3
 
 
 def test_subjects_are_resolved_in_one_snapshot(parts: DirectoryParts) -> None:
@@ -691,8 +692,8 @@ def test_malformed_credential_costs_no_query(parts: DirectoryParts) -> None:
     assert callers == [None] * len(malformed)
     assert queries_so_far == []
     assert found is not None
-    # The credential with its holder, and the revision that this is of.
-    assert len(sent) == 2
+    # The credential with its holder, what is assigned to the holder, and the revision that this is of.
+    assert len(sent) == 3
 
 
 def test_malformed_credential_is_refused_without_a_database(sqlite_url: str) -> None:

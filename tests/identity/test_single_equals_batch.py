@@ -3,7 +3,18 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rolecall.domain import Effect, ItemError, Permission, Question, Subject, SubjectKind
+from rolecall.domain import (
+    NEVER,
+    AssignedRole,
+    AssignedRoles,
+    Effect,
+    ItemError,
+    Permission,
+    Question,
+    Restriction,
+    Subject,
+    SubjectKind,
+)
 from rolecall.errors import InvalidField
 from rolecall.identity.cache import LoadedEntry, RevisionCache
 from rolecall.identity.directory import ResolvedSubject, ResolvedSubjects
@@ -89,13 +100,31 @@ POLICY = Policy(
     [Inheritance("TOP", "LOW", 4)],
     "v",
 )
-restrictions = st.none() | st.just((Permission("docs", "read", Effect.ALLOW),))
-resolved = st.none() | st.builds(ResolvedSubject, st.sampled_from(ROLES), restrictions)
+restrictions = st.none() | st.builds(
+    Restriction,
+    st.none() | st.just((Permission("docs", "read", Effect.ALLOW),)),
+    st.sampled_from(["", "p", "docs/a"]),
+)
+assigned = st.builds(
+    AssignedRole,
+    st.sampled_from(ROLES),
+    st.sampled_from(["", "p", "p/a", "docs/a"]),
+    st.sampled_from([0, NEVER]),
+    st.sampled_from(["one", "two"]),
+    st.just("user:1"),
+)
+resolved = st.none() | st.builds(
+    ResolvedSubject,
+    st.sampled_from(ROLES),
+    restrictions,
+    assigned=st.builds(AssignedRoles, st.lists(assigned, max_size=3).map(tuple)),
+)
 asked = st.builds(
     Question,
     st.builds(Subject, st.sampled_from(list(SubjectKind)), st.sampled_from(ROLES)),
     st.sampled_from(["read", "write", "fly"]),
     st.sampled_from(["docs", "docs/a", "docs/b", "secrets/x", "planes"]),
+    st.sampled_from(["", "p", "p/a/b", "q"]),
 )
 
 

@@ -7,8 +7,18 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from rolecall.domain import Effect, Permission, Restriction
-from rolecall.policy import PermissionScope, Policy, Rule, build, is_restricted_within, is_within, permits, restrict
+from rolecall.domain import NEVER, NOTHING_ASSIGNED, ORGANIZATION, Effect, Permission, Restriction
+from rolecall.policy import (
+    HeldPermissions,
+    Policy,
+    Rule,
+    build,
+    held_at,
+    is_restricted_within,
+    is_within,
+    permissions_at,
+    permits,
+)
 from support.policy_folders import SHIPPED
 from support.random_policies import ROLES, RandomPolicy, matches, pairs, random_policies, restrictions
 
@@ -24,6 +34,21 @@ PROPERTY = settings(
 )
 
 
+def permissions_in(restriction: Restriction | None) -> tuple[Permission, ...]:
+    """The permissions of a restriction; none without one."""
+    return (restriction and restriction.permissions) or ()
+
+
+def left_of(policy: Policy, role: str, restriction: Restriction | None) -> list[Permission]:
+    """The permissions of a role that remain under a restriction."""
+    return permissions_at(policy, role, NOTHING_ASSIGNED, restriction, ORGANIZATION)
+
+
+def held_by(policy: Policy, role: str, restriction: Restriction | None) -> HeldPermissions:
+    """Return what a credential with this role and restriction has everywhere."""
+    return held_at(policy, role, NOTHING_ASSIGNED, restriction, ORGANIZATION, NEVER)
+
+
 def covers(held: Iterable[Rule | Permission], effect: Effect, resource: str, action: str) -> bool:
     """Whether one of them with this effect matches."""
     return any(
@@ -36,9 +61,9 @@ def granted(held: Collection[Rule | Permission], resource: str, action: str) -> 
     return covers(held, ALLOW, resource, action) and not covers(held, DENY, resource, action)
 
 
-def permitted_by(restriction: Restriction, resource: str, action: str) -> bool:
+def permitted_by(restriction: Restriction | None, resource: str, action: str) -> bool:
     """Whether a restriction permits the action on the resource."""
-    return restriction is None or covers(restriction, ALLOW, resource, action)
+    return restriction is None or covers(permissions_in(restriction), ALLOW, resource, action)
 
 
 def example_of(pattern: str, action: str) -> tuple[str, str]:
@@ -55,20 +80,23 @@ def concrete(*patterns: Iterable[str]) -> list[tuple[str, str]]:
     return [(resource, action) for resource in sorted(found - {""}) for action in ("view", "edit", FRESH)]
 
 
-def requests_near(rows: RandomPolicy, restriction: Restriction) -> list[tuple[str, str]]:
+def requests_near(rows: RandomPolicy, restriction: Restriction | None) -> list[tuple[str, str]]:
     """Resources that this policy and this restriction may distinguish."""
-    return concrete((rule.resource for rule in rows.rules), (item.resource for item in restriction or ()))
+    return concrete(
+        (rule.resource for rule in rows.rules),
+        (item.resource for item in permissions_in(restriction)),
+    )
 
 
 @PROPERTY
 @given(random_policies(), restrictions)
 def test_restricted_permissions_decide_as_role_and_restriction_together(
-    rows: RandomPolicy, restriction: Restriction
+    rows: RandomPolicy, restriction: Restriction | None
 ) -> None:
     """The remaining permissions decide as all of the role's permissions and `permits` do together."""
     policy = rows.policy
     for role in ROLES:
-        left = restrict(policy.permissions_of(role), restriction)
+        left = left_of(policy, role, restriction)
         for resource, action in requests_near(rows, restriction):
             expected = granted(rows.held_by(role), resource, action) and permitted_by(restriction, resource, action)
 
@@ -79,10 +107,10 @@ def test_restricted_permissions_decide_as_role_and_restriction_together(
 
 @PROPERTY
 @given(random_policies(), restrictions)
-def test_restricted_permissions_are_sorted_and_unique(rows: RandomPolicy, restriction: Restriction) -> None:
+def test_restricted_permissions_are_sorted_and_unique(rows: RandomPolicy, restriction: Restriction | None) -> None:
     """A list of them can be paged; an allow never becomes broader than both of what it came from."""
     for role in ROLES:
-        left = restrict(rows.policy.permissions_of(role), restriction)
+        left = left_of(rows.policy, role, restriction)
 
         assert left == sorted(set(left), key=lambda item: (item.resource, item.action, item.effect))
         for item in left:
@@ -94,7 +122,7 @@ def test_restricted_permissions_are_sorted_and_unique(rows: RandomPolicy, restri
 @PROPERTY
 @given(random_policies(), restrictions, st.sampled_from(ROLES), pairs)
 def test_scope_covers_what_a_single_allow_covers(
-    rows: RandomPolicy, restriction: Restriction, role: str, pair: tuple[str, str]
+    rows: RandomPolicy, restriction: Restriction | None, role: str, pair: tuple[str, str]
 ) -> None:
     """A scope covers a pattern where one allow covers all that the pattern matches, and no deny does."""
     wanted, (resource, action) = Permission(*pair, ALLOW), example_of(*pair)
@@ -102,19 +130,21 @@ def test_scope_covers_what_a_single_allow_covers(
     allowed = covers(held, ALLOW, resource, action) and permitted_by(restriction, resource, action)
 
     expected = allowed and not covers(held, DENY, resource, action)
-    assert PermissionScope(rows.policy, role, restriction).covers(wanted) is expected
+    assert held_by(rows.policy, role, restriction).covers(wanted) is expected
 
 
 @PROPERTY
 @given(restrictions, restrictions)
 def test_restriction_is_within_a_bound_that_permits_all_it_permits(
-    restriction: Restriction, bound: Restriction
+    restriction: Restriction | None, bound: Restriction | None
 ) -> None:
     """None is no restriction, and never lies within one."""
     if restriction is None or bound is None:
         expected = bound is None
     else:
-        expected = all(permitted_by(bound, *example_of(item.resource, item.action)) for item in restriction)
+        expected = all(
+            permitted_by(bound, *example_of(item.resource, item.action)) for item in restriction.permissions or ()
+        )
 
     assert is_restricted_within(restriction, bound) is expected
 
@@ -137,10 +167,10 @@ def test_restriction_is_within_a_bound_that_permits_all_it_permits(
     "high",
 )
 def test_a_role_within_another_may_nothing_more(
-    rows: RandomPolicy, restriction: Restriction, role: str, holder: str
+    rows: RandomPolicy, restriction: Restriction | None, role: str, holder: str
 ) -> None:
     """A grant to a role within another is a grant to the holder, restricted to the restriction."""
-    if not is_within(rows.policy, role, holder, restriction):
+    if not is_within(rows.policy, role, held_by(rows.policy, holder, restriction)):
         return
     beyond = [
         (resource, action)
@@ -155,7 +185,7 @@ def test_a_role_within_another_may_nothing_more(
 @PROPERTY
 @given(random_policies(), restrictions, st.sampled_from(ROLES), st.sampled_from(ROLES))
 def test_a_role_within_another_is_one_whose_every_rule_is(
-    rows: RandomPolicy, restriction: Restriction, role: str, holder: str
+    rows: RandomPolicy, restriction: Restriction | None, role: str, holder: str
 ) -> None:
     """A role is within another if its allows are covered and it has each of the holder's denies that overlap them."""
     own, held = rows.held_by(role), rows.held_by(holder)
@@ -167,12 +197,12 @@ def test_a_role_within_another_is_one_whose_every_rule_is(
     )
     overlapping = [
         item
-        for item in restrict(rows.policy.permissions_of(holder), restriction)
+        for item in left_of(rows.policy, holder, restriction)
         if item.effect is DENY and any(have_overlap(item, rule) for rule in allows)
     ]
 
     expected = covered and all(covers(own, DENY, *example_of(item.resource, item.action)) for item in overlapping)
-    assert is_within(rows.policy, role, holder, restriction) is expected
+    assert is_within(rows.policy, role, held_by(rows.policy, holder, restriction)) is expected
 
 
 def have_overlap(one: Permission | Rule, other: Permission | Rule) -> bool:
@@ -187,20 +217,20 @@ def have_overlap(one: Permission | Rule, other: Permission | Rule) -> bool:
 @given(random_policies(), st.sampled_from(ROLES))
 def test_every_role_lies_within_itself(rows: RandomPolicy, role: str) -> None:
     """Every role lies within itself, without a restriction or with one that permits everything."""
-    everything = (Permission("*", "*", ALLOW),)
+    everything = Restriction((Permission("*", "*", ALLOW),))
 
-    assert is_within(rows.policy, role, role, None)
-    assert is_within(rows.policy, role, role, everything)
+    assert is_within(rows.policy, role, held_by(rows.policy, role, None))
+    assert is_within(rows.policy, role, held_by(rows.policy, role, everything))
 
 
 def test_an_unknown_role_lies_within_nothing() -> None:
     """An unknown role lies within none, and no known one lies within it."""
     policy = Policy([Rule("low", "a", "view", ALLOW, 1)], [], "one")
 
-    assert not is_within(policy, "nobody", "low", None)
-    assert not is_within(policy, "low", "nobody", None)
-    assert not is_within(policy, "nobody", "nobody", None)
-    assert not PermissionScope(policy, "nobody", None).covers(Permission("a", "view", ALLOW))
+    assert not is_within(policy, "nobody", held_by(policy, "low", None))
+    assert not is_within(policy, "low", held_by(policy, "nobody", None))
+    assert not is_within(policy, "nobody", held_by(policy, "nobody", None))
+    assert not held_by(policy, "nobody", None).covers(Permission("a", "view", ALLOW))
 
 
 def test_a_deny_of_the_holder_must_stand_in_the_role() -> None:
@@ -219,7 +249,7 @@ def test_a_deny_of_the_holder_must_stand_in_the_role() -> None:
         Rule("edits", "secrets", "edit", ALLOW, 11),
     ]
     policy = Policy(rules, [], "denies")
-    found = {role for role in policy.roles if is_within(policy, role, "holder", None)}
+    found = {role for role in policy.roles if is_within(policy, role, held_by(policy, "holder", None))}
 
     assert found == {"holder", "with", "wider", "beside", "edits"}
 
@@ -237,13 +267,16 @@ def test_the_shipped_roles_are_a_chain(folder: os.PathLike[str], chain: tuple[st
     """Each shipped role lies within itself and those above, restricted to its own or not; none within one check."""
     policy = build(SHIPPED / folder, 0.0).policy
     assert policy is not None
-    check = (Permission("authorization", "check", ALLOW),)
+    check = Restriction((Permission("authorization", "check", ALLOW),))
 
     assert set(policy.roles) == set(chain)
     for i, role in enumerate(chain):
-        own = tuple(policy.permissions_of(role))
+        permissions = tuple(policy.permissions_of(role))
+        own = Restriction(permissions)
         for j, holder in enumerate(chain):
-            assert is_within(policy, role, holder, None) is (i <= j), (role, holder)
-            assert is_within(policy, role, holder, own) is (i <= j), (role, holder)
-            assert not is_within(policy, role, holder, check)
-            assert not is_within(policy, role, holder, own[1:]) or len(own) == 1
+            assert is_within(policy, role, held_by(policy, holder, None)) is (i <= j), (role, holder)
+            assert is_within(policy, role, held_by(policy, holder, own)) is (i <= j), (role, holder)
+            assert not is_within(policy, role, held_by(policy, holder, check))
+            assert len(permissions) == 1 or not is_within(
+                policy, role, held_by(policy, holder, Restriction(permissions[1:]))
+            )

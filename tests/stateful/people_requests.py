@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rolecall.domain import CredentialKind, Effect, Invitee, LinkKind, Permission
+from rolecall.domain import CredentialKind, Effect, Invitee, LinkKind, Permission, Restriction
 from rolecall.services.token_rules import TokenSpec
 from rolecall.services.unit_of_work import ChangeRequest
 from stateful.credential_model import Pattern
@@ -36,11 +36,11 @@ class ModelRequest:
     checked: bool = False
 
 
-def permissions(restriction: tuple[Pattern, ...] | None) -> tuple[Permission, ...] | None:
+def permissions(restriction: tuple[Pattern, ...] | None) -> Restriction | None:
     """Convert a restriction to the service's type."""
     if restriction is None:
         return None
-    return tuple(Permission(resource, action, Effect.ALLOW) for resource, action in restriction)
+    return Restriction(tuple(Permission(resource, action, Effect.ALLOW) for resource, action in restriction))
 
 
 class ModelRequests:

@@ -25,6 +25,7 @@ from stateful.credential_model import ExpectedEntry, Person
 from stateful.people_machine_base import ADDRESSES, PeopleMachineBase, outcome
 from stateful.people_model import ModelCredential, ModelOrganization, Rules
 from stateful.people_questions import QuestionBatch
+from stateful.people_requests import permissions
 from stateful.people_rows import clear, compare, requests_of, rows_of
 from stateful.people_site import PeopleSite
 from support.environment import CI, ROOT
@@ -370,8 +371,7 @@ class PeopleMachine(PeopleMachineBase):
                 assert caller is not None, cred
                 assert (caller.organization, caller.actor, caller.role) == (org.name, cred.actor, cred.role)
                 assert caller.credential_id == cred.id
-                held = caller.restriction
-                assert (None if held is None else tuple((p.resource, p.action) for p in held)) == cred.restriction
+                assert caller.restriction == permissions(cred.restriction)
                 if self.random.random() < 0.03:
                     self.earlier.append((org, cred, caller))
 

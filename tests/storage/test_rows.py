@@ -15,6 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from rolecall.credentials import token_format
 from rolecall.credentials.token_format import MintedCredential
 from rolecall.domain import (
+    ORGANIZATION,
     Caller,
     CredentialKind,
     Effect,
@@ -24,6 +25,7 @@ from rolecall.domain import (
     Refusal,
     Restriction,
     Validity,
+    now,
 )
 from rolecall.errors import OrganizationNotFound
 from rolecall.storage import Storage, Transaction, tables
@@ -32,6 +34,7 @@ from rolecall.storage import members as member_rows
 from rolecall.storage import organizations as organization_rows
 from rolecall.storage.changes import record_change
 from rolecall.storage.credentials import CredentialHolder, NewCredential
+from rolecall.storage.members import RolesAtScopes
 
 EXAMPLES = 200 if os.environ.get("CI") == "true" else 25
 ROLES = ("OWNER", "EDITOR", "VIEWER")
@@ -73,7 +76,7 @@ def _add_token(storage: Storage, user_id: str, organization: str = "acme", expir
     return minted
 
 
-def _add_organizations_token(storage: Storage, role: str, restriction: Restriction = None) -> MintedCredential:
+def _add_organizations_token(storage: Storage, role: str, restriction: Restriction | None = None) -> MintedCredential:
     minted = token_format.mint(CredentialKind.ORGANIZATION)
     new = NewCredential(minted, "acme", None, role, "service", restriction, "user:ann", MADE, EXPIRES)
     storage.mutate("acme", lambda tx: credential_rows.add(tx, new))
@@ -107,7 +110,7 @@ def _ended(storage: Storage, minted: MintedCredential, at: int = MADE) -> Refusa
 
 def _tokens(
     storage: Storage, ids: list[str], organization: str = "acme"
-) -> dict[str, tuple[str, Restriction, set[bytes]]]:
+) -> dict[str, tuple[str, Restriction | None, set[bytes]]]:
     found = storage.read(lambda tx: credential_rows.tokens(tx, organization, ids))
     return {name: (token.role, token.restriction, set(token.secrets)) for name, token in found.items()}
 
@@ -115,7 +118,8 @@ def _tokens(
 def _page(
     storage: Storage, organization: str, roles: Collection[str], after: str | None, limit: int
 ) -> list[tuple[str, Member]]:
-    return storage.read(lambda tx: member_rows.page_with_roles(tx, organization, roles, after, limit))
+    allowed = RolesAtScopes(roles, [], [ORGANIZATION], now())
+    return storage.read(lambda tx: member_rows.page_with_roles(tx, organization, allowed, after, limit))
 
 
 def _remove(tx: Transaction, organization: str, user_id: str) -> None:
@@ -250,7 +254,7 @@ def test_no_subjects_find_no_roles(acme: Storage) -> None:
 
     assert acme.read(lambda tx: member_rows.roles_by_id(tx, "acme", [])) == {}
     assert acme.read(lambda tx: member_rows.roles_by_email(tx, "acme", set())) == {}
-    assert acme.read(lambda tx: member_rows.page_with_roles(tx, "acme", [], None, 10)) == []
+    assert acme.read(lambda tx: member_rows.page_with_roles(tx, "acme", RolesAtScopes([], [], [], 0), None, 10)) == []
     assert acme.read(lambda tx: credential_rows.tokens(tx, "acme", [])) == {}
 
 
@@ -506,11 +510,13 @@ def test_credential_has_a_holder_or_a_role(acme: Storage, user_id: str | None, r
     "restriction",
     [
         None,
-        (Permission("authorization", "check", Effect.ALLOW),),
-        (Permission("secrets/ä/*", "view", Effect.ALLOW), Permission("*", "*", Effect.ALLOW)),
+        Restriction((Permission("authorization", "check", Effect.ALLOW),)),
+        Restriction((Permission("secrets/ä/*", "view", Effect.ALLOW), Permission("*", "*", Effect.ALLOW))),
+        Restriction((Permission("*", "*", Effect.ALLOW),), "projects/ä"),
+        Restriction(None, "projects/billing"),
     ],
 )
-def test_restriction_is_read_as_it_was_written(acme: Storage, restriction: Restriction) -> None:
+def test_restriction_is_read_as_it_was_written(acme: Storage, restriction: Restriction | None) -> None:
     """A restriction comes back with the holder as it was written; None stays None."""
     token = _add_organizations_token(acme, "EDITOR", restriction)
     held = _holder(acme, token)

@@ -33,7 +33,7 @@ def put_credential(
 ) -> str:
     """Add a credential directly to the database; return its text. `only`: its restriction."""
     minted = token_format.mint(kind)
-    bound: Restriction = None if only is None else tuple(Permission(r, a, Effect.ALLOW) for r, a in only)
+    bound = None if only is None else Restriction(tuple(Permission(r, a, Effect.ALLOW) for r, a in only))
     at = now()
     new = NewCredential(minted, "acme", user_id, role, name, bound, user_id or "operator", at, at + life)
     site.storage.mutate("acme", lambda tx: credential_rows.add(tx, new))

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from hypothesis import strategies as st
 
-from rolecall.domain import Effect, Permission
+from rolecall.domain import Effect, Permission, Restriction
 from rolecall.policy import Policy, Rule
 from rolecall.policy.parsed import Inheritance
 
@@ -20,7 +20,7 @@ pairs = st.tuples(patterns, actions)
 restrictions = st.one_of(
     st.none(),
     st.lists(pairs, min_size=1, max_size=4, unique=True).map(
-        lambda pairs: tuple(Permission(resource, action, ALLOW) for resource, action in pairs)
+        lambda pairs: Restriction(tuple(Permission(resource, action, ALLOW) for resource, action in pairs))
     ),
 )
 

@@ -12,6 +12,7 @@ import typer
 
 from rolecall import __version__
 from rolecall.cli import (
+    assignments,
     audit,
     check,
     health,
@@ -23,6 +24,7 @@ from rolecall.cli import (
     policy,
     serve,
     sign_in,
+    teams,
     tokens,
     whoami,
 )
@@ -50,6 +52,8 @@ app.command("sign-in")(sign_in.sign_in)
 app.add_typer(policy.app, name="policy")
 app.add_typer(members.app, name="members")
 app.add_typer(invitations.app, name="invitations")
+app.add_typer(assignments.app, name="assignments")
+app.add_typer(teams.app, name="teams")
 app.add_typer(tokens.app, name="tokens")
 app.add_typer(audit.app, name="audit")
 app.add_typer(operator.app, name="operator")

@@ -8,6 +8,7 @@ import typer
 from rolecall.cli import output
 from rolecall.cli.connect import Json, open_client
 from rolecall.domain import CheckResult, Reason
+from rolecall.errors import InvalidField
 
 __all__ = ["check", "permissions", "resources", "subjects"]
 
@@ -17,11 +18,17 @@ Subject = Annotated[
 Action = Annotated[str, typer.Argument(help="An action in the policy's words, as in view.")]
 Resource = Annotated[str, typer.Argument(help="A resource: type or type/id/..., as in secrets/billing.")]
 
+Scope = Annotated[
+    str,
+    typer.Option(help="The container of the resource, as in projects/billing; roles assigned there count."),
+]
+
 
 def check(
     subject: Subject,
     action: Action,
     resource: Resource,
+    scope: Scope = "",
     explain: Annotated[bool, typer.Option("--explain", help="Print what decided, and the roles that may.")] = False,
     json: Json = False,
 ) -> None:
@@ -30,11 +37,12 @@ def check(
     Calls the server at ROLECALL_ADDRESS with ROLECALL_TOKEN.
     """
     with open_client() as client:
-        result = client.check(subject, action, resource, explain=explain)
+        result = client.check(subject, action, resource, scope=scope, explain=explain)
     if json:
         output.print_json(_as_json(result))
     else:
-        role = f" (role {result.role})" if result.role else ""
+        by = f", by the assignment {result.assignment_id}" if result.assignment_id else ""
+        role = f" (role {result.role}{by})" if result.role else ""
         output.print_value(f"{result.decision.upper()}: {result.reason.value}{role}.")
         if result.explanation:
             output.print_explanation(result.explanation)
@@ -46,10 +54,10 @@ def check(
     raise typer.Exit(output.ALLOW if result else output.DENY)
 
 
-def permissions(subject: Subject, json: Json = False) -> None:
+def permissions(subject: Subject, scope: Scope = "", json: Json = False) -> None:
     """List the permissions of SUBJECT. A deny overrides any allow."""
     with open_client() as client:
-        found = list(client.permissions(subject))
+        found = list(client.permissions(subject, scope=scope))
     if json:
         output.print_json([asdict(permission) for permission in found])
         return
@@ -59,10 +67,10 @@ def permissions(subject: Subject, json: Json = False) -> None:
     output.print_table(("resource", "action", "effect"), rows)
 
 
-def subjects(action: Action, resource: Resource, json: Json = False) -> None:
+def subjects(action: Action, resource: Resource, scope: Scope = "", json: Json = False) -> None:
     """List the members who may do ACTION on RESOURCE."""
     with open_client() as client:
-        found = list(client.subjects(action, resource))
+        found = list(client.subjects(action, resource, scope=scope))
     if json:
         output.print_json(
             [
@@ -87,11 +95,18 @@ def resources(
     subject: Subject,
     action: Action,
     resource_type: Annotated[str, typer.Argument(metavar="TYPE", help="The first segment of resources.")],
+    scope: Scope = "",
+    named: Annotated[
+        bool, typer.Option("--named", help="List those that rules and role assignments name, instead of patterns.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Print on which resources of TYPE SUBJECT may do ACTION, as patterns to filter a list by."""
+    if named:
+        _list_named(subject, action, resource_type, scope, json)
+        return
     with open_client() as client:
-        plan = client.plan_resources(subject, action, resource_type)
+        plan = client.plan_resources(subject, action, resource_type, scope=scope)
     if json:
         output.print_json(asdict(plan))
         return
@@ -104,6 +119,22 @@ def resources(
         output.print_table(("effect", "resources"), rows)
 
 
+def _list_named(subject: str, action: str, resource_type: str, scope: str, json: bool) -> None:
+    if scope:
+        raise InvalidField("--named lists for no scope: leave --scope out.", field="scope")
+    with open_client() as client:
+        found = list(client.resources(subject, action, resource_type))
+    if json:
+        output.print_json(found)
+        return
+    if not found:
+        output.say(
+            f"Neither rules nor role assignments name one beneath {resource_type}: leave --named out for patterns."
+        )
+    for resource in found:
+        output.print_value(resource)
+
+
 def _nobody(subject: str) -> str:
     return f"{subject} has no permissions: there may be no such member, token or role."
 
@@ -113,9 +144,13 @@ def _as_json(result: CheckResult) -> dict[str, object]:
         "decision": result.decision,
         "reason": result.reason.name,
         "role": result.role,
+        "assignment_id": result.assignment_id,
         "revision": result.revision,
         "policy_version": result.policy_version,
     }
     if result.explanation:
-        answer["explanation"] = asdict(result.explanation)
+        roles = [
+            {**asdict(role), "reason": role.reason.name if role.reason else None} for role in result.explanation.roles
+        ]
+        answer["explanation"] = {**asdict(result.explanation), "roles": roles}
     return answer

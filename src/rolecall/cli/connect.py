@@ -28,6 +28,8 @@ __all__ = [
     "open_database",
     "open_probe",
     "open_unauthenticated_client",
+    "parse_end",
+    "parse_span",
     "parse_time",
     "to_dict",
 ]
@@ -36,9 +38,12 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", help="A TOML file w
 Database = Annotated[str | None, typer.Option(help="SQLAlchemy URL of the database.")]
 KeyFile = Annotated[Path | None, typer.Option(help="File with the server's key, created by init.")]
 Organization = Annotated[str, typer.Option(help="The organization's id.")]
-# A time ago, and its units.
-_AGO = re.compile(r"([0-9]{1,9})([mhdw])")
+# A time span, and its units.
+_SPAN = re.compile(r"([0-9]{1,9})([mhdw])")
 _UNITS = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
+
+# More than any time that the server takes, and little enough to be added to the clock.
+MAX_SPAN = timedelta(days=36_500)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
 
@@ -104,11 +109,38 @@ def open_database(
 def parse_time(text: str) -> datetime:
     """Parse an ISO 8601 date or time, UTC where it names no zone, or a time ago, as in `7d`. Raises `BadParameter`."""
     try:
-        if ago := _AGO.fullmatch(text):
-            return datetime.now(UTC) - int(ago[1]) * _UNITS[ago[2]]
-        found = datetime.fromisoformat(text)
-        return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
+        ago = _span(text)
+        return _time(text) if ago is None else datetime.now(UTC) - ago
     except (ValueError, OverflowError):
         raise typer.BadParameter(
             "Write it as 2027-01-31 or 2027-01-31T12:00:00Z, or as 30m, 12h, 7d or 4w for a time ago."
         ) from None
+
+
+def parse_end(text: str) -> datetime:
+    """Parse an ISO 8601 date or time, UTC where it names no zone. Raises `BadParameter`."""
+    try:
+        return _time(text)
+    except (ValueError, OverflowError):
+        raise typer.BadParameter("Write it as 2027-01-31 or 2027-01-31T12:00:00Z.") from None
+
+
+def parse_span(text: str) -> timedelta:
+    """Parse a time span of at most 100 years, as in `14d`. Raises `BadParameter`."""
+    try:
+        span = _span(text)
+    except OverflowError:
+        span = None
+    if span is None or span > MAX_SPAN:
+        raise typer.BadParameter("Write it as 30m, 12h, 14d or 4w.")
+    return span
+
+
+def _time(text: str) -> datetime:
+    found = datetime.fromisoformat(text)
+    return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)
+
+
+def _span(text: str) -> timedelta | None:
+    found = _SPAN.fullmatch(text)
+    return int(found[1]) * _UNITS[found[2]] if found else None

@@ -109,6 +109,11 @@ def move(
             f"{tokens} organization tokens have the role {old} still: create others with {new}, and delete these"
             " (`rolecall tokens list --kind organization`)."
         )
+    if assignments := moved["assignment_count"]:
+        output.say(
+            f"{assignments} role assignments are of {old} still: assign {new} in their place, and delete these"
+            f" (`rolecall assignments list --role {old}`)."
+        )
     if invitations := moved["invitation_count"]:
         output.say(f"{invitations} invitations to {old} are pending still: delete them, and invite to {new}.")
 

@@ -46,24 +46,37 @@ __all__ = [
 T = TypeVar("T")
 
 _COMMANDS = {
+    "AcceptInvitation": "accept",
+    "AddTeamMembers": "teams add",
     "ChangeMemberExternalId": "members set-external-id",
     "ChangeMemberRole": "members set-role",
-    "AcceptInvitation": "accept",
+    "CreateRoleAssignments": "assignments create",
+    "CreateTeam": "teams create",
     "DeleteInvitation": "invitations delete",
+    "DeleteRoleAssignment": "assignments delete",
+    "DeleteTeam": "teams delete",
     "DeleteToken": "tokens delete",
     "GetMember": "members list",
+    "GetRoleAssignment": "assignments list",
+    "GetTeam": "teams show",
     "LeaveOrganization": "members leave",
     "ListInvitations": "invitations list",
     "ListMembers": "members list",
+    "ListRoleAssignments": "assignments list",
     "ListRoles": "policy matrix",
+    "ListTeamMembers": "teams members",
+    "ListTeams": "teams list",
     "ListTokens": "tokens list",
     "MoveMembers": "members move",
     "RemoveMember": "members remove",
+    "RemoveTeamMembers": "teams remove",
     "RequestSignIn": "sign-in ADDRESS",
     "ResendInvitation": "invitations resend",
     "RotateToken": "tokens rotate",
     "SignIn": "sign-in",
     "UpdateInvitation": "invitations set-role",
+    "UpdateRoleAssignment": "assignments update",
+    "UpdateTeam": "teams rename",
 }
 _RPC = re.compile(rf"\b({'|'.join(_COMMANDS)})\b")
 
@@ -172,13 +185,18 @@ def print_json(value: object) -> None:
 
 
 def print_explanation(explanation: Explanation) -> None:
-    """Print the rule that decided, or the nearest one."""
+    """Print the rule that decided, or the nearest one; and the subject's roles, where it has several."""
     print_value(explanation.summary)
     if explanation.rule:
         print_value(f"  rule: {explanation.rule}  ({explanation.file}:{explanation.line})")
     if explanation.nearest_miss:
         where = f"  (line {explanation.nearest_miss_line})" if explanation.nearest_miss_line else ""
         print_value(f"  nearest miss: {explanation.nearest_miss}{where}")
+    if len(explanation.roles) > 1:
+        for role in explanation.roles:
+            place = f" at {role.scope}" if role.scope else ""
+            by = f" (assignment {role.assignment_id})" if role.assignment_id else ""
+            print_value(f"  role {role.role}{place}{by}: {role.summary}")
 
 
 def print_csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:

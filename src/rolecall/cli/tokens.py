@@ -42,6 +42,10 @@ def create(
         list[str] | None,
         typer.Option(help="Restrict the token to this permission, as in 'authorization check'; may be repeated."),
     ] = None,
+    scope: Annotated[
+        str,
+        typer.Option(help="Restrict the token to this path and what is beneath it, as in projects/billing."),
+    ] = "",
     network: Annotated[
         list[str] | None,
         typer.Option(help="Let the token be used from this network only, as in 10.0.0.0/8; may be repeated."),
@@ -52,7 +56,12 @@ def create(
     """Create a token for yourself, or with --role for a program; print it, once."""
     expires = None if days is None else timedelta(days=days)
     restriction = [_permission(text) for text in restrict] if restrict else None
-    limits: Any = {"expires": expires, "restriction": restriction, "networks": network or ()}
+    limits: Any = {
+        "expires": expires,
+        "restriction": restriction,
+        "restriction_scope": scope,
+        "networks": network or (),
+    }
     with open_client() as client:
         if role is None:
             made = to_dict(client.tokens.create_personal(display_name, **limits))
@@ -183,5 +192,8 @@ def _show_issued(issued: dict[str, Any], json: bool) -> None:
 
 
 def _restriction(token: dict[str, Any]) -> str:
-    permissions = token["restriction"]["permissions"] if token["restriction"] else []
-    return ", ".join(f"{item['resource']} {item['action']}" for item in permissions)
+    restriction = token["restriction"]
+    if not restriction:
+        return ""
+    permissions = ", ".join(f"{item['resource']} {item['action']}" for item in restriction["permissions"])
+    return " at ".join(filter(None, (permissions, restriction["scope"])))

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rolecall.client import convert
+from rolecall.client.assignments import AssignmentClient, NewAssignment, TeamClient
 from rolecall.client.connection import MAX_PAGE_SIZE, ClientBase, connect, token_of_environment
 from rolecall.client.management import AuditClient, OrganizationClient, SessionClient, TokenClient, audit_filter
 from rolecall.client.messages import to_dict
@@ -23,14 +24,14 @@ from rolecall.v1.policy_pb2_grpc import PolicyServiceStub
 # A policy of 100,000 rules takes several seconds.
 VALIDATION_SECONDS = 30.0
 
-__all__ = ["Client", "UnauthenticatedClient", "audit_filter", "to_dict"]
+__all__ = ["Client", "NewAssignment", "UnauthenticatedClient", "audit_filter", "to_dict"]
 
 
 class Client(ClientBase):
     """A connection to a Rolecall server that presents a token. Threads may share it.
 
-    `tokens`, `session`, `organization`, `members`, `invitations` and `audit` manage what their names say, where the
-    token's role permits it. `UnauthenticatedClient` is for callers who have no token yet.
+    `tokens`, `session`, `organization`, `members`, `invitations`, `assignments`, `teams` and `audit` manage what their
+    names say, where the token's role permits it. `UnauthenticatedClient` is for callers who have no token yet.
     """
 
     def __init__(
@@ -74,33 +75,52 @@ class Client(ClientBase):
         self.audit = AuditClient(self._connection)
         self.members = MemberClient(self._connection)
         self.invitations = InvitationClient(self._connection)
+        self.assignments = AssignmentClient(self._connection)
+        self.teams = TeamClient(self._connection)
 
     def check(
-        self, subject: str, action: str, resource: str, *, explain: bool = False, at_least_revision: int = 0
+        self,
+        subject: str,
+        action: str,
+        resource: str,
+        *,
+        scope: str = "",
+        explain: bool = False,
+        at_least_revision: int = 0,
     ) -> CheckResult:
         """Decide whether `subject` may do `action` on `resource`. The result is true only for ALLOW.
 
-        `explain` asks for the rule that decided; without `authorization explain` only about oneself, and then for the
-        roles that would pass; `at_least_revision` refuses an answer from an older revision of the
-        organization. Raises `RolecallError`.
+        `scope`: the container in which the resource stands, as `projects/billing`; roles that the subject is assigned
+        there, or above, count too. `explain` asks for the rule that decided; without `authorization explain` only about
+        oneself, and then for the roles that would pass; `at_least_revision` refuses an answer from an older revision of
+        the organization. Raises `RolecallError`.
         """
         request = pb.CheckRequest(
             organization=self._organization,
             subject=subject,
             action=action,
             resource=resource,
+            scope=scope,
             explain=explain,
             at_least_revision=at_least_revision,
         )
         return convert.result(self._connection.call(self._authorization.Check, request))
 
     def check_token(
-        self, token: str, action: str, resource: str, *, subject_address: str = "", at_least_revision: int = 0
+        self,
+        token: str,
+        action: str,
+        resource: str,
+        *,
+        scope: str = "",
+        subject_address: str = "",
+        at_least_revision: int = 0,
     ) -> CheckResult:
         """Decide whether the holder of `token`, presented by a third party, may do `action` on `resource`.
 
         `subject_address`: the third party's IP address, needed for tokens that may be used from some networks only. A
-        token that is not live is a DENY with the reason TOKEN_INVALID, not an error. Raises as `check`.
+        token that is not live is a DENY with the reason TOKEN_INVALID, not an error. `scope` as for `check`. Raises as
+        `check`.
         """
         request = pb.CheckRequest(
             organization=self._organization,
@@ -108,52 +128,83 @@ class Client(ClientBase):
             subject_address=subject_address,
             action=action,
             resource=resource,
+            scope=scope,
             at_least_revision=at_least_revision,
         )
         return convert.result(self._connection.call(self._authorization.Check, request))
 
-    def batch_check(self, checks: Iterable[tuple[str, str, str]], *, at_least_revision: int = 0) -> list[CheckResult]:
+    def batch_check(
+        self,
+        checks: Iterable[tuple[str, str, str] | tuple[str, str, str, str]],
+        *,
+        scope: str = "",
+        at_least_revision: int = 0,
+    ) -> list[CheckResult]:
         """Decide 1 to 1,000 checks of (subject, action, resource), from one snapshot; the results keep their order.
 
-        A malformed check is a DENY with an `error`. Raises as `check`.
+        A check may have a scope of its own, as (subject, action, resource, scope); the others have `scope`, which is as
+        for `check`. A malformed check is a DENY with an `error`. Raises as `check`.
         """
-        items = [pb.BatchCheckItem(subject=subject, action=action, resource=r) for subject, action, r in checks]
+        items = [_item(*check) for check in checks]
         request = pb.BatchCheckRequest(
-            organization=self._organization, checks=items, at_least_revision=at_least_revision
+            organization=self._organization, checks=items, scope=scope, at_least_revision=at_least_revision
         )
         response = self._connection.call(self._authorization.BatchCheck, request)
         return [convert.batch_result(item, response) for item in response.results]
 
-    def permissions(self, subject: str, *, at_least_revision: int = 0) -> Iterator[Permission]:
-        """List the rules that `subject` holds, fetched page by page. A deny overrides any allow. Raises as `check`."""
+    def permissions(self, subject: str, *, scope: str = "", at_least_revision: int = 0) -> Iterator[Permission]:
+        """List the rules that `subject` holds, fetched page by page. A deny overrides any allow. Raises as `check`.
+
+        `scope` as for `check`. The rules of roles that are assigned elsewhere are listed for the resources at their
+        scopes.
+        """
         request = pb.ListPermissionsRequest(
             organization=self._organization,
             subject=subject,
+            scope=scope,
             page_size=self._connection.page_size,
             at_least_revision=at_least_revision,
         )
         for page in self._connection.pages(self._authorization.ListPermissions, request):
             yield from (convert.permission(permission) for permission in page.permissions)
 
-    def subjects(self, action: str, resource: str, *, at_least_revision: int = 0) -> Iterator[Member]:
+    def subjects(self, action: str, resource: str, *, scope: str = "", at_least_revision: int = 0) -> Iterator[Member]:
         """List the members who may do `action` on `resource`, by address, fetched page by page. Raises as `check`.
 
-        Their `organization` is the one that this client names, empty for the token's own.
+        `scope` as for `check`. Their `organization` is the one that this client names, empty for the token's own.
         """
         request = pb.ListSubjectsRequest(
             organization=self._organization,
             action=action,
             resource=resource,
+            scope=scope,
             page_size=self._connection.page_size,
             at_least_revision=at_least_revision,
         )
         for page in self._connection.pages(self._authorization.ListSubjects, request):
             yield from (convert.member(member, self._organization) for member in page.members)
 
+    def resources(self, subject: str, action: str, resource_type: str, *, at_least_revision: int = 0) -> Iterator[str]:
+        """List the resources beneath `resource_type` on which `subject` may do `action`, fetched page by page.
+
+        Only those that rules of the policy and scopes of role assignments name: one that only your own database knows
+        is not among them, see `plan_resources`. Raises as `check`.
+        """
+        request = pb.ListResourcesRequest(
+            organization=self._organization,
+            subject=subject,
+            action=action,
+            resource_type=resource_type,
+            page_size=self._connection.page_size,
+            at_least_revision=at_least_revision,
+        )
+        for page in self._connection.pages(self._authorization.ListResources, request):
+            yield from page.resources
+
     def plan_resources(
-        self, subject: str, action: str, resource_type: str, *, at_least_revision: int = 0
+        self, subject: str, action: str, resource_type: str, *, scope: str = "", at_least_revision: int = 0
     ) -> ResourcePlan:
-        """Plan on which resources beneath `resource_type` a subject may do `action`.
+        """Plan on which resources beneath `resource_type` a subject may do `action`. `scope` as for `check`.
 
         `rolecall.sqlalchemy.filter` filters a query by it. Raises `PlanSize`, and as `check`.
         """
@@ -162,12 +213,20 @@ class Client(ClientBase):
             subject=subject,
             action=action,
             resource_type=resource_type,
+            scope=scope,
             at_least_revision=at_least_revision,
         )
         return convert.plan(self._connection.call(self._authorization.PlanResources, request), resource_type)
 
     def plan_token_resources(
-        self, token: str, action: str, resource_type: str, *, subject_address: str = "", at_least_revision: int = 0
+        self,
+        token: str,
+        action: str,
+        resource_type: str,
+        *,
+        scope: str = "",
+        subject_address: str = "",
+        at_least_revision: int = 0,
     ) -> ResourcePlan:
         """Plan as `plan_resources`, for the holder of `token`, presented by a third party as for `check_token`."""
         request = pb.PlanResourcesRequest(
@@ -176,6 +235,7 @@ class Client(ClientBase):
             subject_address=subject_address,
             action=action,
             resource_type=resource_type,
+            scope=scope,
             at_least_revision=at_least_revision,
         )
         return convert.plan(self._connection.call(self._authorization.PlanResources, request), resource_type)
@@ -205,3 +265,7 @@ class Client(ClientBase):
             for role in page.roles:
                 permissions = tuple(convert.permission(permission) for permission in role.permissions)
                 yield Role(role.name, tuple(role.parents), permissions, role.updates_owners)
+
+
+def _item(subject: str, action: str, resource: str, scope: str = "") -> pb.BatchCheckItem:
+    return pb.BatchCheckItem(subject=subject, action=action, resource=resource, scope=scope)

@@ -1,6 +1,13 @@
-"""Conversion of messages to domain values and failed calls to errors. Unknown or contradictory answers are denies."""
+"""Conversion of messages to domain values, failed calls to errors, and times to messages.
+
+Unknown or contradictory answers are denies.
+"""
+
+from datetime import datetime, timedelta
+from typing import Any
 
 import grpc
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2, status_pb2
@@ -17,11 +24,12 @@ from rolecall.domain import (
     PlanKind,
     Reason,
     ResourcePlan,
+    RoleExplanation,
 )
 from rolecall.v1 import authorization_pb2 as pb
 from rolecall.v1 import shared_pb2
 
-__all__ = ["batch_result", "error", "member", "permission", "plan", "result"]
+__all__ = ["batch_result", "duration", "error", "member", "permission", "plan", "result", "set_expiry", "timestamp"]
 
 _REASONS = {pb.Reason.Value(f"REASON_{reason.name}"): reason for reason in Reason}
 _PLAN_KINDS = {pb.PlanKind.Value(f"PLAN_KIND_{kind.name}"): kind for kind in PlanKind}
@@ -41,11 +49,18 @@ def result(response: pb.CheckResponse) -> CheckResult:
             said.nearest_miss,
             said.nearest_miss_line,
             tuple(said.roles_that_pass),
-            condition=said.condition,
-            missing_values=tuple(said.missing_values),
+            tuple(_role(item) for item in said.roles),
+            said.condition,
+            tuple(said.missing_values),
         )
-    reason = _reason(response)
-    return CheckResult(reason, response.role, response.revision, response.policy_version, explanation)
+    return CheckResult(
+        _reason(response),
+        response.role,
+        response.revision,
+        response.policy_version,
+        explanation,
+        assignment_id=response.assignment_id,
+    )
 
 
 def batch_result(item: pb.BatchCheckResult, response: pb.BatchCheckResponse) -> CheckResult:
@@ -89,6 +104,28 @@ def member(message: shared_pb2.Member, organization: str) -> Member:
     )
 
 
+def set_expiry(message: Any, expires: datetime | timedelta | None) -> None:
+    """Set a request's `expire_time` or `ttl`; neither for None. Raises `ValueError` for a time that none can hold."""
+    if isinstance(expires, datetime):
+        message.expire_time.CopyFrom(timestamp(expires))
+    elif expires is not None:
+        message.ttl.CopyFrom(duration(expires))
+
+
+def timestamp(value: datetime) -> Timestamp:
+    """Convert a time, UTC where it has no zone. Raises `ValueError`."""
+    found = Timestamp()
+    found.FromDatetime(value)
+    return found
+
+
+def duration(value: timedelta) -> Duration:
+    """Convert a time span. Raises `ValueError`."""
+    found = Duration()
+    found.FromTimedelta(value)
+    return found
+
+
 def error(failure: grpc.RpcError, endpoint: Endpoint) -> errors.RolecallError:
     """Return the server's error; `CallFailed` if the call did not reach the server, or broke off."""
     info = error_details_pb2.ErrorInfo()
@@ -123,6 +160,12 @@ def error(failure: grpc.RpcError, endpoint: Endpoint) -> errors.RolecallError:
     if len(violations.field_violations) > 1:
         meant.all = tuple(_violation(item) for item in violations.field_violations)
     return meant
+
+
+def _role(message: pb.RoleExplanation) -> RoleExplanation:
+    """Convert a role of an explanation. A reason of a later version is NOT_GRANTED."""
+    reason = _REASONS.get(message.reason, Reason.NOT_GRANTED) if message.applies else None
+    return RoleExplanation(message.role, message.assignment_id, message.scope, message.applies, reason, message.summary)
 
 
 def _status(failure: grpc.RpcError) -> status_pb2.Status | None:

@@ -4,10 +4,9 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 from typing import Any
 
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.field_mask_pb2 import FieldMask
-from google.protobuf.timestamp_pb2 import Timestamp
 
+from rolecall.client import convert
 from rolecall.client.connection import Connection, choose
 from rolecall.errors import CallFailed
 from rolecall.v1 import audit_pb2, organization_pb2, session_pb2, shared_pb2, token_pb2
@@ -55,17 +54,19 @@ class TokenClient:
         *,
         expires: datetime | timedelta | None = None,
         restriction: Iterable[tuple[str, str]] | None = None,
+        restriction_scope: str = "",
         networks: Iterable[str] = (),
     ) -> token_pb2.CreatePersonalTokenResponse:
         """Create a token for the caller.
 
-        `expires`: when, or after how long. `restriction`: (resource, action) patterns. `networks`: from which it may
-        be used, as `10.0.0.0/8`; empty for any.
+        `expires`: when, or after how long. `restriction`: (resource, action) patterns; None for all that the role may.
+        `restriction_scope`: the path at which, and beneath which, the token may act only, as `projects/billing`.
+        `networks`: from which it may be used, as `10.0.0.0/8`; empty for any.
         """
         request = token_pb2.CreatePersonalTokenRequest(
             organization=self._connection.organization, display_name=display_name, networks=networks
         )
-        _limit(request, expires, restriction)
+        _limit(request, expires, restriction, restriction_scope)
         return self._connection.change(self._stub.CreatePersonalToken, request)
 
     def create_organization(
@@ -75,13 +76,14 @@ class TokenClient:
         *,
         expires: datetime | timedelta | None = None,
         restriction: Iterable[tuple[str, str]] | None = None,
+        restriction_scope: str = "",
         networks: Iterable[str] = (),
     ) -> token_pb2.CreateOrganizationTokenResponse:
         """Create a token for a program, with a role of its own; the rest as for `create_personal`."""
         request = token_pb2.CreateOrganizationTokenRequest(
             organization=self._connection.organization, display_name=display_name, role=role, networks=networks
         )
-        _limit(request, expires, restriction)
+        _limit(request, expires, restriction, restriction_scope)
         return self._connection.change(self._stub.CreateOrganizationToken, request)
 
     def list(
@@ -106,7 +108,7 @@ class TokenClient:
             state=choose(_STATES, state, "state"),
             show_deleted=show_deleted,
             page_size=self._connection.page_size,
-            expires_within=None if expires_within is None else _span(expires_within),
+            expires_within=None if expires_within is None else convert.duration(expires_within),
         )
         for page in self._connection.pages(self._stub.ListTokens, request):
             yield from page.tokens
@@ -116,7 +118,7 @@ class TokenClient:
     ) -> token_pb2.RotateTokenResponse:
         """Give a token a new secret; the old one keeps working for `overlap`, at most 24 hours."""
         request = token_pb2.RotateTokenRequest(
-            organization=self._connection.organization, id=token_id, overlap=_span(overlap), etag=etag
+            organization=self._connection.organization, id=token_id, overlap=convert.duration(overlap), etag=etag
         )
         return self._connection.change(self._stub.RotateToken, request)
 
@@ -223,8 +225,8 @@ def audit_filter(
 ) -> audit_pb2.AuditFilter:
     """Which entries are wanted; what is empty takes any. `outcome`: succeeded or denied."""
     return audit_pb2.AuditFilter(
-        start_time=_time(since) if since else None,
-        end_time=_time(until) if until else None,
+        start_time=convert.timestamp(since) if since else None,
+        end_time=convert.timestamp(until) if until else None,
         actor=actor,
         action=action,
         object=object_name,
@@ -232,24 +234,15 @@ def audit_filter(
     )
 
 
-def _limit(request: Any, expires: datetime | timedelta | None, restriction: Iterable[tuple[str, str]] | None) -> None:
-    if isinstance(expires, datetime):
-        request.expire_time.CopyFrom(_time(expires))
-    elif expires is not None:
-        request.ttl.CopyFrom(_span(expires))
-    if restriction is not None:
+def _limit(
+    request: Any,
+    expires: datetime | timedelta | None,
+    restriction: Iterable[tuple[str, str]] | None,
+    restriction_scope: str,
+) -> None:
+    convert.set_expiry(request, expires)
+    if restriction is not None or restriction_scope:
         request.restriction.SetInParent()
-        for resource, action in restriction:
+        request.restriction.scope = restriction_scope
+        for resource, action in restriction or ():
             request.restriction.permissions.add(resource=resource, action=action)
-
-
-def _time(value: datetime) -> Timestamp:
-    found = Timestamp()
-    found.FromDatetime(value)
-    return found
-
-
-def _span(value: timedelta) -> Duration:
-    found = Duration()
-    found.FromTimedelta(value)
-    return found

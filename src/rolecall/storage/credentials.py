@@ -217,13 +217,15 @@ def holders(tx: Transaction, presented: Collection[tuple[str, bytes]]) -> list[C
         if credential_id in rows and not hmac.compare_digest(rows[credential_id].digest, digest)
     ]
     retired = _retired_secrets(tx, {credential_id for credential_id, _ in rotated}) if rotated else {}
-    assigned = _assigned(tx, rows.values())
+    wrong = {each for each in rotated if each[1] not in retired.get(each[0], {})}
+    valid = [each for each in presented if each[0] in rows and each not in wrong]
+    assigned = _assigned(tx, [rows[credential_id] for credential_id, _ in valid])
     found: list[CredentialHolder | None] = []
     for credential_id, digest in presented:
-        row = rows.get(credential_id)
-        if row is None:
+        if credential_id not in assigned or (credential_id, digest) in wrong:
             found.append(None)
             continue
+        row = rows[credential_id]
         caller = Caller(
             row.organization,
             row.id,
@@ -238,14 +240,9 @@ def holders(tx: Transaction, presented: Collection[tuple[str, bytes]]) -> list[C
             row.external_id or "",
             assigned[row.id],
         )
-        if hmac.compare_digest(row.digest, digest):
-            found.append(CredentialHolder(caller, _validity(row, caller.networks)))
-        elif (retired_at := retired.get(credential_id, {}).get(digest)) is None:
-            found.append(None)
-        else:
-            validity = _validity(row, caller.networks, retired_at)
-            # Credentials created with an old secret must not outlive it.
-            found.append(CredentialHolder(replace(caller, expire_time=validity.until), validity))
+        validity = _validity(row, caller.networks, retired.get(credential_id, {}).get(digest))
+        # Credentials created with an old secret must not outlive it.
+        found.append(CredentialHolder(replace(caller, expire_time=validity.until), validity))
     return found
 
 

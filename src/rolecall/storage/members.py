@@ -230,13 +230,15 @@ class RolesAtScopes:
             assigned.scope.in_(self.scopes),
             assigned.expire_time > self.at,
         )
-        teams = select(team_members.c.team_id).where(
-            team_members.c.organization == members.c.organization, team_members.c.user_id == members.c.user_id
+        teams = (
+            select(team_members.c.team_id)
+            .where(team_members.c.organization == members.c.organization, team_members.c.user_id == members.c.user_id)
+            .correlate(members)
         )
         return or_(
             members.c.role.in_(roles),
-            exists().where(*applies, assigned.user_id == members.c.user_id),
-            exists().where(*applies, assigned.team_id.in_(teams)),
+            exists().where(*applies, assigned.user_id == members.c.user_id).correlate(members),
+            exists().where(*applies, assigned.team_id.in_(teams)).correlate(members),
         )
 
 
