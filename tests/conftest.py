@@ -88,7 +88,7 @@ def _is_shipped(source: Path | policies.PolicyFiles) -> bool:
         return source == _shipped_policy().files
     folder, shipped = source, ROOT / "policies"
     files = (policies.MODEL_FILE, policies.POLICY_FILE, policies.TEST_FILE)
-    return all(
+    return not (folder / policies.CONDITIONS_FILE).exists() and all(
         (folder / name).is_file() and (folder / name).read_bytes() == (shipped / name).read_bytes() for name in files
     )
 

@@ -27,7 +27,7 @@ def test_a_plan_equals_a_check_of_each_resource(
     for role in ROLES:
         permissions = permissions_at(policy, role, NOTHING_ASSIGNED, restriction, ORGANIZATION)
         for action in ("view", "edit", "other"):
-            include, exclude = plan_resources(permissions, action, resource_type)
+            include, exclude, _ = plan_resources(permissions, action, resource_type)
             for path in paths:
                 resource = f"{resource_type}/{path}"
                 allowed = policy.reason(role, action, resource) is Reason.GRANTED
@@ -62,5 +62,5 @@ def test_a_plan_has_the_widest_patterns_of_its_type(
     """Patterns beyond the type become the type's; covered ones and those of other types are left out."""
     permissions = [Permission(resource, "view", effect) for resource, effect in rows]
 
-    assert plan_resources(permissions, "view", "docs") == (include, exclude)
-    assert plan_resources(permissions, "edit", "docs") == ((), ())
+    assert plan_resources(permissions, "view", "docs") == (include, exclude, ())
+    assert plan_resources(permissions, "edit", "docs") == ((), (), ())

@@ -669,7 +669,7 @@ class TokenMachine(RuleBasedStateMachine):
             if secret.cred.restriction:
                 points += [p for p in (self.random.choice(secret.cred.restriction),) if p in RULES.universe]
             for resource, action in points:
-                asked = {"action": action, "resource": resource}
+                asked: dict[str, Any] = {"action": action, "resource": resource}
                 items.append(authorization_pb2.BatchCheckItem(subject_token=secret.text, **asked))
                 self._note_misuse(secret)
                 expected.append(self._reason(secret.cred if secret.live else None, resource, action))
@@ -683,7 +683,7 @@ class TokenMachine(RuleBasedStateMachine):
             asked = {"action": action, "resource": resource}
             items.append(authorization_pb2.BatchCheckItem(subject=f"user:{person.id}", **asked))
             expected.append(self._person_reason(person, resource, action))
-        theirs = {"action": "view", "resource": "members"}
+        theirs: dict[str, Any] = {"action": "view", "resource": "members"}
         items.append(authorization_pb2.BatchCheckItem(subject_token=self.site.tokens[RULES.owners[0]], **theirs))
         expected.append("TOKEN_INVALID")
         for start in range(0, len(items), 1000):

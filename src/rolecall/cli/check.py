@@ -1,6 +1,7 @@
 """`rolecall check`, `permissions`, `subjects` and `resources`: decisions of a server."""
 
 from dataclasses import asdict
+from json import loads
 from typing import Annotated
 
 import typer
@@ -29,6 +30,18 @@ def check(
     action: Action,
     resource: Resource,
     scope: Scope = "",
+    context: Annotated[
+        str, typer.Option(metavar="JSON", help='Circumstances for conditions, as in {"ip": "192.0.2.7"}.')
+    ] = "",
+    resource_properties: Annotated[
+        str, typer.Option(metavar="JSON", help="Properties of the resource, for conditions.")
+    ] = "",
+    action_properties: Annotated[
+        str, typer.Option(metavar="JSON", help="Properties of the action, for conditions.")
+    ] = "",
+    subject_properties: Annotated[
+        str, typer.Option(metavar="JSON", help="Properties of the subject, for conditions.")
+    ] = "",
     explain: Annotated[bool, typer.Option("--explain", help="Print what decided, and the roles that may.")] = False,
     json: Json = False,
 ) -> None:
@@ -37,7 +50,17 @@ def check(
     Calls the server at ROLECALL_ADDRESS with ROLECALL_TOKEN.
     """
     with open_client() as client:
-        result = client.check(subject, action, resource, scope=scope, explain=explain)
+        result = client.check(
+            subject,
+            action,
+            resource,
+            scope=scope,
+            context=_object("--context", context),
+            resource_properties=_object("--resource-properties", resource_properties),
+            action_properties=_object("--action-properties", action_properties),
+            subject_properties=_object("--subject-properties", subject_properties),
+            explain=explain,
+        )
     if json:
         output.print_json(_as_json(result))
     else:
@@ -63,8 +86,12 @@ def permissions(subject: Subject, scope: Scope = "", json: Json = False) -> None
         return
     if not found:
         output.say(_nobody(subject))
-    rows = [(permission.resource, permission.action, permission.effect) for permission in found]
-    output.print_table(("resource", "action", "effect"), rows)
+    header = ("resource", "action", "effect")
+    rows = [(permission.resource, permission.action, permission.effect, permission.condition) for permission in found]
+    if any(permission.condition for permission in found):
+        output.print_table((*header, "condition"), rows)
+    else:
+        output.print_table(header, [row[:3] for row in rows])
 
 
 def subjects(action: Action, resource: Resource, scope: Scope = "", json: Json = False) -> None:
@@ -117,6 +144,21 @@ def resources(
     if plan.include:
         rows = [("include", pattern) for pattern in plan.include] + [("exclude", pattern) for pattern in plan.exclude]
         output.print_table(("effect", "resources"), rows)
+    if plan.conditions:
+        output.say(f"More depends on conditions: {', '.join(plan.conditions)}. Ask by `rolecall check --context`.")
+
+
+def _object(option: str, text: str) -> dict[str, object] | None:
+    """Parse a JSON object; None for none. Raises `InvalidField`."""
+    if not text:
+        return None
+    try:
+        found = loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise InvalidField(f'{option} is no JSON object: write it as \'{{"ip": "192.0.2.7"}}\'.', field=option)
+    return found
 
 
 def _list_named(subject: str, action: str, resource_type: str, scope: str, json: bool) -> None:

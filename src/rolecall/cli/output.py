@@ -192,6 +192,8 @@ def print_explanation(explanation: Explanation) -> None:
     if explanation.nearest_miss:
         where = f"  (line {explanation.nearest_miss_line})" if explanation.nearest_miss_line else ""
         print_value(f"  nearest miss: {explanation.nearest_miss}{where}")
+    if explanation.missing_values:
+        print_value(f"  missing values: {', '.join(explanation.missing_values)}")
     if len(explanation.roles) > 1:
         for role in explanation.roles:
             place = f" at {role.scope}" if role.scope else ""

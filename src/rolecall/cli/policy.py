@@ -15,7 +15,7 @@ from rolecall.cli.commands import Commands
 from rolecall.cli.connect import Json, open_client, to_dict
 from rolecall.domain import Reason
 from rolecall.errors import InvalidField
-from rolecall.policy import TEST_FILE, Build, Finding, Policy, PolicyError, Severity, shipped
+from rolecall.policy import TEST_FILE, Build, Conditional, Finding, Policy, PolicyError, Severity, shipped
 
 __all__ = ["app"]
 
@@ -120,7 +120,7 @@ def matrix(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Print the permissions of each role."""
+    """Print the permissions of each role; `?` is one that depends on a condition."""
     output.require_no_other_format(format_ is not None, json)
     policy = _index(_folder(folder))
     permissions = list(dict.fromkeys((rule.resource, rule.action) for rule in policy.rules))
@@ -135,8 +135,8 @@ def matrix(
         rows = [(r, a, {role: policy.decide(role, a, r).decision for role in policy.roles}) for r, a in permissions]
         output.print_json([{"resource": r, "action": a, "decisions": decisions} for r, a, decisions in rows])
         return
-    yes, no = ("1", "0") if format_ is Format.CSV else ("✓", "·")
-    table = [(r, a, *(yes if _may(policy, role, a, r) else no for role in policy.roles)) for r, a in permissions]
+    marks = ("1", "0") if format_ is Format.CSV else ("✓", "·")
+    table = [(r, a, *(_mark(policy, role, a, r, marks) for role in policy.roles)) for r, a in permissions]
     header = ("resource", "action", *policy.roles)
     if format_ is Format.CSV:
         output.print_csv(header, table)
@@ -155,8 +155,10 @@ def explain(
     """Decide whether ROLE may do ACTION on RESOURCE, by which rule. Exits with 0 for allow, 1 for deny."""
     if problem := policies.request_problem("resource", resource) or policies.request_problem("action", action):
         raise InvalidField(problem)
-    decision = _index(_folder(folder)).decide(role, action, resource)
-    explanation = policies.explain(decision)
+    policy = _index(_folder(folder))
+    values = {**policies.values_of(action, resource), "subject.roles": [role]}
+    decision = policy.decide(role, action, resource, policy.evaluator(values))
+    explanation = policies.explain(decision, values)
     if json:
         output.print_json(
             {
@@ -227,5 +229,9 @@ def _index(folder: Path) -> Policy:
     return policy
 
 
-def _may(policy: Policy, role: str, action: str, resource: str) -> bool:
-    return policy.decide(role, action, resource).reason is Reason.GRANTED
+def _mark(policy: Policy, role: str, action: str, resource: str, marks: tuple[str, str]) -> str:
+    """Return the first mark for what a role may, the second for what it may not, `?` where a condition decides."""
+    reason = policy.reason(role, action, resource)
+    if isinstance(reason, Conditional):
+        return "?"
+    return marks[0] if reason is Reason.GRANTED else marks[1]

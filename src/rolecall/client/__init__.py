@@ -5,7 +5,7 @@ with Client() as rolecall:  # ROLECALL_ADDRESS, ROLECALL_TOKEN, ROLECALL_ORGANIZ
         ...
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from rolecall.client import convert
@@ -85,15 +85,20 @@ class Client(ClientBase):
         resource: str,
         *,
         scope: str = "",
+        context: Mapping[str, object] | None = None,
+        resource_properties: Mapping[str, object] | None = None,
+        action_properties: Mapping[str, object] | None = None,
+        subject_properties: Mapping[str, object] | None = None,
         explain: bool = False,
         at_least_revision: int = 0,
     ) -> CheckResult:
         """Decide whether `subject` may do `action` on `resource`. The result is true only for ALLOW.
 
         `scope`: the container in which the resource stands, as `projects/billing`; roles that the subject is assigned
-        there, or above, count too. `explain` asks for the rule that decided; without `authorization explain` only about
-        oneself, and then for the roles that would pass; `at_least_revision` refuses an answer from an older revision of
-        the organization. Raises `RolecallError`.
+        there, or above, count too. `context` and the properties are what the conditions of rules are evaluated with, as
+        in `{"ip": "192.0.2.7"}`: values of JSON, at most 65,536 bytes and 32 levels. `explain` asks for the rule that
+        decided; without `authorization explain` only about oneself, and then for the roles that would pass;
+        `at_least_revision` refuses an answer from an older revision of the organization. Raises `RolecallError`.
         """
         request = pb.CheckRequest(
             organization=self._organization,
@@ -101,6 +106,7 @@ class Client(ClientBase):
             action=action,
             resource=resource,
             scope=scope,
+            **convert.structs(context, resource_properties, action_properties, subject_properties),
             explain=explain,
             at_least_revision=at_least_revision,
         )
@@ -113,14 +119,18 @@ class Client(ClientBase):
         resource: str,
         *,
         scope: str = "",
+        context: Mapping[str, object] | None = None,
+        resource_properties: Mapping[str, object] | None = None,
+        action_properties: Mapping[str, object] | None = None,
+        subject_properties: Mapping[str, object] | None = None,
         subject_address: str = "",
         at_least_revision: int = 0,
     ) -> CheckResult:
         """Decide whether the holder of `token`, presented by a third party, may do `action` on `resource`.
 
         `subject_address`: the third party's IP address, needed for tokens that may be used from some networks only. A
-        token that is not live is a DENY with the reason TOKEN_INVALID, not an error. `scope` as for `check`. Raises as
-        `check`.
+        token that is not live is a DENY with the reason TOKEN_INVALID, not an error. `scope`, `context` and the
+        properties as for `check`. Raises as `check`.
         """
         request = pb.CheckRequest(
             organization=self._organization,
@@ -129,6 +139,7 @@ class Client(ClientBase):
             action=action,
             resource=resource,
             scope=scope,
+            **convert.structs(context, resource_properties, action_properties, subject_properties),
             at_least_revision=at_least_revision,
         )
         return convert.result(self._connection.call(self._authorization.Check, request))
@@ -138,16 +149,25 @@ class Client(ClientBase):
         checks: Iterable[tuple[str, str, str] | tuple[str, str, str, str]],
         *,
         scope: str = "",
+        context: Mapping[str, object] | None = None,
+        resource_properties: Mapping[str, object] | None = None,
+        action_properties: Mapping[str, object] | None = None,
+        subject_properties: Mapping[str, object] | None = None,
         at_least_revision: int = 0,
     ) -> list[CheckResult]:
         """Decide 1 to 1,000 checks of (subject, action, resource), from one snapshot; the results keep their order.
 
         A check may have a scope of its own, as (subject, action, resource, scope); the others have `scope`, which is as
-        for `check`. A malformed check is a DENY with an `error`. Raises as `check`.
+        for `check`. All have the same `context` and properties. A malformed check is a DENY with an `error`. Raises as
+        `check`.
         """
         items = [_item(*check) for check in checks]
         request = pb.BatchCheckRequest(
-            organization=self._organization, checks=items, scope=scope, at_least_revision=at_least_revision
+            organization=self._organization,
+            checks=items,
+            scope=scope,
+            **convert.structs(context, resource_properties, action_properties, subject_properties),
+            at_least_revision=at_least_revision,
         )
         response = self._connection.call(self._authorization.BatchCheck, request)
         return [convert.batch_result(item, response) for item in response.results]

@@ -3,12 +3,15 @@
 Unknown or contradictory answers are denies.
 """
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any
 
 import grpc
+from google.protobuf import json_format
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
+from google.protobuf.struct_pb2 import Struct
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2, status_pb2
 
@@ -29,7 +32,18 @@ from rolecall.domain import (
 from rolecall.v1 import authorization_pb2 as pb
 from rolecall.v1 import shared_pb2
 
-__all__ = ["batch_result", "duration", "error", "member", "permission", "plan", "result", "set_expiry", "timestamp"]
+__all__ = [
+    "batch_result",
+    "duration",
+    "error",
+    "member",
+    "permission",
+    "plan",
+    "result",
+    "set_expiry",
+    "structs",
+    "timestamp",
+]
 
 _REASONS = {pb.Reason.Value(f"REASON_{reason.name}"): reason for reason in Reason}
 _PLAN_KINDS = {pb.PlanKind.Value(f"PLAN_KIND_{kind.name}"): kind for kind in PlanKind}
@@ -82,6 +96,31 @@ def plan(response: pb.PlanResourcesResponse, resource_type: str) -> ResourcePlan
         response.policy_version,
         tuple(response.conditions),
     )
+
+
+def structs(
+    context: Mapping[str, object] | None,
+    resource_properties: Mapping[str, object] | None,
+    action_properties: Mapping[str, object] | None,
+    subject_properties: Mapping[str, object] | None,
+) -> dict[str, Any]:
+    """Return the fields of a check that hold the values of conditions. Raises `InvalidField` for one beyond JSON."""
+    given = {
+        "context": context,
+        "resource_properties": resource_properties,
+        "action_properties": action_properties,
+        "subject_properties": subject_properties,
+    }
+    found: dict[str, Any] = {}
+    for field, values in given.items():
+        if values is None:
+            continue
+        try:
+            found[field] = json_format.ParseDict(dict(values), Struct())
+        except (json_format.ParseError, TypeError, ValueError, RecursionError) as wrong:
+            message = f"{field} is no JSON object: give names with texts, numbers, booleans, None, lists and objects."
+            raise errors.InvalidField(message, field=field) from wrong
+    return found
 
 
 def permission(message: shared_pb2.Permission) -> Permission:

@@ -44,7 +44,8 @@ def explain(decision: Decision, values: Values | None = None) -> Explanation:
         )
     if unmet := _unmet_rule(decision):
         why, missing = _state(decision, unmet.condition, values or {})
-        summary = f"{role} may not {wanted}: {POLICY_FILE}:{unmet.line} doesn't allow it{why}.{who}"
+        others = who if passing else ""
+        summary = f"{role} may not {wanted}: {POLICY_FILE}:{unmet.line} doesn't allow it{why}.{others}"
         return Explanation(
             summary,
             nearest_miss=str(unmet),
@@ -104,7 +105,7 @@ def _unmet_rule(decision: Decision) -> Rule | None:
 
 def _passing(decision: Decision) -> tuple[tuple[str, ...], str]:
     """Return the roles that would pass, and a sentence about them."""
-    passing = decision.policy.roles_that_may(decision.action, decision.resource)
+    passing = decision.policy.roles_that_may(decision.action, decision.resource, decision.evaluate)
     return passing, f" Roles that may: {join_names(passing)}." if passing else " No role may."
 
 

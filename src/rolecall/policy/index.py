@@ -316,9 +316,9 @@ class Policy:
         paths = (path for path in self._positions if path == resource_type or path.startswith(beneath))
         return [path for path in paths if not path.endswith("*")]
 
-    def roles_that_may(self, action: str, resource: str) -> tuple[str, ...]:
-        """Return the roles that may do `action` on `resource`, in file order."""
-        return tuple(r for r in self._parents if self.decide(r, action, resource).reason is Reason.GRANTED)
+    def roles_that_may(self, action: str, resource: str, evaluate: Evaluate = _unknown) -> tuple[str, ...]:
+        """Return the roles that may do `action` on `resource`, in file order. Without `evaluate` as in `decide`."""
+        return tuple(r for r in self._parents if self.decide(r, action, resource, evaluate))
 
     def permissions_of(self, role: str) -> list[Permission]:
         """Return all permissions of `role`, own and inherited, each once, in a fixed order; [] for an unknown one."""

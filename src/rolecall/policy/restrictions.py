@@ -90,17 +90,18 @@ class HeldPermissions:
     denies: frozenset[_Pattern]
 
     def covers(self, wanted: Permission) -> bool:
-        """Return whether all of `wanted`, a pattern, is allowed, without a condition.
+        """Return whether all of `wanted`, a pattern of a restriction, is allowed, perhaps under a condition.
 
-        A deny rule within it doesn't matter, as it applies to the new credential too; one that covers all of it does.
+        A restriction grants nothing: a condition counts for the new credential too, and so does a deny rule within the
+        pattern. A deny rule that covers all of it, whatever the conditions, leaves nothing.
         """
         pattern = _pattern(wanted)
-        return _is_covered(pattern, self.allows) and not _is_covered(pattern, self._denied)
+        return _is_covered(pattern, self._allowed) and not _is_covered(pattern, self.denies)
 
     @cached_property
-    def _denied(self) -> set[_Pattern]:
-        """The patterns of the denies, which count whatever their conditions are."""
-        return {(resource, action, "") for resource, action, _ in self.denies}
+    def _allowed(self) -> set[_Pattern]:
+        """The patterns of the allows, whatever their conditions are."""
+        return {(resource, action, "") for resource, action, _ in self.allows}
 
 
 def held_at(
