@@ -97,6 +97,14 @@ class Condition:
         """Pickle the text: another process compiles it again."""
         return Condition, (self.name, self.expression, self.description)
 
+    def __eq__(self, other: object) -> bool:
+        """Whether the other is a condition with the same name, expression and description."""
+        return isinstance(other, Condition) and self.__reduce__() == other.__reduce__()
+
+    def __hash__(self) -> int:
+        """Hash what `__eq__` compares."""
+        return hash((self.name, self.expression, self.description))
+
     def holds(self, values: Values) -> bool | None:
         """Return whether the condition holds; None where it can't be evaluated, as for want of a value."""
         data = self._data(values)
