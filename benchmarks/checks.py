@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
+import assigned
 from load import BATCH, Flow, Measured, Serving, in_turns, median, p50, p99, rate
 from report import Figure, quiet, report, table
 from sites import Site, check_requests, create_site
@@ -31,7 +32,8 @@ def main() -> None:
     if not shutil.which("h2load"):
         sys.exit("h2load is missing: install Debian's package nghttp2-client.")
     with tempfile.TemporaryDirectory() as name:
-        figures = measure(create_site(Path(name), MEMBERS))
+        figures = measure(create_site(Path(name, "site"), MEMBERS))
+        figures += assigned.of_a_member(Path(name, "assigned"))
     report("checks", TITLE, figures)
     print(table(figures))
     sys.exit(any(not each.reached for each in figures))

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import assigned
 import beside
 import checks
 import scale
@@ -16,6 +17,8 @@ from sites import create_site
 
 PARTS: dict[str, Callable[[Path], list[Figure]]] = {
     "checks": lambda folder: checks.measure(create_site(folder, checks.MEMBERS)),
+    "assignments": assigned.of_a_member,
+    "many-assignments": assigned.of_many,
     "workers": several.workers,
     "members": scale.of_members,
     "rules": scale.of_rules,

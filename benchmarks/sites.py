@@ -8,19 +8,22 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import insert
+from sqlalchemy import insert, select
 
 from rolecall import policy
 from rolecall.audit import AuditLog
 from rolecall.config import Settings
 from rolecall.credentials import server_key, token_format
-from rolecall.domain import now
+from rolecall.domain import NEVER, now
 from rolecall.services import organizations
 from rolecall.storage import Storage, Transaction
 from rolecall.storage.tables import members as member_table
+from rolecall.storage.tables import role_assignments as assignment_table
+from rolecall.storage.tables import team_members as team_member_table
+from rolecall.storage.tables import teams as team_table
 from rolecall.v1 import authorization_pb2 as pb
 
-__all__ = ["POLICIES", "Site", "check_requests", "create_site"]
+__all__ = ["POLICIES", "Site", "assign", "check_requests", "create_site"]
 
 POLICIES = Path(__file__).parents[1] / "policies"
 AT_ONCE = 50_000
@@ -71,6 +74,48 @@ def check_requests(number: int, first: int = 0) -> list[bytes]:
         message = pb.CheckRequest(subject=f"user{place}@acme.io", action=action, resource=resource)
         messages.append(message.SerializeToString())
     return messages
+
+
+def assign(site: Site, members: int, each: int, teams: int = 0) -> None:
+    """Assign roles at `each` scopes to each of `members` members of the first organization, and one to each of `teams`.
+
+    The roles are those of the shipped matrix but the owner's, in turn. All of these members are in all teams.
+    """
+    settings = json.loads((site.folder / "settings.json").read_text())
+    roles = [name for name in policy.load(Path(settings["policy"]), 0.0).roles if name != "OWNER"]
+    storage = Storage(Settings(**settings).database)
+    storage.write(lambda tx: _assign(tx, members, each, teams, roles))
+    storage.close()
+
+
+def _assign(tx: Transaction, number: int, each: int, team_count: int, roles: list[str]) -> None:
+    c = member_table.c
+    found = select(c.email_key, c.user_id).where(c.organization == "org0", c.email_key.startswith("user"))
+    ids = {row.email_key: row.user_id for row in tx.connection.execute(found)}
+    people = [ids[f"user{place}@acme.io"] for place in range(number)]
+    common = {"organization": "org0", "creator": "user:ann", "create_time": 1, "expire_time": NEVER, "note": ""}
+
+    def row(scope: str, place: int, *, user_id: str | None = None, team_id: str | None = None) -> dict[str, Any]:
+        principal = f"user:{user_id}" if user_id else f"team:{team_id}"
+        own = {"id": token_format.new_id(), "principal": principal, "user_id": user_id, "team_id": team_id}
+        return {**common, **own, "role": roles[place % len(roles)], "scope": scope, "changed": 1}
+
+    for place in range(team_count):
+        team_id = f"team{place}"
+        tx.connection.execute(
+            insert(team_table),
+            {"organization": "org0", "id": team_id, "display_name": team_id, "create_time": 1, "changed": 1},
+        )
+        inside = [{"organization": "org0", "team_id": team_id, "user_id": user_id} for user_id in people]
+        tx.connection.execute(insert(team_member_table), inside)
+        tx.connection.execute(insert(assignment_table), [row(f"teams/{place}", place, team_id=team_id)])
+    rows = (
+        row(f"projects/{(place + scope) % number}/part{scope}", scope, user_id=user_id)
+        for place, user_id in enumerate(people)
+        for scope in range(each)
+    )
+    while some := [one for _, one in zip(range(AT_ONCE), rows, strict=False)]:
+        tx.connection.execute(insert(assignment_table), some)
 
 
 @lru_cache

@@ -31,8 +31,10 @@ FIELDS = [
     "subject",
     "action",
     "resource",
+    "scope",
     "decision",
     "reason",
+    "assignment_id",
     "policy_version",
     "revision",
     "call_id",
@@ -139,7 +141,9 @@ def test_log_line_of_a_check_is_complete(start_site: StartSite, file: Path) -> N
         ask(
             site,
             CHECK,
-            pb.CheckRequest(subject="VIEWER@acme.io", action="view", resource='secrets/größe "a"\\b'),
+            pb.CheckRequest(
+                subject="VIEWER@acme.io", action="view", resource='secrets/größe "a"\\b', scope="projects/billing"
+            ),
             "call-17",
         )
     )
@@ -153,8 +157,10 @@ def test_log_line_of_a_check_is_complete(start_site: StartSite, file: Path) -> N
         "subject": "user:viewer@acme.io",
         "action": "view",
         "resource": 'secrets/größe "a"\\b',
+        "scope": "projects/billing",
         "decision": "allow",
         "reason": "GRANTED",
+        "assignment_id": "",
         "policy_version": answer.policy_version,
         "revision": answer.revision,
         "call_id": "call-17",

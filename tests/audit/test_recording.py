@@ -31,7 +31,17 @@ from rolecall.errors import (
 )
 from rolecall.server import build_server
 from rolecall.services import operator_tokens, organizations
-from rolecall.v1 import audit_pb2, invitation_pb2, member_pb2, organization_pb2, session_pb2, shared_pb2, token_pb2
+from rolecall.v1 import (
+    assignment_pb2,
+    audit_pb2,
+    invitation_pb2,
+    member_pb2,
+    organization_pb2,
+    session_pb2,
+    shared_pb2,
+    team_pb2,
+    token_pb2,
+)
 from support.audit_logs import (
     INTACT,
     call,
@@ -54,11 +64,15 @@ DENIED = audit_pb2.AuditFilter(outcome=audit_pb2.AUDIT_OUTCOME_DENIED)
 
 @dataclass(frozen=True)
 class Ids:
-    """Ids of the things that are changed: an organization's token `ci`, a member, and an invitation to VIEWER."""
+    """Ids of the things that are changed: an organization's token `ci`, a member, an invitation to VIEWER.
+
+    And the assignment of a role to the member, whose team is `payments`.
+    """
 
     token: str
     member: str
     invitation: str
+    assignment: str
 
 
 @dataclass(frozen=True)
@@ -71,6 +85,13 @@ class Change:
     details: dict[str, Any]
 
 
+# An assignment, without its note.
+_ASSIGNED: dict[str, Any] = {
+    "principal": ...,
+    "role": "CONTRIBUTOR",
+    "scope": "projects/billing",
+    "expire_time": None,
+}
 # `...` takes any value.
 CHANGES = {
     "CreatePersonalToken": Change(
@@ -159,6 +180,96 @@ CHANGES = {
             "after": {"invitation": ..., "email": "kim@x.io", "role": "ADMIN", "external_id": "auth0|8"},
         },
     ),
+    "CreateRoleAssignments": Change(
+        "CreateRoleAssignments",
+        lambda ids: assignment_pb2.CreateRoleAssignmentsRequest(
+            assignments=[
+                assignment_pb2.NewRoleAssignment(
+                    principal=f"user:{ids.member}", role="CONTRIBUTOR", scope="projects/a", ttl=Duration(seconds=60)
+                ),
+                assignment_pb2.NewRoleAssignment(principal="team:payments", role="ADMIN", note="T-1"),
+            ]
+        ),
+        lambda _, __: "organization:acme",
+        {
+            "after": [
+                {
+                    "id": ...,
+                    "principal": ...,
+                    "role": "CONTRIBUTOR",
+                    "scope": "projects/a",
+                    "expire_time": ...,
+                    "note": "",
+                },
+                {
+                    "id": ...,
+                    "principal": "team:payments",
+                    "role": "ADMIN",
+                    "scope": "",
+                    "expire_time": None,
+                    "note": "T-1",
+                },
+            ]
+        },
+    ),
+    "UpdateRoleAssignment": Change(
+        "UpdateRoleAssignment",
+        lambda ids: assignment_pb2.UpdateRoleAssignmentRequest(
+            assignment=assignment_pb2.RoleAssignment(id=ids.assignment, note="T-2")
+        ),
+        lambda ids, _: f"assignment:{ids.assignment}",
+        {"before": {**_ASSIGNED, "note": "T-1"}, "after": {**_ASSIGNED, "note": "T-2"}},
+    ),
+    "DeleteRoleAssignment": Change(
+        "DeleteRoleAssignment",
+        lambda ids: assignment_pb2.DeleteRoleAssignmentRequest(id=ids.assignment),
+        lambda ids, _: f"assignment:{ids.assignment}",
+        {"before": {**_ASSIGNED, "note": "T-1"}},
+    ),
+    "CreateTeam": Change(
+        "CreateTeam",
+        lambda _: team_pb2.CreateTeamRequest(id="support", display_name="Support"),
+        lambda _, __: "team:support",
+        {"after": {"display_name": "Support"}},
+    ),
+    "UpdateTeam": Change(
+        "UpdateTeam",
+        lambda _: team_pb2.UpdateTeamRequest(team=team_pb2.Team(id="payments", display_name="Payments")),
+        lambda _, __: "team:payments",
+        {"before": {"display_name": "payments"}, "after": {"display_name": "Payments"}},
+    ),
+    "AddTeamMembers": Change(
+        "AddTeamMembers",
+        lambda _: team_pb2.AddTeamMembersRequest(id="payments", members=["admin@acme.io"]),
+        lambda _, __: "team:payments",
+        {"members": ...},
+    ),
+    "RemoveTeamMembers": Change(
+        "RemoveTeamMembers",
+        lambda ids: team_pb2.RemoveTeamMembersRequest(id="payments", members=[f"user:{ids.member}"]),
+        lambda _, __: "team:payments",
+        {"members": ...},
+    ),
+    "DeleteTeam": Change(
+        "DeleteTeam",
+        lambda _: team_pb2.DeleteTeamRequest(id="payments"),
+        lambda _, __: "team:payments",
+        {"before": {"display_name": "payments", "members": 1, "assignments": []}},
+    ),
+    "RemoveMember": Change(
+        "RemoveMember",
+        lambda ids: member_pb2.RemoveMemberRequest(user_id=ids.member),
+        lambda ids, _: f"user:{ids.member}",
+        {
+            "before": {
+                "role": "VIEWER",
+                "email": "viewer@acme.io",
+                "display_name": ...,
+                "teams": ["payments"],
+                "assignments": ["CONTRIBUTOR at projects/billing"],
+            }
+        },
+    ),
     "SignOut": Change("SignOut", lambda _: session_pb2.SignOutRequest(), lambda _, __: "", {"kind": "personal"}),
 }
 
@@ -174,14 +285,24 @@ def ids_of(site: Site) -> Ids:
     site.core.sender.stop()
     invitee = invitation_pb2.Invitee(email="kim@x.io", role="VIEWER")
     request = invitation_pb2.CreateInvitationsRequest(invitations=[invitee])
-    invited = call(site, "CreateInvitations", request, site.tokens["OWNER"])
-    return Ids(with_ci(site), site.members["VIEWER"].user_id, invited.invitations[0].id)
+    owner, member = site.tokens["OWNER"], site.members["VIEWER"].user_id
+    invited = call(site, "CreateInvitations", request, owner)
+    call(site, "CreateTeam", team_pb2.CreateTeamRequest(id="payments"), owner)
+    call(site, "AddTeamMembers", team_pb2.AddTeamMembersRequest(id="payments", members=[f"user:{member}"]), owner)
+    wanted = assignment_pb2.NewRoleAssignment(
+        principal=f"user:{member}", role="CONTRIBUTOR", scope="projects/billing", note="T-1"
+    )
+    assigning = assignment_pb2.CreateRoleAssignmentsRequest(assignments=[wanted])
+    assigned = call(site, "CreateRoleAssignments", assigning, owner).assignments[0].id
+    return Ids(with_ci(site), member, invited.invitations[0].id, assigned)
 
 
 def matches_expected(found: Any, expected: Any) -> bool:
     """Whether the value is as expected; `...` matches any text, and any list of texts, that isn't empty."""
     if expected is ...:
         return isinstance(found, str | list) and bool(found)
+    if isinstance(expected, list):
+        return len(found) == len(expected) and all(map(matches_expected, found, expected))
     if isinstance(expected, dict):
         return found.keys() == expected.keys() and all(matches_expected(found[key], expected[key]) for key in expected)
     return bool(found == expected)

@@ -99,6 +99,7 @@ def test_check_explains_a_deny_in_json(client_workspace: Workspace, sqlite_site:
         "decision": "deny",
         "reason": "NOT_GRANTED",
         "role": "VIEWERNOSECRETS",
+        "assignment_id": "",
         "policy_version": policy_version,
     }
     assert explanation["nearest_miss"] == "p, VIEWER, secrets, view, allow"

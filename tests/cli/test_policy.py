@@ -71,7 +71,7 @@ def test_new_names_the_variants(tmp_path: Path) -> None:
     """A mistyped variant is an error that lists all, and nothing is written."""
     message = error_of(Workspace(tmp_path).run("policy", "new", "--variant", "owner-manged"))
 
-    assert message == "There is no variant `owner-manged`: choose one of owner-managed, viewer-editor-admin."
+    assert message == f"There is no variant `owner-manged`: choose one of {', '.join(shipped.VARIANTS)}."
     assert list(tmp_path.iterdir()) == []
 
 

@@ -228,7 +228,7 @@ def test_policy_is_described(client: Client, sqlite_site: Site) -> None:
     answer = client.policy()
 
     assert answer.policy.policy_version == sqlite_site.server.live.in_force.policy.version
-    assert (answer.policy.role_count, answer.policy.rule_count) == (5, 40)
+    assert (answer.policy.role_count, answer.policy.rule_count) == (5, 47)
     assert not answer.HasField("refusal")
 
 

@@ -158,7 +158,7 @@ def test_who_am_i_distinguishes_person_and_program(client: Client, site: Site) -
     assert person.member.email == "ann@acme.io"
     assert (person.role, person.organization.id) == ("OWNER", "acme")
     assert person.credential.id == site.tokens["OWNER"].split("_")[1]
-    assert person.permission_count == len(person.permissions) == 40
+    assert person.permission_count == len(person.permissions) == 47
     assert itself.token.id == itself.credential.id == program.token.id
     assert [(item.resource, item.action) for item in itself.permissions] == [("members", "view")]
     assert to_dict(itself)["member"] is None

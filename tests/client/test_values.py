@@ -64,8 +64,10 @@ def error_for(trailers: tuple[tuple[str, bytes], ...]) -> RolecallError:
 
 
 def test_every_list_of_members_has_one_type(owner: Client, sqlite_site: Site) -> None:
-    """`subjects`, `members.list` and `members.get` return equal members, with every field as it is stored."""
+    """`subjects`, `members.list` and `get`, `teams.members` return equal members, with every field as it is stored."""
     stored = add_member(sqlite_site.storage, "acme", "zed@acme.io", "VIEWER")
+    owner.teams.create("payments")
+    owner.teams.add_members("payments", [stored.email])
 
     listed = {member.user_id: member for member in owner.members.list()}
     subjects = {member.user_id: member for member in owner.subjects("view", "secrets")}
@@ -73,6 +75,7 @@ def test_every_list_of_members_has_one_type(owner: Client, sqlite_site: Site) ->
     assert all(getattr(stored, field.name) for field in fields(stored)), "no field may be empty: it could get lost"
     assert type(listed[stored.user_id]) is Member
     assert listed[stored.user_id] == subjects[stored.user_id] == owner.members.get(stored.user_id) == stored
+    assert list(owner.teams.members("payments")) == [stored]
     assert subjects.keys() < listed.keys()
 
 

@@ -15,6 +15,7 @@ from rolecall.storage import credentials as credential_rows
 from rolecall.storage.changes import record_change
 from rolecall.storage.tables import credentials, members
 from rolecall.v1 import (
+    assignment_pb2,
     audit_pb2,
     authorization_pb2,
     invitation_pb2,
@@ -22,6 +23,7 @@ from rolecall.v1 import (
     organization_pb2,
     policy_pb2,
     session_pb2,
+    team_pb2,
     token_pb2,
 )
 from rolecall.v1 import authorization_pb2 as pb
@@ -205,8 +207,8 @@ def test_a_cached_credential_costs_no_query(sqlite_site: Site) -> None:
 def test_every_rpc_needs_a_credential_except_the_listed_ones(sqlite_site: Site) -> None:
     """Every RPC in the protos requires a credential, but those in the list, each of which inspects its message."""
     modules = (
-        *(audit_pb2, authorization_pb2, invitation_pb2, member_pb2, organization_pb2, policy_pb2),
-        *(session_pb2, token_pb2),
+        *(assignment_pb2, audit_pb2, authorization_pb2, invitation_pb2, member_pb2, organization_pb2),
+        *(policy_pb2, session_pb2, team_pb2, token_pb2),
     )
     methods = {
         f"/{service.full_name}/{method.name}"
@@ -215,7 +217,7 @@ def test_every_rpc_needs_a_credential_except_the_listed_ones(sqlite_site: Site) 
         for method in service.methods
     }
 
-    assert len(methods) == 36
+    assert len(methods) == 50
     assert methods > OPEN_METHODS
     for method in methods - OPEN_METHODS:
         with pytest.raises(grpc.RpcError) as caught:

@@ -8,6 +8,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from sqlalchemy import select
 
 from rolecall import Client, UnauthenticatedClient
+from rolecall.client.assignments import NewAssignment
 from rolecall.credentials import server_key
 from rolecall.credentials.mailed_secrets import MailedSecrets
 from rolecall.domain import LinkKind
@@ -15,6 +16,7 @@ from rolecall.services import operator_tokens
 from rolecall.storage import Transaction
 from rolecall.storage.tables import sign_ins
 from rolecall.v1 import (
+    assignment_pb2,
     audit_pb2,
     authorization_pb2,
     invitation_pb2,
@@ -22,6 +24,7 @@ from rolecall.v1 import (
     organization_pb2,
     policy_pb2,
     session_pb2,
+    team_pb2,
     token_pb2,
 )
 from support.environment import CI
@@ -31,10 +34,12 @@ from support.waiting import wait_until
 
 SERVICE = "rolecall.v1.AuthorizationService"
 MEMBERS = "rolecall.v1.MemberService"
+TEAMS = "rolecall.v1.TeamService"
+ASSIGNMENTS = "rolecall.v1.AssignmentService"
 INVITATIONS = "rolecall.v1.InvitationService"
 MODULES = (
-    *(audit_pb2, authorization_pb2, invitation_pb2, member_pb2, organization_pb2, policy_pb2),
-    *(session_pb2, token_pb2),
+    *(assignment_pb2, audit_pb2, authorization_pb2, invitation_pb2, member_pb2, organization_pb2, policy_pb2),
+    *(session_pb2, team_pb2, token_pb2),
 )
 SERVICES = {service.full_name: service for m in MODULES for service in m.DESCRIPTOR.services_by_name.values()}
 
@@ -130,6 +135,10 @@ def test_the_other_rpcs_answer_too(sqlite_site: Site) -> None:
     links = MailedSecrets(server_key.read(sqlite_site.settings.key_file))
     invitation, withdrawn = _invited(sqlite_site)
     link = _mailed_link(sqlite_site, links)
+    viewer_subject = f"user:{viewer}"
+    with Client(sqlite_site.address, own.text) as client:
+        created = client.assignments.create([NewAssignment("admin@acme.io", "VIEWER", "projects/pay")])
+        assigned = created.assignments[0].id
     batch = {"checks": [{"subject": "ann@acme.io", "action": "view", "resource": "secrets"}, {"subject": "x"}]}
     asked = {
         f"{SERVICE}/BatchCheck": batch,
@@ -158,6 +167,22 @@ def test_the_other_rpcs_answer_too(sqlite_site: Site) -> None:
         f"{MEMBERS}/ChangeMemberRole": {"user_id": viewer, "role": "CONTRIBUTOR"},
         f"{MEMBERS}/ChangeMemberExternalId": {"user_id": viewer, "external_id": "auth0|1"},
         f"{MEMBERS}/MoveMembers": {"from_role": "CONTRIBUTOR", "to_role": "VIEWER", "validate_only": True},
+        f"{TEAMS}/CreateTeam": {"id": "payments"},
+        f"{TEAMS}/AddTeamMembers": {"id": "payments", "members": ["admin@acme.io", viewer_subject]},
+        f"{TEAMS}/RemoveTeamMembers": {"id": "payments", "members": ["admin@acme.io"]},
+        f"{TEAMS}/UpdateTeam": {"team": {"id": "payments", "display_name": "Payments"}},
+        f"{TEAMS}/GetTeam": {"id": "payments"},
+        f"{TEAMS}/ListTeams": {"user_id": viewer},
+        f"{TEAMS}/ListTeamMembers": {"id": "payments"},
+        f"{ASSIGNMENTS}/CreateRoleAssignments": {
+            "assignments": [{"principal": "team:payments", "role": "ADMIN", "scope": "projects/pay", "ttl": "3600s"}]
+        },
+        f"{SERVICE}/ListResources": {"subject": viewer_subject, "action": "update", "resource_type": "projects"},
+        f"{ASSIGNMENTS}/ListRoleAssignments": {"scope": "projects"},
+        f"{ASSIGNMENTS}/GetRoleAssignment": {"id": assigned},
+        f"{ASSIGNMENTS}/UpdateRoleAssignment": {"assignment": {"id": assigned, "note": "T-1"}},
+        f"{ASSIGNMENTS}/DeleteRoleAssignment": {"id": assigned},
+        f"{TEAMS}/DeleteTeam": {"id": "payments"},
         f"{MEMBERS}/RemoveMember": {"user_id": viewer},
         f"{INVITATIONS}/CreateInvitations": {"invitations": [{"email": "x@acme.io", "role": "OWNER"}]},
         f"{INVITATIONS}/ListInvitations": {"state": "INVITATION_STATE_PENDING", "page_size": 1},
@@ -183,7 +208,7 @@ def test_the_other_rpcs_answer_too(sqlite_site: Site) -> None:
     assert answers["ListPermissions"]["nextPageToken"]
     assert [member["email"] for member in answers["ListSubjects"]["members"]] == ["ann@acme.io"]
     assert answers["PlanResources"]["kind"] == "PLAN_KIND_NEVER"
-    assert answers["GetPolicy"]["policy"]["ruleCount"] == 40
+    assert answers["GetPolicy"]["policy"]["ruleCount"] == 47
     assert answers["ListRoles"]["roles"][0]["updatesOwners"] is True
     assert answers["CreatePersonalToken"]["secret"].startswith("rcp_")
     assert answers["CreateOrganizationToken"]["secret"].startswith("rco_")
@@ -200,6 +225,19 @@ def test_the_other_rpcs_answer_too(sqlite_site: Site) -> None:
     assert answers["GetMember"]["member"]["email"] == "viewer@acme.io"
     assert answers["ChangeMemberRole"]["member"]["role"] == "CONTRIBUTOR"
     assert answers["ChangeMemberExternalId"]["member"]["externalId"] == "auth0|1"
+    assert answers["CreateTeam"]["team"]["id"] == "payments"
+    assert answers["AddTeamMembers"]["team"]["memberCount"] == 2
+    assert answers["RemoveTeamMembers"]["team"]["memberCount"] == 1
+    assert answers["UpdateTeam"]["team"]["displayName"] == answers["GetTeam"]["team"]["displayName"] == "Payments"
+    assert [team["id"] for team in answers["ListTeams"]["teams"]] == ["payments"]
+    assert [member["email"] for member in answers["ListTeamMembers"]["members"]] == ["viewer@acme.io"]
+    assert answers["CreateRoleAssignments"]["assignments"][0]["principalName"] == "Payments"
+    assert answers["ListResources"]["resources"] == ["projects", "projects/pay"]
+    assert len(answers["ListRoleAssignments"]["assignments"]) == 2
+    assert answers["GetRoleAssignment"]["assignment"]["principalName"] == "admin@acme.io"
+    assert answers["UpdateRoleAssignment"]["assignment"]["note"] == "T-1"
+    assert answers["DeleteRoleAssignment"]["assignment"]["id"] == assigned
+    assert answers["DeleteTeam"]["team"]["id"] == "payments"
     assert answers["RemoveMember"]["member"]["userId"] == viewer
     assert answers["CreateInvitations"]["invitations"][0]["state"] == "INVITATION_STATE_PENDING"
     assert answers["ListInvitations"]["invitations"][0]["email"] == "x@acme.io"

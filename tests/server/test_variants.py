@@ -1,13 +1,18 @@
 """A server under every shipped policy: the policy alone decides which roles may manage which, by any names."""
 
+import time
 from collections.abc import Callable
+from datetime import timedelta
 from itertools import count, product
 from pathlib import Path
 
 import pytest
 
 from rolecall import Client
+from rolecall.client.assignments import NewAssignment
+from rolecall.domain import now
 from rolecall.errors import LastOwner, PermissionMissing, RoleBeyondCaller
+from rolecall.services.operator_tokens import issue
 from support.environment import ROOT
 from support.sites import MakeSite, add_member
 
@@ -78,3 +83,50 @@ def test_last_owner_stays_under_each_variant(make_site: MakeSite, sqlite_url: st
         add_member(site.storage, "acme", "second@acme.io", top)
 
         acts[act](client)
+
+
+def test_project_admin_says_who_works_in_the_project_and_nowhere_else(make_site: MakeSite, sqlite_url: str) -> None:
+    """In `project-admins`, a member who is PROJECT_ADMIN at one project assigns the project's roles there only."""
+    site = make_site(sqlite_url, folder=ROOT / "policies/variants/project-admins")
+    bob, eve = (add_member(site.storage, "acme", f"{name}@acme.io", "MEMBER") for name in ("bob", "eve"))
+    bobs = issue(site.storage, site.log, "acme", "bob@acme.io").text
+    with Client(site.address, site.tokens["OWNER"]) as owner:
+        owner.assignments.create([NewAssignment("bob@acme.io", "PROJECT_ADMIN", "projects/billing")])
+    with Client(site.address, bobs) as client:
+        client.assignments.create([NewAssignment("eve@acme.io", "PROJECT_EDITOR", "projects/billing/eu")])
+        for scope in ("", "projects", "projects/other", "projects/billing2"):
+            with pytest.raises(PermissionMissing):
+                client.assignments.create([NewAssignment("eve@acme.io", "PROJECT_VIEWER", scope)])
+        with pytest.raises(RoleBeyondCaller):
+            client.assignments.create([NewAssignment("eve@acme.io", "ADMIN", "projects/billing")])
+    with Client(site.address, site.tokens["ADMIN"]) as client:
+        inside = client.check(eve.email, "update", "secrets/db", scope="projects/billing/eu")
+        beside = client.check(eve.email, "update", "secrets/db", scope="projects/billing")
+        of_admin = client.check(bob.email, "delete", "projects/billing")
+
+    assert inside
+    assert inside.role == "PROJECT_EDITOR"
+    assert not beside
+    assert of_admin
+
+
+def test_break_glass_is_held_until_it_ends(make_site: MakeSite, sqlite_url: str) -> None:
+    """In `break-glass`, an owner assigns production's secrets for a time, and an admin can't. It ends by itself."""
+    site = make_site(sqlite_url, folder=ROOT / "policies/variants/break-glass")
+    engineer = site.members["ENGINEER"].email
+    glass = NewAssignment(engineer, "BREAK_GLASS", expires=timedelta(seconds=2), note="INC-42")
+    with Client(site.address, site.tokens["ADMIN"]) as admin:
+        with pytest.raises(RoleBeyondCaller):
+            admin.assignments.create([glass])
+        before = admin.check(engineer, "view", "secrets/prod/db")
+    with Client(site.address, site.tokens["OWNER"]) as owner:
+        assigned = owner.assignments.create([glass]).assignments[0]
+        during = owner.check(engineer, "view", "secrets/prod/db")
+        time.sleep(max(0.0, assigned.expire_time.ToMicroseconds() - now()) / 1_000_000)
+        after = owner.check(engineer, "view", "secrets/prod/db")
+
+    assert not before
+    assert during
+    assert during.assignment_id == assigned.id
+    assert not after
+    assert after.revision == during.revision

@@ -15,11 +15,13 @@ from rolecall.storage import Transaction
 from rolecall.storage.audit import StoredEntry
 from rolecall.storage.tables import metadata
 from rolecall.v1 import audit_pb2
+from rolecall.v1.assignment_pb2_grpc import AssignmentServiceStub
 from rolecall.v1.audit_pb2_grpc import AuditServiceStub
 from rolecall.v1.invitation_pb2_grpc import InvitationServiceStub
 from rolecall.v1.member_pb2_grpc import MemberServiceStub
 from rolecall.v1.organization_pb2_grpc import OrganizationServiceStub
 from rolecall.v1.session_pb2_grpc import SessionServiceStub
+from rolecall.v1.team_pb2_grpc import TeamServiceStub
 from rolecall.v1.token_pb2_grpc import TokenServiceStub
 from support.sites import Site
 
@@ -153,11 +155,13 @@ def call(site: Site, rpc: str, request: Any, token: str, request_id: str = "") -
     """Make one call; return the answer, or all answers of a streaming call. Raises `RolecallError`."""
     service = request.DESCRIPTOR.file.name.rpartition("/")[2].removesuffix(".proto")
     stubs: dict[str, Callable[[grpc.Channel], Any]] = {
+        "assignment": AssignmentServiceStub,
         "audit": AuditServiceStub,
         "invitation": InvitationServiceStub,
         "member": MemberServiceStub,
         "organization": OrganizationServiceStub,
         "session": SessionServiceStub,
+        "team": TeamServiceStub,
         "token": TokenServiceStub,
     }
     own = [("x-request-id", request_id)] if request_id else []

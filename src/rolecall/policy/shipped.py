@@ -8,7 +8,7 @@ from rolecall.policy.parsed import CONDITIONS_FILE, MODEL_FILE, POLICY_FILE, TES
 
 __all__ = ["VARIANTS", "is_absent", "write"]
 
-VARIANTS = ("office-network", "owner-managed", "viewer-editor-admin")
+VARIANTS = ("break-glass", "office-network", "owner-managed", "project-admins", "viewer-editor-admin")
 """Names of the variants of the default policy."""
 
 # The repository keeps them in `policies/`; pyproject.toml puts that folder here in a wheel.

@@ -478,7 +478,7 @@ def _explained(
     rules = may(policy, caller, "explain", "authorization")
     values = _values(question, resolved, _applicable_roles(question, resolved))
     explanation = _explain(policy, question, result, values, rules=rules)
-    if resolved is not None:
+    if resolved is not None and resolved.assigned:
         roles = tuple(_explained_roles(policy, question, resolved, values, rules=rules))
         explanation = replace(explanation, roles=roles)
     return result._replace(explanation=explanation)

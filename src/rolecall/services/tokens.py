@@ -201,9 +201,9 @@ def audit_details(token: Token) -> Mapping[str, Any]:
         "display_name": _audited_name(token),
         "role": None if token.user_id else token.role,
         "restriction": None if permissions is None else [f"{item.resource} {item.action}" for item in permissions],
-        "scope": restriction.scope or None if restriction else None,
         "expire_time": rfc3339(token.expire_time),
         "networks": format_networks(token.networks) or None,
+        **({"scope": restriction.scope} if restriction and restriction.scope else {}),
     }
 
 

@@ -313,8 +313,8 @@ class Explanation(_message.Message):
 
     @_builtins.property
     def roles(self) -> _containers.RepeatedCompositeFieldContainer[Global___RoleExplanation]:
-        """Lists the roles that the subject has, and whether each applies to the question: first the role that it has
-        everywhere, then those that it is assigned, at most 100.
+        """Lists the roles of a subject that is assigned any, and whether each applies to the question: first the role that it
+        has everywhere, then at most 100 of those that it is assigned.
         """
 
     @_builtins.property
