@@ -143,7 +143,7 @@ def _index(text: str, node: yaml.ScalarNode, offset: int) -> int:
             index = found + 1
     if offset < len(node.value) and (found := text.find(node.value[offset], index, end)) >= 0:
         return found
-    return min(index, max(end - 1, 0))
+    return index
 
 
 def _add(parsed: ParsedPolicy, node: yaml.Node, message: str, fix: str) -> None:

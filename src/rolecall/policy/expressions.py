@@ -29,7 +29,13 @@ MAX_NESTING = 32
 """Maximum nesting of an expression, which CEL's parser checks."""
 
 MAX_LOOPED = 4096
-"""Maximum size of the values of an expression with a loop: `map` over 64 KiB holds the interpreter's lock for 3 s."""
+"""Maximum size of the values of an expression with a loop, or with more than MAX_ADDITIONS.
+
+`map` over 64 KiB holds the interpreter's lock for 3 s, the sum of 25 lists of that size for 1.4 s.
+"""
+
+MAX_ADDITIONS = 4
+"""Maximum signs `+` of an expression that takes values of any size."""
 
 # Size of a value beside its characters: about what it takes in a message.
 _VALUE_SIZE = 10
@@ -55,6 +61,7 @@ VARIABLES = {
 Values = Mapping[str, Any]
 """Values of the variables, by their full names."""
 
+_FUNCTION = "in_network(address, network)"
 # Without the container's name, which is always empty, and the list of expected tokens.
 _PROBLEM = re.compile(
     r"ERROR: <input>:(\d+):(\d+): (.+?)(?: \(in container ''\)| expecting .*?)?(?: \[[A-Z_]+\])?$", re.MULTILINE
@@ -80,7 +87,7 @@ class ExpressionError(Exception):
 class Condition:
     """Condition of the policy: a compiled expression that is true or false for the values of a question."""
 
-    __slots__ = ("_evaluate", "_has_loop", "_paths", "_variables", "description", "expression", "name")
+    __slots__ = ("_evaluate", "_is_costly", "_paths", "_variables", "description", "expression", "name")
 
     def __init__(self, name: str, expression: str, description: str = "") -> None:
         """Compile the expression. Raises `ExpressionError`."""
@@ -89,7 +96,7 @@ class Condition:
         self.description = description
         compiled, tree = _compile(expression)
         self._evaluate = compiled.eval
-        self._has_loop = tree.has_loop
+        self._is_costly = tree.has_loop or tree.additions > MAX_ADDITIONS
         self._variables = tuple(sorted(tree.variables))
         self._paths = tuple(sorted(tree.paths - tree.tested))
 
@@ -108,7 +115,7 @@ class Condition:
     def holds(self, values: Values) -> bool | None:
         """Return whether the condition holds; None where it can't be evaluated, as for want of a value."""
         data = self._data(values)
-        if self._has_loop and _size(data) > MAX_LOOPED:
+        if self._is_costly and _size(data) > MAX_LOOPED:
             return None
         try:
             value = self._evaluate(data=data).value()
@@ -135,10 +142,8 @@ class Condition:
     def problem(self, values: Values) -> str:
         """Return why the condition can't be evaluated, beside missing values; empty where it can."""
         data = self._data(values)
-        if self._has_loop and (size := _size(data)) > MAX_LOOPED:
-            return (
-                f"its values have a size of about {size} bytes, more than the {MAX_LOOPED} of an expression with a loop"
-            )
+        if self._is_costly and (size := _size(data)) > MAX_LOOPED:
+            return f"its values have about {size} bytes, more than the {MAX_LOOPED} of an expression with a loop"
         try:
             value = self._evaluate(data=data).value()
         except Exception as error:  # noqa: BLE001 - as in `holds`
@@ -198,7 +203,7 @@ def _problems(error: str, text: str) -> list[Problem]:
     for line, column, message in _PROBLEM.findall(error):
         fix = "Correct the expression."
         if message.startswith("undeclared reference"):
-            fix = f"The variables are {', '.join(VARIABLES)}."
+            fix = f"The variables are {', '.join(VARIABLES)}; beside CEL's own functions there is {_FUNCTION}."
         offset = starts[min(int(line), len(starts)) - 1] + int(column) - 1
         problems.append(Problem(offset, f"{_sentence(message)}.", fix))
     if problems:
@@ -260,6 +265,7 @@ class _Tree:
         self.tested: set[tuple[str, ...]] = set()
         self.has_loop = False
         self.has_nested_loop = False
+        self.additions = 0
         checked = _fields(_fields(serialized)[2][0])
         self._visit(checked[4][0], loops=0)
 
@@ -277,6 +283,7 @@ class _Tree:
         elif 6 in expr:  # Expr.Call: target, function, args
             call = _fields(expr[6][0])
             arguments = call.get(1, []) + call.get(3, [])
+            self.additions += call[2][0] == b"_+_"
             if call[2][0] == b"_[_]" and (key := _constant_text(arguments[1])) is not None:
                 return self._select(arguments[0], key, is_test=False, loops=loops)
             self._visit_all(arguments, loops=loops)
