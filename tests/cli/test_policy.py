@@ -97,7 +97,7 @@ def test_lint_of_a_clean_policy_prints_what_it_checked(empty: Workspace) -> None
     finished = empty.run("policy", "lint")
 
     assert (finished.returncode, finished.stdout) == (0, "")
-    assert re.search(r"policies: 5 roles, 40 rules, \d+ tests, no error\. [1-9]\d* decisions compared", finished.stderr)
+    assert re.search(r"policies: 5 roles, 47 rules, \d+ tests, no error\. [1-9]\d* decisions compared", finished.stderr)
 
 
 def test_lint_says_where_the_errors_are(empty: Workspace) -> None:
@@ -164,7 +164,7 @@ def test_matrix_as_test_is_a_policy_test(empty: Workspace) -> None:
     assert finished.returncode == 0
     assert finished.stdout.startswith("role,resource,action,expected,note\n")
     assert tested.returncode == 0, tested.stdout
-    assert tested.stderr == f"Tests: {40 * len(ROLES)}, all pass.\n"
+    assert tested.stderr == f"Tests: {47 * len(ROLES)}, all pass.\n"
 
 
 def test_matrix_as_table_shows_who_may(empty: Workspace) -> None:
@@ -173,7 +173,7 @@ def test_matrix_as_table_shows_who_may(empty: Workspace) -> None:
 
     rows = cells(finished)
     assert finished.returncode == 0
-    assert len(rows) == 41
+    assert len(rows) == 48
     assert ["secrets", "view", "✓", "✓", "✓", "✓", "·"] in rows
 
 

@@ -136,7 +136,7 @@ def test_a_malformed_file_is_an_error_at_its_place(
 
 BAD_EXPRESSIONS = [
     ("  expression: context.ip ==", (2, 28), "Syntax error"),
-    ("  expression: contxt.ip == 'x'", (2, 21), "Undeclared reference to 'contxt'"),
+    ("  expression: contxt.ip == 'x'", (2, 21), "Undeclared reference to 'contxt.ip'"),
     ("  expression: subject.name == 'x'", (2, 22), "Undeclared reference to 'subject.name'"),
     ("  expression: subject == 'x'", (2, 15), "Undeclared reference to 'subject'"),
     ("  expression: 'context.a == 1 && foo'", (2, 34), "Undeclared reference to 'foo'"),
@@ -425,6 +425,7 @@ def test_length_is_bounded_in_bytes() -> None:
 
 
 LOOPS = [
+    "size(" + " + ".join(["context.list"] * 25) + ") > 0",
     "context.list.all(a, a > 0)",
     "context.list.exists(a, a < 0)",
     "context.list.exists_one(a, a == 0)",
@@ -440,7 +441,7 @@ LOOPS = [
 
 @pytest.mark.parametrize("expression", LOOPS)
 def test_a_loop_never_takes_long(expression: str) -> None:
-    """A loop over values of 4 KiB ends within 0.2 s; over larger ones it isn't run."""
+    """A loop over values of 4 KiB, or a long sum of them, ends within 0.2 s; over larger ones it isn't run."""
     condition = Condition("c", expression)
     largest = {"context": {"list": [1.0] * (MAX_LOOPED // 10 - 20), "text": "a" * 100}}
     texts = {"context": {"list": [1.0] * 100, "text": "a" * (MAX_LOOPED - 1200)}}
@@ -457,8 +458,8 @@ def test_a_loop_never_takes_long(expression: str) -> None:
 @pytest.mark.parametrize(
     "expression",
     [
-        "size(" + " + ".join(["context.text"] * 25) + ") > 0",
-        "size(" + " + ".join(["context.list"] * 25) + ") > 0",
+        "size(" + " + ".join(["context.text"] * 5) + ") > 0",
+        "size(" + " + ".join(["context.list"] * 5) + ") > 0",
         "context.list == context.list",
         "-1.0 in context.list",
         "context.text.contains(context.text)",
@@ -484,12 +485,13 @@ def test_any_text_is_a_condition_or_an_error(text: str, seed: int) -> None:
     parts = ["context.", "a", "(", ")", " == ", "'x'", " && ", "!", "subject.id", "[", "]", ".all(x, ", "1", text]
     for expression in (text, "".join(chance.choices(parts, k=8))):
         try:
-            condition = Condition("c", expression)
+            found, problems = Condition("c", expression).holds(VALUES), None
         except ExpressionError as error:
-            assert error.problems
-            assert all(0 <= problem.offset <= len(expression) for problem in error.problems)
-        else:
-            assert condition.holds(VALUES) in (True, False, None)
+            found, problems = None, error.problems
+
+        assert found in (True, False, None)
+        assert problems is None or problems
+        assert all(0 <= problem.offset <= len(expression) for problem in problems or ())
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -678,15 +680,10 @@ def test_an_explanation_says_what_the_condition_needs(tmp_path: Path) -> None:
         "office",
         (),
     )
-    assert explained("docs", None) == (
-        "B may not `view` on `docs`: policy.csv:2 doesn't allow it, as the condition `office` can't be evaluated (the"
-        " question lacks context.ip).",
-        "office",
-        ("context.ip",),
-    )
+    summary, *rest = explained("docs", None)
+    assert summary.endswith("as the condition `office` can't be evaluated (the question lacks context.ip).")
+    assert rest == ["office", ("context.ip",)]
     summary, *rest = explained("docs/x", "192.0.2.7")
-    assert summary.startswith(
-        "B may not `view` on `docs/x`: policy.csv:4 denies it, as the condition `office` holds, and"
-    )
+    assert "policy.csv:4 denies it, as the condition `office` holds, and deny beats allow." in summary
     assert rest == ["office", ()]
     assert explained("docs/x", None)[1:] == ("office", ("context.ip",))

@@ -108,7 +108,7 @@ def test_decisions_over_several_roles_equal_those_of_casbin(merged: bool, monkey
             roles, action = subjects[subject], chance.choice(["view", "edit", "delete"])
             resource = chance.choice(ASKED)
             holding = {name: chance.random() < 0.5 for name in NAMES}
-            reason, deciding = policy.reason_of_roles(roles, action, resource, holding.__getitem__)
+            reason, deciding = policy.decide_for_roles(roles, action, resource, holding.__getitem__)
             allowed = reference.enforce(f"subject-{subject}", resource, action, holding)
             reasons[reason] += 1
 
@@ -139,9 +139,9 @@ def test_a_condition_that_cannot_be_evaluated_fails_closed(text: str, seed: int)
         roles = tuple(chance.sample(ROLES, chance.randint(1, 3)))
         action, resource = chance.choice(["view", "edit"]), chance.choice(ASKED)
         holding = {name: chance.choice([True, False, None]) for name in NAMES}
-        reason, deciding = policy.reason_of_roles(roles, action, resource, holding.__getitem__)
+        reason, deciding = policy.decide_for_roles(roles, action, resource, holding.__getitem__)
         expected = _expected(policy, roles, action, resource, holding)
-        unknown = policy.reason_of_roles(roles, action, resource)[0]
+        unknown = policy.decide_for_roles(roles, action, resource)[0]
 
         assert (reason is Reason.GRANTED) is (expected is Effect.ALLOW), (roles, action, resource, holding)
         if unknown is Reason.GRANTED:

@@ -29,7 +29,7 @@ __all__ = ["POLICIES", "Race", "RaceDatabase", "Run", "open_race_database", "run
 
 POLICIES = ROOT / "policies"
 # Seconds by which the second participant starts after the first, in turn, so that each is sometimes the first.
-LAGS = (0.0, 0.001, -0.001, 0.002, -0.002)
+LAGS = (0.0, 0.001, -0.001, 0.002, -0.002, 0.005, -0.005)
 
 # Rows that violate an invariant, in either order of the actions.
 VIOLATIONS = text("""

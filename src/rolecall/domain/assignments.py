@@ -3,13 +3,15 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import lru_cache
 from typing import NamedTuple
 
-from rolecall.domain.scopes import covering_scopes, covers
+from rolecall.domain.scopes import ORGANIZATION, covers
 
 __all__ = [
     "NEVER",
     "NOTHING_ASSIGNED",
+    "ApplicableRoles",
     "AssignedRole",
     "AssignedRoles",
     "AssignmentQuery",
@@ -21,6 +23,8 @@ __all__ = [
 
 # The end of an assignment that doesn't end by itself; BIGINT holds it.
 NEVER = 2**62
+# Maximum questions whose applicable roles are cached; scope and resource have at most 2,048 characters together.
+CACHED_APPLICABLE = 8192
 
 
 class PrincipalKind(StrEnum):
@@ -111,17 +115,25 @@ class AssignedRole(NamedTuple):
     principal: str
 
 
-@dataclass(frozen=True, slots=True)
+class ApplicableRoles(NamedTuple):
+    """Assigned roles that apply to a question, and their names, in the same order."""
+
+    names: tuple[str, ...]
+    roles: tuple[AssignedRole, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class AssignedRoles:
     """Roles that a subject is assigned, those that have ended included. False where there are none.
 
-    `teams` are the ids of its teams. `until`: the time at which the first of the roles ends.
+    `teams` are the ids of its teams. `until`: the time at which the first of the roles ends. Compared by identity, as
+    they are the key of a cache.
     """
 
     roles: tuple[AssignedRole, ...] = ()
     teams: tuple[str, ...] = ()
-    until: int = field(init=False, compare=False, repr=False)
-    _by_scope: dict[str, list[AssignedRole]] = field(init=False, compare=False, repr=False)
+    until: int = field(init=False, repr=False)
+    _by_scope: dict[str, list[AssignedRole]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         """Order the roles, and index them by scope."""
@@ -143,21 +155,40 @@ class AssignedRoles:
             return self
         return AssignedRoles(tuple(each for each in self.roles if time < each.expire_time), self.teams)
 
-    def applicable(self, scope: str, resource: str, at: int) -> list[AssignedRole]:
+    def applicable(self, scope: str, resource: str, at: int) -> ApplicableRoles:
         """Return the roles that apply at the time `at` to a question with this scope and resource.
 
-        Those whose scope covers the resource come first, and among them those of wider scopes.
+        Those of the whole organization come first, then those whose scope covers the resource, then those whose scope
+        covers the scope only; of these, narrower scopes first.
         """
-        paths = dict.fromkeys(covering_scopes(resource))
-        if scope:
-            paths.update(dict.fromkeys(covering_scopes(scope)))
+        found = _applicable(self, scope, resource)
+        if at < self.until:
+            return found
+        roles = tuple(each for each in found.roles if at < each.expire_time)
+        return ApplicableRoles(tuple(each.role for each in roles), roles)
+
+    def _find_applicable(self, scope: str, resource: str) -> ApplicableRoles:
         by_scope = self._by_scope
-        found = [each for path in paths if path in by_scope for each in by_scope[path]]
-        return found if at < self.until else [each for each in found if at < each.expire_time]
+        found = list(by_scope.get(ORGANIZATION, ()))
+        path = resource
+        while path:
+            found += by_scope.get(path, ())
+            path = path[: max(path.rfind("/"), 0)]
+        path = scope
+        while path:
+            if not covers(path, resource):
+                found += by_scope.get(path, ())
+            path = path[: max(path.rfind("/"), 0)]
+        return ApplicableRoles(tuple(each.role for each in found), tuple(found))
 
     def covering(self, scope: str, until: int) -> Iterator[AssignedRole]:
         """Yield the roles that hold at all of `scope`, at least until the time `until`."""
         return (each for each in self.roles if covers(each.scope, scope) and until <= each.expire_time)
+
+
+@lru_cache(CACHED_APPLICABLE)
+def _applicable(assigned: AssignedRoles, scope: str, resource: str) -> ApplicableRoles:
+    return assigned._find_applicable(scope, resource)  # noqa: SLF001 - the class's own method
 
 
 NOTHING_ASSIGNED = AssignedRoles()

@@ -6,7 +6,7 @@ from rolecall.errors import PolicyInvalid
 from rolecall.policy.build import Build, build, read_and_index
 from rolecall.policy.explain import explain, explain_without_rules, join_names
 from rolecall.policy.expressions import Values, values_of
-from rolecall.policy.index import OWNERS, Conditional, Decision, Evaluate, Policy
+from rolecall.policy.index import OWNERS, Conditional, Decision, Evaluate, Policy, RoleReasons
 from rolecall.policy.parsed import (
     CONDITIONS_FILE,
     MODEL_FILE,
@@ -44,6 +44,7 @@ __all__ = [
     "Policy",
     "PolicyError",
     "PolicyFiles",
+    "RoleReasons",
     "Rule",
     "Severity",
     "Values",

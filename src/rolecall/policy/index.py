@@ -7,9 +7,9 @@ inherits from.
 
 import weakref
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from functools import cached_property, lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from rolecall.domain import Effect, Permission, Reason, Role
 from rolecall.policy.expressions import Condition, Values
@@ -22,6 +22,7 @@ __all__ = [
     "Entry",
     "Evaluate",
     "Policy",
+    "RoleReasons",
     "Table",
     "build_table",
     "mask_for",
@@ -39,6 +40,10 @@ MIN_ANY_ACTION_ROWS = 10_000
 # Maximum cached reasons; action and resource of a request have at most 1,280 characters together.
 MAX_CACHED_DECISIONS = 8192
 
+
+# A role, or several.
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
 
 Evaluate = Callable[[str], bool | None]
 """Function from the name of a condition to whether it holds; None where it can't be evaluated."""
@@ -68,6 +73,23 @@ class Conditional(NamedTuple):
             if evaluate(name):
                 return Reason.GRANTED
         return self.otherwise
+
+
+class RoleReasons(NamedTuple):
+    """Reasons that each of several roles gives, where one of them depends on conditions and none is FORBIDDEN."""
+
+    reasons: tuple[Reason | Conditional, ...]
+
+    def decide(self, evaluate: Evaluate) -> tuple[Reason, int]:
+        """Return the reason for one question, and the index of the role that decided.
+
+        Where nothing allows or denies, that is the first with a condition that isn't met, else the first of all.
+        """
+        reasons = [each.reason(evaluate) if isinstance(each, Conditional) else each for each in self.reasons]
+        for reason in (Reason.FORBIDDEN, Reason.GRANTED, Reason.CONDITION_NOT_MET):
+            if reason in reasons:
+                return reason, reasons.index(reason)
+        return reasons[0], 0
 
 
 class Decision:
@@ -220,49 +242,36 @@ class Policy:
     @cached_property
     def reason(self) -> Callable[[str, str, str], Reason | Conditional]:
         """The function from (role, action, resource) to the reason of the decision, with an LRU cache."""
-        # A strong reference to `self` would be a cycle, which keeps an old policy until garbage collection.
-        this = weakref.ref(self)
+        return _cached(self, Policy._reason)
 
-        def reason(role: str, action: str, resource: str) -> Reason | Conditional:
-            policy = this()
-            assert policy is not None  # noqa: S101 - the caller holds the policy
-            return policy._reason(role, action, resource)  # noqa: SLF001 - the class's own method
-
-        return lru_cache(MAX_CACHED_DECISIONS)(reason)
-
-    def reason_of_roles(
-        self, roles: Sequence[str], action: str, resource: str, evaluate: Evaluate | None = None
-    ) -> tuple[Reason, int]:
-        """Decide on a subject with all of `roles`, at least one; return the reason, and the deciding role's index.
+    @cached_property
+    def reason_of_roles(self) -> Callable[[tuple[str, ...], str, str], tuple[Reason | RoleReasons, int]]:
+        """The function from (roles, action, resource) to the reason, and the index of the role that decided.
 
         A deny rule of any role beats every allow rule, as Casbin decides on a subject with several `g` rows. Of several
-        roles with the same effect the first decides. Where nothing allows or denies, it is the first role with a
-        condition that isn't met, else the first of all. Without `evaluate` no value is known, as in `decide`.
+        roles with the same effect the first decides; without any rule that matches, the first of all. Has an LRU cache.
         """
-        reason_of = self.reason
-        granted = unmet = -1
-        for index, role in enumerate(roles):
-            reason = reason_of(role, action, resource)
-            if isinstance(reason, Conditional):
-                reason = reason.reason(evaluate or _unknown)
-                if reason is Reason.CONDITION_NOT_MET and unmet < 0:
-                    unmet = index
-            if reason is Reason.FORBIDDEN:
-                return reason, index
-            if reason is Reason.GRANTED and granted < 0:
-                granted = index
-        if granted >= 0:
-            return Reason.GRANTED, granted
-        if unmet >= 0:
-            return Reason.CONDITION_NOT_MET, unmet
-        reason = reason_of(roles[0], action, resource)
-        return reason.reason(evaluate or _unknown) if isinstance(reason, Conditional) else reason, 0
+        return _cached(self, Policy._reason_of_roles)
+
+    def decide_for_roles(
+        self, roles: tuple[str, ...], action: str, resource: str, evaluate: Evaluate = _unknown
+    ) -> tuple[Reason, int]:
+        """Return what `reason_of_roles` does, with the conditions evaluated. Without `evaluate` as in `decide`."""
+        reason, index = self.reason_of_roles(roles, action, resource)
+        return reason.decide(evaluate) if isinstance(reason, RoleReasons) else (reason, index)
+
+    def _reason_of_roles(self, roles: tuple[str, ...], action: str, resource: str) -> tuple[Reason | RoleReasons, int]:
+        reasons = tuple(self.reason(role, action, resource) for role in roles)
+        if Reason.FORBIDDEN in reasons:
+            return Reason.FORBIDDEN, reasons.index(Reason.FORBIDDEN)
+        if any(isinstance(reason, Conditional) for reason in reasons):
+            return RoleReasons(reasons), 0
+        return RoleReasons(reasons).decide(_unknown)
 
     def _reason(self, role: str, action: str, resource: str) -> Reason | Conditional:
         held = self._held.get(role)
-        return Reason.UNKNOWN_ROLE if held is None else self._reason_of(held, action, resource)
-
-    def _reason_of(self, held: tuple[int, int], action: str, resource: str) -> Reason | Conditional:
+        if held is None:
+            return Reason.UNKNOWN_ROLE
         table = self._tables.get(action)
         if table is None:
             mask = mask_for(self._any_action, resource, resource)
@@ -383,6 +392,19 @@ def permission_order(permission: Permission) -> tuple[str, str, str, str]:
 
 def _permission(rule: Rule) -> Permission:
     return Permission(rule.resource, rule.action, rule.effect, rule.condition)
+
+
+def _cached(policy: Policy, method: Callable[[Policy, K, str, str], V]) -> Callable[[K, str, str], V]:
+    """Return a method of the policy with an LRU cache."""
+    # A strong reference to the policy would be a cycle, which keeps an old policy until garbage collection.
+    reference = weakref.ref(policy)
+
+    def decide(role: K, action: str, resource: str) -> V:
+        this = reference()
+        assert this is not None  # noqa: S101 - the caller holds the policy
+        return method(this, role, action, resource)
+
+    return lru_cache(MAX_CACHED_DECISIONS)(decide)
 
 
 def _parents(rules: Iterable[Rule], inheritances: Iterable[Inheritance]) -> dict[str, tuple[str, ...]]:

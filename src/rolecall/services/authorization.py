@@ -32,6 +32,7 @@ from rolecall.policy import (
     Conditional,
     Evaluate,
     Policy,
+    RoleReasons,
     Values,
     explain,
     explain_without_rules,
@@ -304,8 +305,10 @@ class Authorizer:
                 # Rules beyond the last scope that was read are merged with the next ones.
                 named = {*scopes, *(path for path in ruled if path > last and not (more and path > scopes[-1]))}
                 last = scopes[-1] if more else last
-                questions = (Question(subject, action, path) for path in sorted(named))
-                found += [each.resource for each in questions if _reason(policy, resolved, each) is Reason.GRANTED]
+                questions = [Question(subject, action, path) for path in sorted(named)]
+                reasons = _reasons(policy, ResolvedSubjects(revision, [resolved] * len(questions)), questions)
+                pairs = zip(questions, reasons, strict=True)
+                found += [question.resource for question, reason in pairs if reason is Reason.GRANTED]
             return found
 
         found = self._storage.read(work)
@@ -360,7 +363,7 @@ class Authorizer:
 
 
 def _result(policy: Policy, question: Question, revision: int, resolved: ResolvedSubject | None) -> CheckResult:
-    reason, role, assignment_id = _decide(policy, resolved, question)
+    reason, role, assignment_id = _decide(policy, resolved, question, now())
     values = (reason, role, revision, policy.version, None, None, assignment_id)
     # The class's own constructor takes twice as long.
     return tuple.__new__(CheckResult, values)
@@ -406,25 +409,30 @@ def _digest(permissions: Iterable[Permission]) -> str:
 
 
 def _reasons(policy: Policy, resolved: ResolvedSubjects, questions: Iterable[Question]) -> list[Reason]:
-    """Return the reason for each question. Equals `_reason`, inlined because batches spend most of their time here."""
-    reason_of = policy.reason
+    """Return the reason for each question. Equals `_decide`, inlined because batches spend most of their time here."""
+    reason_of, reason_of_roles, at = policy.reason, policy.reason_of_roles, now()
     reasons: list[Reason] = []
     for question, subject in zip(questions, resolved.subjects, strict=True):
         if subject is not None and subject.is_plain:
             _, action, resource, _, _ = question
             reason = reason_of(subject.role, action, resource)
-            reasons.append(_reason(policy, subject, question) if isinstance(reason, Conditional) else reason)
+            if isinstance(reason, Conditional):
+                reason = _decide(policy, subject, question, at)[0]
+            reasons.append(reason)
+        elif subject is not None and subject.restriction is None:
+            _, action, resource, scope, _ = question
+            applicable = subject.assigned.applicable(scope, resource, at)
+            decided, _ = reason_of_roles((subject.role, *applicable.names), action, resource)
+            if isinstance(decided, RoleReasons):
+                decided = _decide(policy, subject, question, at)[0]
+            reasons.append(decided)
         else:
-            reasons.append(_reason(policy, subject, question))
+            reasons.append(_decide(policy, subject, question, at)[0])
     return reasons
 
 
-def _reason(policy: Policy, resolved: ResolvedSubject | None, question: Question) -> Reason:
-    return _decide(policy, resolved, question)[0]
-
-
-def _decide(policy: Policy, resolved: ResolvedSubject | None, question: Question) -> tuple[Reason, str, str]:
-    """Decide one question, whose subject is resolved, or unknown in the organization.
+def _decide(policy: Policy, resolved: ResolvedSubject | None, question: Question, at: int) -> tuple[Reason, str, str]:
+    """Decide one question at the time `at`, whose subject is resolved, or unknown in the organization.
 
     Returns the reason, the role that decided, and the id of the assignment by which the subject has it, if any.
     """
@@ -438,17 +446,21 @@ def _decide(policy: Policy, resolved: ResolvedSubject | None, question: Question
         is_token = subject.kind in (Kind.TOKEN_ID, Kind.PRESENTED)
         return Reason.TOKEN_INVALID if is_token else Reason.NOT_A_MEMBER, "", ""
     role, assignment_id = resolved.role, ""
-    if not resolved.assigned:
+    if not resolved.assigned.roles:
         reason = policy.reason(role, action, resource)
         if isinstance(reason, Conditional):
-            reason = reason.reason(_evaluator(policy, question, resolved, [role]))
+            reason = reason.reason(_evaluator(policy, question, resolved, (role,)))
     else:
-        applicable = resolved.assigned.applicable(scope, resource, now())
-        roles = [role, *(each.role for each in applicable)]
-        evaluate = _evaluator(policy, question, resolved, roles) if policy.conditions else None
-        reason, index = policy.reason_of_roles(roles, action, resource, evaluate)
-        assigned = applicable[index - 1] if index else None
-        role, assignment_id = (assigned.role, assigned.assignment_id) if assigned else (role, "")
+        applicable = resolved.assigned.applicable(scope, resource, at)
+        roles = (role, *applicable.names)
+        decided, index = policy.reason_of_roles(roles, action, resource)
+        if isinstance(decided, RoleReasons):
+            decided, index = decided.decide(_evaluator(policy, question, resolved, roles))
+        reason = decided
+        if index:
+            role, _, _, assignment_id, _ = applicable.roles[index - 1]
+    if resolved.restriction is None:
+        return reason, role, assignment_id
     if reason is Reason.GRANTED and not permits(resolved.restriction, action, resource, scope):
         reason = Reason.TOKEN_SCOPE
     return reason, role, assignment_id
@@ -488,8 +500,7 @@ def _applicable_roles(question: Question, resolved: ResolvedSubject | None) -> l
     """Return the roles that apply to a question, the one that the subject has everywhere first."""
     if resolved is None:
         return [question.subject.value] if question.subject.kind is Kind.ROLE else []
-    applicable = resolved.assigned.applicable(question.scope, question.resource, now())
-    return [resolved.role, *(each.role for each in applicable)]
+    return [resolved.role, *resolved.assigned.applicable(question.scope, question.resource, now()).names]
 
 
 def _explain(policy: Policy, question: Question, result: CheckResult, values: Values, *, rules: bool) -> Explanation:
@@ -520,11 +531,11 @@ def _explained_roles(
     """Yield the roles that a subject has now, and whether and why each applies to the question."""
     _, action, resource, scope, _ = question
     evaluate = policy.evaluator(values)
-    own = policy.reason_of_roles([resolved.role], action, resource, evaluate)[0]
+    own = policy.decide(resolved.role, action, resource, evaluate).reason
     summary = _explain_role(policy, question, resolved.role, values, rules=rules).summary
     yield RoleExplanation(resolved.role, "", ORGANIZATION, applies=True, reason=own, summary=summary)
     at = now()
-    applicable = {each.assignment_id for each in resolved.assigned.applicable(scope, resource, at)}
+    applicable = {each.assignment_id for each in resolved.assigned.applicable(scope, resource, at).roles}
     # Those that apply first, as there may be more than are shown.
     assigned = sorted(resolved.assigned.at(at).roles, key=lambda each: each.assignment_id not in applicable)
     for each in assigned[:MAX_EXPLAINED_ROLES]:
@@ -533,7 +544,7 @@ def _explained_roles(
         if each.expire_time != NEVER:
             held += f" until {rfc3339(each.expire_time)}"
         applies = each.assignment_id in applicable
-        reason = policy.reason_of_roles([each.role], action, resource, evaluate)[0] if applies else None
+        reason = policy.decide(each.role, action, resource, evaluate).reason if applies else None
         if applies:
             summary = f"{held}. {_explain_role(policy, question, each.role, values, rules=rules).summary}"
         else:

@@ -14,7 +14,17 @@ from rolecall.domain import (
     now,
 )
 from rolecall.errors import PermissionMissing, PersonOnly, RoleBeyondCaller, UnknownRoleName
-from rolecall.policy import Conditional, Evaluate, HeldPermissions, Policy, held_at, is_within, join_names, permits
+from rolecall.policy import (
+    Conditional,
+    Evaluate,
+    HeldPermissions,
+    Policy,
+    RoleReasons,
+    held_at,
+    is_within,
+    join_names,
+    permits,
+)
 from rolecall.services import conditions
 from rolecall.spelling import suggest
 from rolecall.storage.members import RolesAtScopes
@@ -38,18 +48,18 @@ __all__ = [
 def decide(policy: Policy, caller: Caller, action: str, resource: str, scope: str) -> Reason:
     """Decide on the caller's present roles, without regard to a restriction.
 
-    Conditions get what the server itself knows, and no `context`: a caller that says what it comes from could say
-    anything.
+    Conditions get what the server itself knows, and no `context`: a caller could say anything of where it calls from.
     """
     if not caller.assigned:
         reason = policy.reason(caller.role, action, resource)
         if isinstance(reason, Conditional):
-            reason = reason.reason(_evaluator(policy, caller, [caller.role], action, resource, scope))
+            reason = reason.reason(_evaluator(policy, caller, (caller.role,), action, resource, scope))
         return reason
-    applicable = caller.assigned.applicable(scope, resource, now())
-    roles = [caller.role, *(each.role for each in applicable)]
-    evaluate = _evaluator(policy, caller, roles, action, resource, scope) if policy.conditions else None
-    return policy.reason_of_roles(roles, action, resource, evaluate)[0]
+    roles = (caller.role, *caller.assigned.applicable(scope, resource, now()).names)
+    reasons, _ = policy.reason_of_roles(roles, action, resource)
+    if isinstance(reasons, RoleReasons):
+        return reasons.decide(_evaluator(policy, caller, roles, action, resource, scope))[0]
+    return reasons
 
 
 def _evaluator(

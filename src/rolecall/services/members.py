@@ -8,6 +8,7 @@ from typing import Any
 from rolecall.audit import Private
 from rolecall.domain import (
     ORGANIZATION,
+    AssignedRoles,
     Caller,
     Member,
     MemberOrder,
@@ -245,19 +246,20 @@ class Members:
         Raises as `change_role`, and `InvalidField` for the caller itself.
         """
 
-        def authorize(context: ChangeContext) -> Member:
+        def authorize(context: ChangeContext) -> tuple[Member, AssignedRoles]:
             member = _require_member(context, "remove", user_id)
-            _require_all_roles(context, "remove", member)
+            assigned = _require_all_roles(context, "remove", member)
             if user_id == context.caller.user_id:
                 _require_other_owner(context, member, "user_id")
                 raise InvalidField("user_id is your own: leave with LeaveOrganization instead.", field="user_id")
-            return member
+            return member, assigned
 
-        def effect(context: ChangeContext, member: Member) -> Outcome[RemovedMember]:
+        def effect(context: ChangeContext, found: tuple[Member, AssignedRoles]) -> Outcome[RemovedMember]:
+            member, assigned = found
             require_etag(etag, member.etag)
             _require_other_owner(context, member, "user_id")
             created = token_rows.created_by(context.tx, member.organization, user_id, context.at, MAX_TOKENS)
-            before = {**audit_details(member), **_audited_roles(context, member)}
+            before = {**audit_details(member), **_audited_roles(assigned, context.at)}
             rows.remove(context.tx, member)
             removed = RemovedMember(member, tuple(created))
             return Written(removed, f"user:{user_id}", {"before": before})
@@ -288,7 +290,7 @@ class Members:
             if member is None:
                 raise _not_found(context.caller.user_id)
             _require_other_owner(context, member)
-            before = {**audit_details(member), **_audited_roles(context, member)}
+            before = {**audit_details(member), **_audited_roles(context.caller.assigned, context.at)}
             rows.remove(context.tx, member)
             return Written(Answer(), f"user:{member.user_id}", {"before": before})
 
@@ -307,16 +309,15 @@ def audit_details(member: Member) -> Mapping[str, Any]:
     return details
 
 
-def _audited_roles(context: ChangeContext, member: Member) -> Mapping[str, Any]:
+def _audited_roles(assigned: AssignedRoles, at: int) -> Mapping[str, Any]:
     """Details for the audit log of the teams and assignments that end with a member; empty if there are none."""
-    principal = Principal(PrincipalKind.USER, member.user_id)
-    assigned = assignment_rows.assigned(context.tx, member.organization, [principal])[principal]
-    own = [each for each in assigned.at(context.at).roles if each.principal == principal.text][:MAX_AUDITED]
     details: dict[str, Any] = {}
     if assigned.teams:
         details["teams"] = list(assigned.teams)
-    if own:
-        details["assignments"] = [f"{each.role} at {each.scope or 'the whole organization'}" for each in own]
+    if own := [each for each in assigned.at(at).roles if each.principal.startswith(PrincipalKind.USER)]:
+        details["assignments"] = [
+            f"{each.role} at {each.scope or 'the whole organization'}" for each in own[:MAX_AUDITED]
+        ]
     return details
 
 
@@ -337,11 +338,12 @@ def _require_member(context: ChangeContext, verb: str, user_id: str) -> Member:
     return member
 
 
-def _require_all_roles(context: ChangeContext, verb: str, member: Member) -> None:
-    """Raise unless the caller may `verb` people with each role that the member has, at any scope."""
+def _require_all_roles(context: ChangeContext, verb: str, member: Member) -> AssignedRoles:
+    """Return the member's assigned roles; raise unless the caller may `verb` people with each of its roles."""
     principal = Principal(PrincipalKind.USER, member.user_id)
     assigned = assignment_rows.assigned(context.tx, member.organization, [principal])[principal]
     require_handling_all(context.policy, context.caller, verb, member.role, assigned, "user_id")
+    return assigned
 
 
 def _require_other_owner(context: ChangeContext, leaving: Member, field: str = "") -> None:

@@ -27,6 +27,7 @@ from rolecall.storage.tokens import TokenQuery
 __all__ = [
     "LIFE_DAYS",
     "TokenSpec",
+    "end_of",
     "expiry_of",
     "require_deletable",
     "require_networks",
@@ -57,15 +58,20 @@ class TokenSpec:
     networks: Networks = ()
 
 
+def end_of(spec: TokenSpec, caller: Caller, at: int) -> int:
+    """Return when the new token is to expire, whether it may or not."""
+    if spec.life is not None:
+        return at + spec.life
+    if spec.expire_time is not None:
+        return spec.expire_time
+    default, bound = at + LIFE_DAYS * DAY, _latest(caller)
+    return default if bound is None else min(default, bound)
+
+
 def expiry_of(spec: TokenSpec, caller: Caller, at: int) -> int:
     """Return when the new token expires. Raises `InvalidField` if that is past, too far, or after the caller's own."""
     field = "ttl" if spec.expire_time is None else "expire_time"
-    # A session creates tokens up to the limit; a token creates none that outlives it.
-    bound = None if caller.kind is CredentialKind.SESSION else caller.expire_time
-    if spec.expire_time is None and spec.life is None:
-        default = at + LIFE_DAYS * DAY
-        return default if bound is None else min(default, bound)
-    chosen = at + spec.life if spec.life is not None else spec.expire_time or 0
+    chosen, bound = end_of(spec, caller, at), _latest(caller)
     if chosen <= at:
         raise InvalidField(
             f"{field} is not in the future: give a later one, or leave it out for the default.", field=field
@@ -79,6 +85,11 @@ def expiry_of(spec: TokenSpec, caller: Caller, at: int) -> int:
             field=field,
         )
     return chosen
+
+
+def _latest(caller: Caller) -> int | None:
+    """Return the latest expiry of what the caller creates: a token's is its own. None for a session, without a bound."""
+    return None if caller.kind is CredentialKind.SESSION else caller.expire_time
 
 
 def require_networks(caller: Caller, networks: Networks, role: str) -> None:

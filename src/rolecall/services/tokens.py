@@ -14,6 +14,7 @@ from rolecall.services.caller_permissions import require_person
 from rolecall.services.pagination import Pagination
 from rolecall.services.token_rules import (
     TokenSpec,
+    end_of,
     expiry_of,
     require_deletable,
     require_networks,
@@ -103,7 +104,7 @@ class Tokens:
         """
 
         def authorize(context: ChangeContext) -> None:
-            until = expiry_of(spec, context.caller, context.at)
+            until = end_of(spec, context.caller, context.at)
             require_organization_role(context, role, spec.restriction, until)
             require_restriction(context, spec.restriction, role)
             require_networks(context.caller, spec.networks, role)
