@@ -314,11 +314,19 @@ def test_lists_name_the_conditions(client: Client) -> None:
     assert projects.conditions == ()
 
 
-def test_lists_of_members_and_resources_fail_closed(client: Client) -> None:
-    """A member who may only under a condition isn't listed; a deny rule with a condition counts."""
+def test_lists_of_members_and_resources_name_conditions_or_fail_closed(client: Client) -> None:
+    """A member who may only under conditions is listed apart, with these; a deny rule with a condition counts."""
+    sometimes = {member.role: conditions for member, conditions in client.conditional_subjects("view", "secrets")}
+    archived = {member.role: names for member, names in client.conditional_subjects("view", "documents/archive")}
+
     assert [member.role for member in client.subjects("view", "secrets")] == []
+    assert sometimes["VIEWER"] == ("from-office", "with-mfa")
+    assert "VIEWERNOSECRETS" not in sometimes
     assert "VIEWER" in [member.role for member in client.subjects("view", "documents")]
+    assert list(client.conditional_subjects("view", "documents")) == []
     assert [member.role for member in client.subjects("view", "documents/archive")] == []
+    assert archived["OWNER"] == ("outside",)
+    assert list(client.resources("viewer@acme.io", "view", "documents")) == ["documents"]
 
 
 def test_the_office_network_variant_is_served(make_site: MakeSite, sqlite_url: str) -> None:

@@ -98,6 +98,9 @@ def subjects(action: Action, resource: Resource, scope: Scope = "", json: Json =
     """List the members who may do ACTION on RESOURCE."""
     with open_client() as client:
         found = list(client.subjects(action, resource, scope=scope))
+        sometimes = list(client.conditional_subjects(action, resource, scope=scope))
+    for member, conditions in sometimes:
+        output.say(f"{member.email} may only under the conditions {', '.join(conditions)}: ask `rolecall check`.")
     if json:
         output.print_json(
             [
@@ -112,7 +115,7 @@ def subjects(action: Action, resource: Resource, scope: Scope = "", json: Json =
             ]
         )
         return
-    if not found:
+    if not found and not sometimes:
         output.say(f"Nobody may `{resource} {action}`: see `rolecall check --explain`.")
     rows = [(member.email, member.display_name, member.role, member.user_id) for member in found]
     output.print_table(("address", "name", "role", "user id"), rows)

@@ -191,8 +191,23 @@ class Client(ClientBase):
     def subjects(self, action: str, resource: str, *, scope: str = "", at_least_revision: int = 0) -> Iterator[Member]:
         """List the members who may do `action` on `resource`, by address, fetched page by page. Raises as `check`.
 
-        `scope` as for `check`. Their `organization` is the one that this client names, empty for the token's own.
+        `scope` as for `check`. Leaves out those who may only under conditions, see `conditional_subjects`. Their
+        `organization` is the one that this client names, empty for the token's own.
         """
+        for page in self._subjects(action, resource, scope, at_least_revision):
+            yield from (convert.member(member, self._organization) for member in page.members)
+
+    def conditional_subjects(
+        self, action: str, resource: str, *, scope: str = "", at_least_revision: int = 0
+    ) -> Iterator[tuple[Member, tuple[str, ...]]]:
+        """List the members who may only under conditions, with the names of these. Otherwise as `subjects`."""
+        for page in self._subjects(action, resource, scope, at_least_revision):
+            for found in page.conditional_members:
+                yield convert.member(found.member, self._organization), tuple(found.conditions)
+
+    def _subjects(
+        self, action: str, resource: str, scope: str, at_least_revision: int
+    ) -> Iterator[pb.ListSubjectsResponse]:
         request = pb.ListSubjectsRequest(
             organization=self._organization,
             action=action,
@@ -201,8 +216,7 @@ class Client(ClientBase):
             page_size=self._connection.page_size,
             at_least_revision=at_least_revision,
         )
-        for page in self._connection.pages(self._authorization.ListSubjects, request):
-            yield from (convert.member(member, self._organization) for member in page.members)
+        return self._connection.pages(self._authorization.ListSubjects, request)
 
     def resources(self, subject: str, action: str, resource_type: str, *, at_least_revision: int = 0) -> Iterator[str]:
         """List the resources beneath `resource_type` on which `subject` may do `action`, fetched page by page.

@@ -91,6 +91,16 @@ class RoleReasons(NamedTuple):
                 return reason, reasons.index(reason)
         return reasons[0], 0
 
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """The conditions that the reason depends on, in order."""
+        conditional = [each for each in self.reasons if isinstance(each, Conditional)]
+        names = {name for each in conditional for name in each.denies}
+        always = Reason.GRANTED in self.reasons or any(each.otherwise is Reason.GRANTED for each in conditional)
+        if not always:
+            names.update(name for each in conditional for name in each.allows)
+        return tuple(sorted(names))
+
 
 class Decision:
     """Decision of a policy on (role, action, resource). The reason is known at once, the rule looked up on access."""

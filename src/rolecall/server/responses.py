@@ -143,6 +143,9 @@ def subjects_response(answer: SubjectsAnswer) -> pb.ListSubjectsResponse:
     """A page of members as a message."""
     return pb.ListSubjectsResponse(
         members=[member(item) for item in answer.members],
+        conditional_members=[
+            pb.ConditionalMember(member=member(item), conditions=conditions) for item, conditions in answer.conditional
+        ],
         revision=answer.revision,
         policy_version=answer.policy_version,
         next_page_token=answer.next_page_token,

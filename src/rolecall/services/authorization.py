@@ -15,6 +15,8 @@ from rolecall.domain import (
     Page,
     Permission,
     PlanKind,
+    Principal,
+    PrincipalKind,
     Question,
     Reason,
     ResourcePlan,
@@ -90,9 +92,10 @@ class PermissionsAnswer:
 
 @dataclass(frozen=True, slots=True)
 class SubjectsAnswer:
-    """Page of the members who may do what was asked."""
+    """Page of the members who may do what was asked, and of those who may only under conditions, with these."""
 
     members: tuple[Member, ...]
+    conditional: tuple[tuple[Member, tuple[str, ...]], ...]
     revision: int
     policy_version: str
     next_page_token: str
@@ -325,24 +328,32 @@ class Authorizer:
         scope: str = ORGANIZATION,
         at_least_revision: int = 0,
     ) -> SubjectsAnswer:
-        """List the members who may do `action` on `resource` in `scope`, by address. Raises as `list_permissions`."""
+        """List the members who may do `action` on `resource` in `scope`, by address, perhaps under conditions.
+
+        Raises as `list_permissions`.
+        """
         size = self._pages.size(page)
         policy = self._live.in_force.policy
         require(policy, caller, "check", "authorization")
         require(policy, caller, "view", "members")
         listed = ("ListSubjects", caller.organization, action, resource, scope, policy.version)
         position = self._pages.position(listed, page)
-        roles = roles_that_may(policy, action, resource, scope)
+        roles = roles_that_may(policy, action, resource, scope, conditional=True)
 
-        def work(tx: Transaction) -> tuple[int, list[tuple[str, Member]]]:
+        def work(tx: Transaction) -> tuple[int, list[tuple[str, Member]], dict[str, tuple[str, ...]]]:
             revision = organization_rows.revision_of(tx, caller.organization)
             after = position[0] if position else None
-            return revision, member_rows.page_with_roles(tx, caller.organization, roles, after, size + 1)
+            found = member_rows.page_with_roles(tx, caller.organization, roles, after, size + 1)
+            needed = _conditions_of(tx, policy, [member for _, member in found[:size]], action, resource, scope)
+            return revision, found, needed
 
-        revision, found = self._storage.read(work)
+        revision, found, needed = self._storage.read(work)
         _require_revision(revision, at_least_revision)
         token = self._pages.token(listed, [found[size - 1][0]]) if len(found) > size else ""
-        return SubjectsAnswer(tuple(member for _, member in found[:size]), revision, policy.version, token)
+        members = [member for _, member in found[:size]]
+        conditional = tuple((member, needed[member.user_id]) for member in members if member.user_id in needed)
+        always = tuple(member for member in members if member.user_id not in needed)
+        return SubjectsAnswer(always, conditional, revision, policy.version, token)
 
     def list_roles(self, caller: Caller, page: Page) -> RolesAnswer:
         """List the roles of the policy, in file order. Raises `PermissionMissing`, `InvalidField`, `PageToken`."""
@@ -402,6 +413,24 @@ def _permissions(policy: Policy, subject: Subject, resolved: ResolvedSubject | N
     if resolved is None:
         return permissions_at(policy, _role_of(subject, None), NOTHING_ASSIGNED, None, scope)
     return permissions_at(policy, resolved.role, resolved.assigned.at(now()), resolved.restriction, scope)
+
+
+def _conditions_of(
+    tx: Transaction, policy: Policy, members: Sequence[Member], action: str, resource: str, scope: str
+) -> dict[str, tuple[str, ...]]:
+    """Return the conditions under which alone each of the members may, by user id; none for one who always may."""
+    if not policy.conditions or not members:
+        return {}
+    principals = {member.user_id: Principal(PrincipalKind.USER, member.user_id) for member in members}
+    assigned = assignment_rows.assigned(tx, members[0].organization, principals.values())
+    at = now()
+    found: dict[str, tuple[str, ...]] = {}
+    for member in members:
+        names = assigned[principals[member.user_id]].applicable(scope, resource, at).names
+        reason, _ = policy.reason_of_roles((member.role, *names), action, resource)
+        if isinstance(reason, RoleReasons) and (conditions_ := reason.conditions):
+            found[member.user_id] = conditions_
+    return found
 
 
 def _digest(permissions: Iterable[Permission]) -> str:

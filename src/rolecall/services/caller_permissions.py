@@ -136,18 +136,28 @@ def require_known(policy: Policy, role: str, field: str) -> None:
         raise UnknownRoleName(f"The policy has no role `{role}`: {advice}", field=field, role=role)
 
 
-def roles_that_may(policy: Policy, action: str, resource: str, scope: str = ORGANIZATION) -> RolesAtScopes:
-    """Return the condition on members that they may do `action` on `resource` in `scope` now.
+def roles_that_may(
+    policy: Policy, action: str, resource: str, scope: str = ORGANIZATION, *, conditional: bool = False
+) -> RolesAtScopes:
+    """Return the roles of members who may do `action` on `resource` in `scope` now, whatever the circumstances.
 
-    Rules with conditions allow nothing here, and deny.
+    With `conditional`, of those who may in some circumstances: if the conditions of rules hold, or don't.
     """
     reasons = {role: policy.reason(role, action, resource) for role in policy.roles}
     return RolesAtScopes(
-        [role for role, reason in reasons.items() if reason is Reason.GRANTED],
-        [role for role, reason in reasons.items() if reason is Reason.FORBIDDEN or _may_deny(reason)],
+        [role for role, reason in reasons.items() if reason is Reason.GRANTED or (conditional and _may_allow(reason))],
+        [
+            role
+            for role, reason in reasons.items()
+            if reason is Reason.FORBIDDEN or (not conditional and _may_deny(reason))
+        ],
         list({*covering_scopes(scope), *covering_scopes(resource)}),
         now(),
     )
+
+
+def _may_allow(reason: Reason | Conditional) -> bool:
+    return isinstance(reason, Conditional) and (bool(reason.allows) or reason.otherwise is Reason.GRANTED)
 
 
 def _may_deny(reason: Reason | Conditional) -> bool:

@@ -748,6 +748,7 @@ class ListSubjectsResponse(_message.Message):
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     REVISION_FIELD_NUMBER: _builtins.int
     POLICY_VERSION_FIELD_NUMBER: _builtins.int
+    CONDITIONAL_MEMBERS_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Continues the list; empty on the last page."""
     revision: _builtins.int
@@ -756,7 +757,13 @@ class ListSubjectsResponse(_message.Message):
     """Says which policy decided."""
     @_builtins.property
     def members(self) -> _containers.RepeatedCompositeFieldContainer[_shared_pb2.Member]:
-        """Lists the members, ordered by address."""
+        """Lists the members who may whatever the circumstances, ordered by address."""
+
+    @_builtins.property
+    def conditional_members(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConditionalMember]:
+        """Lists the members who may only in some circumstances, ordered by address. A page has at most `page_size` members in
+        both lists together. Ask by Check with a `context` whether one may now.
+        """
 
     def __init__(
         self,
@@ -765,14 +772,45 @@ class ListSubjectsResponse(_message.Message):
         next_page_token: _builtins.str = ...,
         revision: _builtins.int = ...,
         policy_version: _builtins.str = ...,
+        conditional_members: _abc.Iterable[Global___ConditionalMember] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["members", b"members", "next_page_token", b"next_page_token", "policy_version", b"policy_version", "revision", b"revision"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditional_members", b"conditional_members", "members", b"members", "next_page_token", b"next_page_token", "policy_version", b"policy_version", "revision", b"revision"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListSubjectsResponse: _TypeAlias = ListSubjectsResponse  # noqa: Y015
+
+@_typing.final
+class ConditionalMember(_message.Message):
+    """A member who may only in some circumstances."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_FIELD_NUMBER: _builtins.int
+    CONDITIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def member(self) -> _shared_pb2.Member:
+        """Describes the member."""
+
+    @_builtins.property
+    def conditions(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names the conditions of the rules that decide: of those that allow, one must hold, of those that deny, none."""
+
+    def __init__(
+        self,
+        *,
+        member: _shared_pb2.Member | None = ...,
+        conditions: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["member", b"member"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conditions", b"conditions", "member", b"member"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ConditionalMember: _TypeAlias = ConditionalMember  # noqa: Y015
 
 @_typing.final
 class PlanResourcesRequest(_message.Message):

@@ -101,7 +101,8 @@ class AuthorizationServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListSubjects(self, request, context):
-        """Lists the members who may do an action on a resource. Needs `authorization check` and `members view`.
+        """Lists the members who may do an action on a resource, those who may only under conditions apart. Needs
+        `authorization check` and `members view`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -109,7 +110,8 @@ class AuthorizationServiceServicer:
 
     def PlanResources(self, request, context):
         """Says on which resources of a type a subject may do an action, as patterns, which a list of resources is filtered
-        by. Equals a Check of each resource beneath the type.
+        by. Equals a Check of each resource beneath the type, but for rules with conditions: those allow nothing here, and
+        deny.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

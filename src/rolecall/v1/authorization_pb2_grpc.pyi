@@ -48,10 +48,13 @@ class AuthorizationServiceStub:
     ones. A deny among them beats any allow.
     """
     ListSubjects: _grpc.UnaryUnaryMultiCallable[_authorization_pb2.ListSubjectsRequest, _authorization_pb2.ListSubjectsResponse]
-    """Lists the members who may do an action on a resource. Needs `authorization check` and `members view`."""
+    """Lists the members who may do an action on a resource, those who may only under conditions apart. Needs
+    `authorization check` and `members view`.
+    """
     PlanResources: _grpc.UnaryUnaryMultiCallable[_authorization_pb2.PlanResourcesRequest, _authorization_pb2.PlanResourcesResponse]
     """Says on which resources of a type a subject may do an action, as patterns, which a list of resources is filtered
-    by. Equals a Check of each resource beneath the type.
+    by. Equals a Check of each resource beneath the type, but for rules with conditions: those allow nothing here, and
+    deny.
     """
     ListResources: _grpc.UnaryUnaryMultiCallable[_authorization_pb2.ListResourcesRequest, _authorization_pb2.ListResourcesResponse]
     """Lists the resources of a type on which a subject may do an action, of those that rules of the policy and scopes of role
@@ -78,10 +81,13 @@ class AuthorizationServiceAsyncStub(AuthorizationServiceStub):
     ones. A deny among them beats any allow.
     """
     ListSubjects: _aio.UnaryUnaryMultiCallable[_authorization_pb2.ListSubjectsRequest, _authorization_pb2.ListSubjectsResponse]  # type: ignore[assignment]
-    """Lists the members who may do an action on a resource. Needs `authorization check` and `members view`."""
+    """Lists the members who may do an action on a resource, those who may only under conditions apart. Needs
+    `authorization check` and `members view`.
+    """
     PlanResources: _aio.UnaryUnaryMultiCallable[_authorization_pb2.PlanResourcesRequest, _authorization_pb2.PlanResourcesResponse]  # type: ignore[assignment]
     """Says on which resources of a type a subject may do an action, as patterns, which a list of resources is filtered
-    by. Equals a Check of each resource beneath the type.
+    by. Equals a Check of each resource beneath the type, but for rules with conditions: those allow nothing here, and
+    deny.
     """
     ListResources: _aio.UnaryUnaryMultiCallable[_authorization_pb2.ListResourcesRequest, _authorization_pb2.ListResourcesResponse]  # type: ignore[assignment]
     """Lists the resources of a type on which a subject may do an action, of those that rules of the policy and scopes of role
@@ -129,7 +135,9 @@ class AuthorizationServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _authorization_pb2.ListSubjectsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_authorization_pb2.ListSubjectsResponse, _abc.Awaitable[_authorization_pb2.ListSubjectsResponse]]:
-        """Lists the members who may do an action on a resource. Needs `authorization check` and `members view`."""
+        """Lists the members who may do an action on a resource, those who may only under conditions apart. Needs
+        `authorization check` and `members view`.
+        """
 
     @_abc_1.abstractmethod
     def PlanResources(
@@ -138,7 +146,8 @@ class AuthorizationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_authorization_pb2.PlanResourcesResponse, _abc.Awaitable[_authorization_pb2.PlanResourcesResponse]]:
         """Says on which resources of a type a subject may do an action, as patterns, which a list of resources is filtered
-        by. Equals a Check of each resource beneath the type.
+        by. Equals a Check of each resource beneath the type, but for rules with conditions: those allow nothing here, and
+        deny.
         """
 
     @_abc_1.abstractmethod
