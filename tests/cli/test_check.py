@@ -143,7 +143,7 @@ def test_permissions_lists_the_rules_of_a_subject(client_workspace: Workspace) -
     machine = client_workspace.run("permissions", "role:VIEWER", "--json")
 
     rules = json.loads(only_line(machine))
-    assert {"resource": "secrets", "action": "view", "effect": "allow"} in rules
+    assert {"resource": "secrets", "action": "view", "effect": "allow", "condition": ""} in rules
     assert len(rules) == 6
     assert cells(table)[1:] == [[rule["resource"], rule["action"], rule["effect"]] for rule in rules]
 

@@ -1,5 +1,6 @@
 """Rules with conditions over a running server: what they allow, what they are evaluated with, and who is told."""
 
+import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -10,10 +11,14 @@ import pytest
 from rolecall import Client
 from rolecall.domain import CheckResult, Effect, Permission, PlanKind, Reason
 from rolecall.errors import InvalidField, PermissionMissing, RolecallError
+from rolecall.policy import build
+from rolecall.server import build_server
 from rolecall.v1 import authorization_pb2 as pb
+from support.commands import Workspace, error_of
 from support.environment import ROOT
 from support.policy_folders import CASES, write_folder
 from support.sites import MakeSite, Site
+from support.waiting import wait_until
 
 # The roles of the demo organization, which the server's tests have members of.
 POLICY = """\
@@ -25,6 +30,7 @@ g, ADMIN, CONTRIBUTOR
 g, CONTRIBUTOR, VIEWER
 g, VIEWER, VIEWERNOSECRETS
 p, ADMIN, authorization, *, allow
+p, ADMIN, policy, view, allow
 p, ADMIN, account, manage, allow, from-office
 p, ADMIN, personal-tokens, create, allow, by-a-member
 p, ADMIN, members, view, allow
@@ -346,3 +352,83 @@ def test_an_invalid_context_is_refused_by_the_client(client: Client) -> None:
 
     assert isinstance(refused.value, RolecallError)
     assert refused.value.field == "context"
+
+
+def test_an_edit_of_the_conditions_alone_comes_into_force(site: Site, folder: Path, client: Client) -> None:
+    """The server watches conditions.yaml: another expression is another version, a wrong one is refused."""
+    question = ("viewer@acme.io", "view", "secrets")
+    before = client.policy().policy.policy_version
+    edited = CONDITIONS.replace("192.0.2.0/24", "203.0.113.0/24", 1)
+
+    (folder / "conditions.yaml").write_text(edited)
+    wait_until(lambda: bool(client.check(*question, context=ELSEWHERE)))
+    after = client.policy().policy.policy_version
+    (folder / "conditions.yaml").write_text(edited.replace("context.ip", "contxt.ip", 1))
+    wait_until(lambda: client.policy().HasField("refusal"))
+    (found,) = client.policy().refusal.findings
+
+    assert before != after
+    assert (found.file, found.line) == ("conditions.yaml", 2)
+    assert client.check(*question, context=ELSEWHERE)
+    assert not client.check(*question, context=OFFICE)
+
+
+def test_the_database_keeps_the_conditions(site: Site, folder: Path) -> None:
+    """A server whose folder is broken serves the policy in force, with its conditions, from the database."""
+    site.stop()
+    (folder / "policy.csv").write_text("p, broken\n")
+    server = build_server(site.settings, limits=site.limits)
+    server.start()
+    try:
+        with Client(server.address, site.tokens["ADMIN"]) as client:
+            office = client.check("viewer@acme.io", "view", "secrets", context=OFFICE)
+            elsewhere = client.check("viewer@acme.io", "view", "secrets", context=ELSEWHERE)
+            refused = client.policy().HasField("refusal")
+    finally:
+        server.stop(0)
+
+    assert (bool(office), bool(elsewhere), refused) == (True, False, True)
+
+
+def test_conditions_are_validated_with_the_policy(site: Site) -> None:
+    """ValidatePolicy takes the text of conditions.yaml, and without it finds them undefined."""
+    files = build(site.policy_folder, 0.0).files
+    wrong = files.conditions.replace("context.ip", "contxt.ip", 1)
+    with Client(site.address, site.tokens["OWNER"]) as client:
+        accepted = client.validate_policy(*files)
+        undefined = client.validate_policy(files.model, files.policy, files.tests)
+        refused = client.validate_policy(files.model, files.policy, files.tests, wrong)
+
+    assert accepted.accepted
+    assert accepted.policy_version == files.version
+    assert not undefined.accepted
+    assert "is not defined" in undefined.findings[0].message
+    assert (refused.findings[0].file, refused.findings[0].line) == ("conditions.yaml", 2)
+
+
+def test_the_command_asks_with_a_context(site: Site, tmp_path: Path) -> None:
+    """`rolecall check --context` passes a JSON object on; the lists name the conditions."""
+    variables = {"ROLECALL_ADDRESS": site.address, "ROLECALL_TOKEN": site.tokens["ADMIN"]}
+    workspace = Workspace(tmp_path, variables)
+    question = ("check", "viewer@acme.io", "view", "secrets")
+    properties = ("--subject-properties", '{"mfa": true}', "--action-properties", '{"purpose": "read"}')
+    owner = json.dumps({"owner": site.members["VIEWER"].user_id})
+
+    office = workspace.run(*question, "--context", '{"ip": "192.0.2.7"}')
+    elsewhere = workspace.run(*question, "--context", '{"ip": "203.0.113.7"}', "--explain")
+    nothing = workspace.run(*question, "--explain")
+    mfa = workspace.run(*question, *properties)
+    owned = workspace.run("check", "viewer@acme.io", "update", "documents", "--resource-properties", owner)
+    wrong = [workspace.run(*question, "--context", text) for text in ("{", "[]", "office")]
+    listed = workspace.run("permissions", "viewer@acme.io")
+    planned = workspace.run("resources", "viewer@acme.io", "view", "documents")
+    members = workspace.run("subjects", "view", "secrets")
+
+    assert (office.returncode, elsewhere.returncode, nothing.returncode) == (0, 1, 1)
+    assert (mfa.returncode, owned.returncode) == (0, 0)
+    assert "the condition `from-office` does not hold" in elsewhere.stdout
+    assert "missing values: context.ip" in nothing.stdout
+    assert all("--context is no JSON object" in error_of(each) for each in wrong)
+    assert "secrets\tview\tallow\tfrom-office" in listed.stdout
+    assert "More depends on conditions: outside" in planned.stderr
+    assert "viewer@acme.io may only under the conditions from-office, with-mfa" in members.stderr
