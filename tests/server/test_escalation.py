@@ -1,6 +1,7 @@
 """No credential grants more than it has: all RPCs that create credentials or grant roles, with all credential kinds."""
 
 from importlib import import_module
+from pathlib import Path
 from pkgutil import iter_modules
 
 import pytest
@@ -9,8 +10,9 @@ import rolecall.v1
 from rolecall.storage import tables
 from rolecall.v1 import authorization_pb2 as authorization
 from rolecall.v1 import session_pb2 as session
+from support.assignment_checks import ASSIGNERS, ASSIGNMENT_CHECKS
 from support.grant_checks import CHECKS, CREDENTIAL_CASES, GrantChecks
-from support.grants import ROLES, UNIVERSE, powers
+from support.grants import ROLES, UNIVERSE, extra_rows, powers
 from support.people import PeopleCalls, change_rows
 from support.sites import QUICK_LIMITS, MakeSite, Site, without_rates
 
@@ -18,38 +20,56 @@ from support.sites import QUICK_LIMITS, MakeSite, Site, without_rates
 # mail below.
 MINTS_OR_GRANTS = {
     "AcceptInvitation",
+    "AddTeamMembers",
     "ChangeMemberExternalId",
     "ChangeMemberRole",
     "CreateInvitations",
     "CreateOrganizationToken",
     "CreatePersonalToken",
+    "CreateRoleAssignments",
     "MoveMembers",
     "RequestSignIn",
     "ResendInvitation",
     "RotateToken",
     "SignIn",
     "UpdateInvitation",
+    "UpdateRoleAssignment",
 }
-TAKES_AWAY = {"DeleteInvitation", "DeleteToken", "RemoveMember"}
+TAKES_AWAY = {
+    "DeleteInvitation",
+    "DeleteRoleAssignment",
+    "DeleteTeam",
+    "DeleteToken",
+    "RemoveMember",
+    "RemoveTeamMembers",
+}
 DOES_NEITHER = {
     "BatchCheck",
     "Check",
+    "CreateTeam",
     "ExportAuditEntries",
     "GetInvitation",
     "GetMember",
     "GetOrganization",
     "GetPolicy",
+    "GetRoleAssignment",
+    "GetTeam",
     "LeaveOrganization",
     "ListAuditEntries",
     "ListInvitations",
     "ListMembers",
     "ListPermissions",
+    "ListResources",
+    "ListRoleAssignments",
     "ListRoles",
     "ListSubjects",
+    "ListTeamMembers",
+    "ListTeams",
     "ListTokens",
     "PlanResources",
     "SignOut",
     "UpdateOrganization",
+    "UpdateTeam",
     "ValidatePolicy",
     "VerifyAuditLog",
     "WhoAmI",
@@ -69,18 +89,45 @@ def all_rpcs() -> list[str]:
 def test_every_rpc_is_listed_as_granting_or_not() -> None:
     """Every RPC must be listed as granting or not; each one that grants must be in the table of checks."""
     assert all_rpcs() == sorted([*MINTS_OR_GRANTS, *TAKES_AWAY, *DOES_NEITHER])
-    assert set(CHECKS) | BY_MAIL == MINTS_OR_GRANTS | TAKES_AWAY
+    assert set(CHECKS) | set(ASSIGNMENT_CHECKS) | BY_MAIL == MINTS_OR_GRANTS | TAKES_AWAY
 
 
+@pytest.fixture
+def more_roles(policy_folder: Path) -> Path:
+    """The shipped policy with roles that deny something."""
+    file = policy_folder / "policy.csv"
+    file.write_text(file.read_text(encoding="utf-8") + extra_rows(), encoding="utf-8")
+    return policy_folder
+
+
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("rpc", sorted(CHECKS))
-def test_each_credential_may_exactly_what_the_rules_say(make_site: MakeSite, sqlite_url: str, rpc: str) -> None:
+def test_each_credential_may_exactly_what_the_rules_say(
+    make_site: MakeSite, sqlite_url: str, more_roles: Path, rpc: str
+) -> None:
     """A credential with any restriction does what lies within it; all else is refused, and changes nothing."""
-    checks = GrantChecks(PeopleCalls(make_site(sqlite_url, limits=without_rates(QUICK_LIMITS))))
+    site = make_site(sqlite_url, folder=more_roles, limits=without_rates(QUICK_LIMITS))
+    checks = GrantChecks(PeopleCalls(site))
     for presenter in CREDENTIAL_CASES:
         CHECKS[rpc](checks, presenter, checks.present(presenter))
 
     assert checks.wrong == []
     assert min(checks.outcomes["done"], checks.outcomes["refused"]) >= 20, checks.outcomes
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("rpc", sorted(ASSIGNMENT_CHECKS))
+def test_nobody_assigns_or_ends_more_than_it_may_there(
+    make_site: MakeSite, sqlite_url: str, more_roles: Path, rpc: str
+) -> None:
+    """A credential assigns and ends roles as the rules say; what others gain and lose lies within what it may there."""
+    site = make_site(sqlite_url, folder=more_roles, limits=without_rates(QUICK_LIMITS))
+    checks = GrantChecks(PeopleCalls(site))
+    for presenter in ASSIGNERS:
+        ASSIGNMENT_CHECKS[rpc](checks, presenter, checks.present(presenter))
+
+    assert checks.wrong == []
+    assert min(checks.outcomes["done"], checks.outcomes["refused"], checks.outcomes["watched"]) >= 10, checks.outcomes
 
 
 def test_sign_in_link_gives_only_the_present_role(sqlite_site: Site) -> None:

@@ -82,7 +82,7 @@ def test_session_and_organization_calls_with_grpcurl(sqlite_site: Site) -> None:
     out = answer_of(sqlite_site, "rolecall.v1.SessionService/SignOut", token=borrowed)
     after = call(sqlite_site, "rolecall.v1.SessionService/WhoAmI", "{}", borrowed)
 
-    assert (who["member"]["email"], who["role"], who["permissionCount"]) == ("ann@acme.io", "OWNER", 40)
+    assert (who["member"]["email"], who["role"], who["permissionCount"]) == ("ann@acme.io", "OWNER", 47)
     assert who["credential"]["kind"] == "CREDENTIAL_KIND_PERSONAL_TOKEN"
     assert "single owner" in before["warnings"][0]
     assert renamed["organization"]["displayName"] == "Acme GmbH"
@@ -121,7 +121,7 @@ def test_describe_documents_the_management_services(sqlite_site: Site) -> None:
         (TOKENS, "Creates, lists, rotates and deletes the tokens"),
         (f"{TOKENS}.RotateToken", "Gives a token a new secret."),
         ("rolecall.v1.CreatePersonalTokenRequest", "Without it 90 days"),
-        ("rolecall.v1.Restriction", "at least one, at most 100"),
+        ("rolecall.v1.Restriction", "at most 100, and at least one"),
         ("rolecall.v1.SessionService", "Signs people in by mail; describes and ends the presented credential"),
         ("rolecall.v1.MemberService", "An organization always keeps a member whose role may `owners update`."),
         ("rolecall.v1.InvitationService.AcceptInvitation", "The secret works once"),

@@ -16,9 +16,9 @@ DAY = 24 * 60 * 60 * SECOND
 CHECK_ONLY = (("authorization", "check"),)
 
 
-def restriction(*pairs: tuple[str, str]) -> shared.Restriction:
-    """A restriction to these (resource, action) patterns."""
-    return shared.Restriction(permissions=[shared.Permission(resource=r, action=a) for r, a in pairs])
+def restriction(*pairs: tuple[str, str], scope: str = "") -> shared.Restriction:
+    """A restriction to these (resource, action) patterns, and to a scope."""
+    return shared.Restriction(permissions=[shared.Permission(resource=r, action=a) for r, a in pairs], scope=scope)
 
 
 def put_credential(
@@ -28,16 +28,24 @@ def put_credential(
     kind: CredentialKind = CredentialKind.PERSONAL,
     role: str | None = None,
     only: tuple[tuple[str, str], ...] | None = None,
+    scope: str = "",
     life: int = 12 * DAY,
     name: str = "put",
 ) -> str:
-    """Add a credential directly to the database; return its text. `only`: its restriction."""
+    """Add a credential directly to the database; return its text. `only`, `scope`: its restriction."""
     minted = token_format.mint(kind)
-    bound = None if only is None else Restriction(tuple(Permission(r, a, Effect.ALLOW) for r, a in only))
+    bound = _restriction(only, scope)
     at = now()
     new = NewCredential(minted, "acme", user_id, role, name, bound, user_id or "operator", at, at + life)
     site.storage.mutate("acme", lambda tx: credential_rows.add(tx, new))
     return minted.text
+
+
+def _restriction(only: tuple[tuple[str, str], ...] | None, scope: str) -> Restriction | None:
+    """The restriction to these patterns, if any, and this scope; None for neither."""
+    if only is None:
+        return Restriction(None, scope) if scope else None
+    return Restriction(tuple(Permission(r, a, Effect.ALLOW) for r, a in only), scope)
 
 
 def put_session(site: Site, role: str) -> str:

@@ -1,5 +1,6 @@
 """Calls of each RPC that creates credentials, grants or removes, with all credential kinds, compared with the rules."""
 
+import itertools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -10,20 +11,24 @@ from typing import Any
 import grpc
 from google.protobuf.message import Message
 
-from rolecall.domain import CredentialKind, Member
+from rolecall.credentials import token_format
+from rolecall.domain import NEVER, CredentialKind, Member, Principal, PrincipalKind, RoleAssignment, Team, now
+from rolecall.storage import Transaction, tables
+from rolecall.storage import assignments as assignment_rows
 from rolecall.storage import organizations as organization_rows
-from rolecall.storage import tables
+from rolecall.storage import teams as team_rows
 from rolecall.v1 import invitation_pb2 as invitation
 from rolecall.v1 import member_pb2 as member
+from rolecall.v1 import shared_pb2 as shared
 from rolecall.v1 import token_pb2 as token
 from support.credentials import DAY, id_of, put_credential, restriction
 from support.environment import CI
-from support.grants import RESTRICTIONS, ROLES, CredentialCase
+from support.grants import HOUR, RESTRICTIONS, ROLES, SCOPES, CredentialCase, Held, Pairs
 from support.people import PeopleCalls, change_rows, inviting
 from support.server_calls import DENIED, INVALID, NOT_FOUND, Failure, failure_of
 from support.sites import Site, add_member
 
-__all__ = ["CHECKS", "CREDENTIAL_CASES", "GrantChecks"]
+__all__ = ["CHECKS", "CREDENTIAL_CASES", "PERSONAL", "PROGRAM", "GrantChecks"]
 
 PERSONAL, PROGRAM, SESSION = CredentialKind.PERSONAL, CredentialKind.ORGANIZATION, CredentialKind.SESSION
 # Every restriction for strong roles; for sessions only some of them, outside CI. No program has an owner's role.
@@ -38,6 +43,26 @@ CREDENTIAL_CASES = [
     )
     for restriction_name in (list(RESTRICTIONS)[::3] if kind is SESSION and not CI else RESTRICTIONS)
 ] + [CredentialCase(kind, role, "nothing is cut") for kind in (PERSONAL, PROGRAM) for role in ROLES[3:]]
+# Restricted to a scope, of which some are resources that people are handled by.
+CREDENTIAL_CASES += [
+    CredentialCase(PERSONAL, "OWNER", restriction_name, scope)
+    for restriction_name in ("nothing is cut", "as an admin")
+    for scope in ("projects/1", "members", "owners")
+]
+# What the holders of credentials are assigned besides their roles.
+_ASSIGNED: tuple[tuple[str, tuple[Held, ...]], ...] = (
+    ("VIEWER", (Held("ADMIN"),)),
+    ("VIEWER", (Held("ADMIN", by_team=True),)),
+    ("VIEWER", (Held("ADMIN", life=HOUR),)),
+    ("VIEWER", (Held("ADMIN", "projects/1"),)),
+    ("ADMIN", (Held("BARRED"),)),
+    ("ADMIN", (Held("GUARD", "projects/2", by_team=True),)),
+    ("CONTRIBUTOR", (Held("ADMIN", "members"), Held("ADMIN", "organization-tokens"))),
+)
+CREDENTIAL_CASES += [CredentialCase(PERSONAL, role, "nothing is cut", "", held) for role, held in _ASSIGNED]
+CREDENTIAL_CASES += [CredentialCase(PERSONAL, role, "as an admin", "", held) for role, held in _ASSIGNED[:2]]
+CREDENTIAL_CASES += [CredentialCase(PERSONAL, "VIEWER", "nothing is cut", "projects/1", _ASSIGNED[3][1])]
+CREDENTIAL_CASES += [CredentialCase(PROGRAM, "VIEWER", "nothing is cut", "", _ASSIGNED[0][1])]
 
 
 @dataclass
@@ -48,6 +73,10 @@ class GrantChecks:
     outcomes: Counter[str] = field(default_factory=Counter)
     wrong: list[object] = field(default_factory=list)
     people: dict[str, Member] = field(default_factory=dict)
+    holders: dict[tuple[str, tuple[Held, ...]], Member] = field(default_factory=dict)
+    # Of the checks of assignments.
+    targets: list[Any] = field(default_factory=list)
+    numbers: Iterator[int] = field(default_factory=itertools.count)
     invitations: dict[str, invitation.Invitation] = field(default_factory=dict)
 
     @property
@@ -57,9 +86,50 @@ class GrantChecks:
 
     def present(self, presenter: CredentialCase) -> str:
         """Create such a credential; return its text."""
-        user = self.site.members[presenter.role].user_id if presenter.is_person else None
+        user = self.holder(presenter).user_id if presenter.is_person else None
         role = None if presenter.is_person else presenter.role
-        return put_credential(self.site, user, kind=presenter.kind, role=role, only=presenter.only)
+        only, scope = presenter.only, presenter.scope
+        text = put_credential(self.site, user, kind=presenter.kind, role=role, only=only, scope=scope)
+        if not presenter.is_person:
+            self.assign(Principal(PrincipalKind.TOKEN, id_of(text)), presenter.assigned)
+        return text
+
+    def holder(self, presenter: CredentialCase) -> Member:
+        """Return the person who holds such a credential."""
+        if not presenter.assigned:
+            return self.site.members[presenter.role]
+        key = (presenter.role, presenter.assigned)
+        if key not in self.holders:
+            self.holders[key] = self.add_person(presenter.role, presenter.assigned)
+        return self.holders[key]
+
+    def add_person(self, role: str, assigned: tuple[Held, ...] = ()) -> Member:
+        """Add a member with a role, and what it is assigned."""
+        added = add_member(self.site.storage, "acme", self.address(), role)
+        self.assign(Principal(PrincipalKind.USER, added.user_id), assigned)
+        return added
+
+    def assign(self, principal: Principal, assigned: tuple[Held, ...]) -> list[RoleAssignment]:
+        """Assign roles directly in the database, some by a new team; return the assignments."""
+
+        def work(tx: Transaction) -> list[RoleAssignment]:
+            at = now()
+            made = []
+            for held in assigned:
+                to = principal
+                if held.by_team:
+                    to = Principal(PrincipalKind.TEAM, f"team-{token_format.new_id().lower()}")
+                    team = Team("acme", to.id, to.id, at, tx.revision)
+                    team_rows.add(tx, team)
+                    team_rows.add_members(tx, team, [principal.id])
+                end = NEVER if held.life is None else at + held.life
+                values = (held.role, held.scope, "operator", at, end, "", tx.revision)
+                made.append(RoleAssignment("acme", token_format.new_id(), to, *values))
+            if made:
+                assignment_rows.add(tx, made)
+            return made
+
+        return self.site.storage.mutate("acme", work) if assigned else []
 
     def check_request(self, presenter: CredentialCase, text: str, request: Message, *, allowed: bool) -> bool:
         """Send the request; return whether it succeeded. `allowed`: whether it should, by the rules."""
@@ -96,6 +166,13 @@ class GrantChecks:
             self.people[role] = add_member(self.site.storage, "acme", self.address(), role)
         return self.people[role]
 
+    def assigned_person(self, held: tuple[Held, ...]) -> Member:
+        """Return a VIEWER who is assigned these roles, and presents no credential."""
+        key = ("VIEWER other", held)
+        if key not in self.holders:
+            self.holders[key] = self.add_person("VIEWER", held)
+        return self.holders[key]
+
     def invited(self, role: str) -> invitation.Invitation:
         """Return a pending invitation to this role."""
         if role not in self.invitations:
@@ -116,62 +193,100 @@ def _reason(failure: Failure | None) -> str:
 
 
 def create_personal_token(checks: GrantChecks, presenter: CredentialCase, text: str) -> None:
-    """Create personal tokens with every restriction."""
-    for only in RESTRICTIONS.values():
-        wanted = None if only is None else restriction(*only)
-        request = token.CreatePersonalTokenRequest(display_name="x", restriction=wanted)
+    """Create personal tokens with every restriction, and at every scope."""
+    restricted = [(only, "") for only in RESTRICTIONS.values()]
+    restricted += [(only, scope) for only in (None, (("secrets", "view"),), presenter.only) for scope in SCOPES]
+    for only, scope in restricted:
+        request = token.CreatePersonalTokenRequest(display_name="x", restriction=_restriction(only, scope))
         may = (
             presenter.is_person
             and presenter.can("personal-tokens", "create")
-            and presenter.may_restrict_to(only, presenter.role)
+            and presenter.may_restrict_to(only, "", scope)
         )
         checks.check_request(presenter, text, request, allowed=may)
 
 
+def _restriction(only: Pairs | None, scope: str) -> shared.Restriction | None:
+    """The restriction in a request; None for none."""
+    return restriction(*(only or ()), scope=scope) if only is not None or scope else None
+
+
 def create_organization_token(checks: GrantChecks, presenter: CredentialCase, text: str) -> None:
-    """Create tokens of every role, more and less restricted."""
-    for role in ROLES:
-        for only in (None, presenter.only, (("secrets", "view"),), (("members", "view"), ("secrets/prod*", "view"))):
-            wanted = None if only is None else restriction(*only)
-            request = token.CreateOrganizationTokenRequest(display_name="x", role=role, restriction=wanted)
-            checks.check_request(
-                presenter,
-                text,
-                request,
-                allowed=presenter.may_create_program_token(role) and presenter.may_restrict_to(only, role),
+    """Create tokens of every role, more and less restricted, at every scope."""
+    for role in (*ROLES, "GUARD"):
+        restricted: list[tuple[Pairs | None, str]] = [(None, scope) for scope in SCOPES]
+        restricted += [(presenter.only, ""), ((("secrets", "view"),), ""), ((("secrets", "view"),), "projects/1")]
+        restricted += [((("members", "view"), ("secrets/prod*", "view")), "")]
+        for only, scope in restricted:
+            request = token.CreateOrganizationTokenRequest(
+                display_name="x", role=role, restriction=_restriction(only, scope)
             )
+            may = presenter.may_create_program_token(role, scope) and presenter.may_restrict_to(only, role, scope)
+            checks.check_request(presenter, text, request, allowed=may)
 
 
-def _tokens(checks: GrantChecks, presenter: CredentialCase) -> Iterator[tuple[str, str, bool]]:
-    """Create tokens of the presenter's holder and of programs; yield id, a program's role, and whether it may more."""
-    for restriction_name in sorted({"nothing is cut", presenter.restriction_name, "check", "mint"}):
-        only, free = RESTRICTIONS[restriction_name], not presenter.restricts_at_least(RESTRICTIONS[restriction_name])
+@dataclass(frozen=True)
+class _Token:
+    """Token of the presenter's holder, or of a program with this role. `free`: it is restricted less."""
+
+    id: str
+    role: str
+    scope: str
+    free: bool
+    assigned: tuple[Held, ...] = ()
+
+
+def _tokens(checks: GrantChecks, presenter: CredentialCase) -> Iterator[_Token]:
+    """Create tokens of the presenter's holder and of programs, more and less restricted, at scopes and not."""
+    restricted = [(name, "") for name in sorted({"nothing is cut", presenter.restriction_name, "check", "mint"})]
+    restricted += [("nothing is cut", "projects/1"), (presenter.restriction_name, presenter.scope)]
+    for restriction_name, scope in dict.fromkeys(restricted):
+        only = RESTRICTIONS[restriction_name]
+        free = not presenter.restricts_at_least(only, scope)
         if presenter.is_person:
-            user = checks.site.members[presenter.role].user_id
-            yield id_of(put_credential(checks.site, user, only=only, life=9 * DAY)), "", free
+            user = checks.holder(presenter).user_id
+            yield _Token(id_of(put_credential(checks.site, user, only=only, scope=scope, life=9 * DAY)), "", "", free)
         for role in ("ADMIN", "VIEWER"):
-            made = put_credential(checks.site, None, kind=PROGRAM, role=role, only=only, life=9 * DAY)
-            yield id_of(made), role, free
+            made = put_credential(checks.site, None, kind=PROGRAM, role=role, only=only, scope=scope, life=9 * DAY)
+            yield _Token(id_of(made), role, scope, free)
+    for held in (Held("CONTRIBUTOR"), Held("ADMIN", "projects/2"), Held("ADMIN", life=HOUR // 2), Held("GUARD")):
+        made = put_credential(checks.site, None, kind=PROGRAM, role="VIEWER", life=9 * DAY)
+        checks.assign(Principal(PrincipalKind.TOKEN, id_of(made)), (held,))
+        yield _Token(id_of(made), "VIEWER", "", not presenter.restricts_at_least(None), (held,))
 
 
 def rotate_token(checks: GrantChecks, presenter: CredentialCase, text: str) -> None:
-    """Rotate the holder's own tokens and programs', more and less restricted."""
-    for token_id, role, free in _tokens(checks, presenter):
-        may = not free and (not role or presenter.may_create_program_token(role))
-        checks.check_request(presenter, text, token.RotateTokenRequest(id=token_id), allowed=may)
+    """Rotate the holder's own tokens and programs', more and less restricted, and some that are assigned roles."""
+    for each in _tokens(checks, presenter):
+        may = not each.free
+        if each.role:
+            may &= presenter.can("organization-tokens", "create")
+            may &= presenter.may_create_program_token(each.role, each.scope)
+            # The new secret gives what the token is assigned too.
+            may &= all(presenter.covers_role(held.role, held.scope, held.life) for held in each.assigned)
+        checks.check_request(presenter, text, token.RotateTokenRequest(id=each.id), allowed=may)
 
 
 def delete_token(checks: GrantChecks, presenter: CredentialCase, text: str) -> None:
     """Delete the holder's own tokens, programs', and those of people of every role."""
-    for token_id, role, free in _tokens(checks, presenter):
-        may = presenter.can("organization-tokens", "delete") if role else not free
-        checks.check_request(presenter, text, token.DeleteTokenRequest(id=token_id), allowed=may)
+    for each in _tokens(checks, presenter):
+        may = presenter.can("organization-tokens", "delete") if each.role else not each.free
+        checks.check_request(presenter, text, token.DeleteTokenRequest(id=each.id), allowed=may)
     for role in ROLES:
         theirs = put_credential(checks.site, checks.target(role).user_id)
         may = presenter.can("member-tokens", "delete") and (
             presenter.covers_role(role) or presenter.can("owners", "update")
         )
         checks.check_request(presenter, text, token.DeleteTokenRequest(id=id_of(theirs)), allowed=may)
+
+
+# What some of the people are assigned whose external ids change, or who are removed.
+_OTHERS: tuple[tuple[Held, ...], ...] = (
+    (),
+    (Held("CONTRIBUTOR"),),
+    (Held("ADMIN", "projects/1"),),
+    (Held("ADMIN", life=HOUR // 2, by_team=True),),
+)
 
 
 def change_member_role(checks: GrantChecks, presenter: CredentialCase, text: str) -> None:
@@ -185,10 +300,13 @@ def change_member_role(checks: GrantChecks, presenter: CredentialCase, text: str
 
 def change_member_external_id(checks: GrantChecks, presenter: CredentialCase, text: str) -> None:
     """Give people of every role another external id: its holder gets the role in the eyes of other services."""
-    for role in ROLES:
+    people: list[tuple[Member, tuple[Held, ...]]] = [(checks.target(role), ()) for role in ROLES]
+    people += [(checks.assigned_person(held), held) for held in _OTHERS]
+    for person, held in people:
         new = f"idp:{checks.address().partition('@')[0]}"
-        request = member.ChangeMemberExternalIdRequest(user_id=checks.target(role).user_id, external_id=new)
-        checks.check_request(presenter, text, request, allowed=presenter.handles("update", role))
+        request = member.ChangeMemberExternalIdRequest(user_id=person.user_id, external_id=new)
+        may = presenter.handles_person("update", person.role, held)
+        checks.check_request(presenter, text, request, allowed=may)
 
 
 def move_members(checks: GrantChecks, presenter: CredentialCase, text: str) -> None:
@@ -207,6 +325,11 @@ def remove_member(checks: GrantChecks, presenter: CredentialCase, text: str) -> 
         request = member.RemoveMemberRequest(user_id=checks.target(role).user_id)
         if checks.check_request(presenter, text, request, allowed=presenter.handles("remove", role)):
             del checks.people[role]
+    for held in _OTHERS:
+        request = member.RemoveMemberRequest(user_id=checks.assigned_person(held).user_id)
+        may = presenter.handles_person("remove", "VIEWER", held)
+        if checks.check_request(presenter, text, request, allowed=may):
+            del checks.holders["VIEWER other", held]
 
 
 def create_invitations(checks: GrantChecks, presenter: CredentialCase, text: str) -> None:
@@ -250,8 +373,10 @@ def delete_invitation(checks: GrantChecks, presenter: CredentialCase, text: str)
 
 def accept_invitation(checks: GrantChecks, presenter: CredentialCase, text: str) -> None:
     """Accept: the inviter's present role counts, and the restriction of the credential that was used to invite."""
-    holder = checks.site.members[presenter.role].user_id
+    holder = checks.holder(presenter).user_id
     only = None if presenter.only is None else json.dumps(presenter.only)
+    if presenter.scope:
+        only = json.dumps({"permissions": presenter.only, "scope": presenter.scope})
     actor = f"user:{holder}" if presenter.is_person else f"token:{id_of(text)}"
     for role in ROLES:
         made = checks.invited(role)

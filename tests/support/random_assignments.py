@@ -34,7 +34,7 @@ from rolecall.storage import teams as team_rows
 from rolecall.storage.credentials import NewCredential
 from support.random_policies import ROLES, RandomPolicy, matches, pairs, random_policies
 
-__all__ = ["ASKER", "ModelAssignment", "RandomCase", "World", "casbin_text", "policy_of", "random_cases"]
+__all__ = ["ASKER", "ENDED", "ModelAssignment", "RandomCase", "World", "casbin_text", "policy_of", "random_cases"]
 
 HOUR = 3_600_000_000
 PEOPLE = ("ann", "bob", "cyd")
@@ -136,17 +136,18 @@ class World:
 
     # The model: what the text about role assignments says, in the plainest words.
 
+    def assigned_to(self, holder: str) -> list[ModelAssignment]:
+        """The assignments of a person or program and of its teams, those that have ended included."""
+        principals = {Principal(PrincipalKind.USER if holder in PEOPLE else PrincipalKind.TOKEN, holder)}
+        principals |= {Principal(PrincipalKind.TEAM, team) for team, person in self.teams if person == holder}
+        return [each for each in self.assignments if each.principal in principals]
+
     def applicable(self, holder: str, scope: str, resource: str) -> list[ModelAssignment]:
         """The assignments of a person or program that apply to a question with this scope and resource."""
-        kind = PrincipalKind.USER if holder in PEOPLE else PrincipalKind.TOKEN
-        principals = {Principal(kind, holder)}
-        principals |= {Principal(PrincipalKind.TEAM, team) for team, person in self.teams if person == holder}
         return [
             each
-            for each in self.assignments
-            if each.principal in principals
-            and each.life != ENDED
-            and (_is_beneath(each.scope, scope) or _is_beneath(each.scope, resource))
+            for each in self.assigned_to(holder)
+            if each.life != ENDED and (_is_beneath(each.scope, scope) or _is_beneath(each.scope, resource))
         ]
 
     def permits(self, holder: str, action: str, resource: str, scope: str) -> bool:

@@ -199,9 +199,11 @@ class RoleAssignments:
 
         def authorize(context: ChangeContext) -> RoleAssignment:
             found = _find(context, assignment_id, "assignment.id")
-            # Who shortens it must have been able to give it, as who ends it.
+            # Who shortens it must have been able to give it, and to end it.
             until = found.expire_time if expire_time is None else max(expire_time, found.expire_time)
             require_changeable(context, CREATE, [replace(found, expire_time=until)], [found.principal], "assignment.id")
+            if expire_time is not None and expire_time < found.expire_time:
+                require_changeable(context, DELETE, [found], [found.principal], "assignment.id")
             require_assignable_role(context.policy, found.role, "assignment.id")
             return found
 

@@ -9,6 +9,8 @@ from rolecall.domain import (
     CredentialKind,
     Networks,
     Permission,
+    Principal,
+    PrincipalKind,
     Restriction,
     Token,
     TokenState,
@@ -21,6 +23,7 @@ from rolecall.policy import Policy, held_at, is_restricted_within
 from rolecall.services.caller_permissions import held, is_beyond, may, require, require_known, require_person
 from rolecall.services.unit_of_work import ChangeContext
 from rolecall.spelling import suggest
+from rolecall.storage import assignments as assignment_rows
 from rolecall.storage import tokens as rows
 from rolecall.storage.tokens import TokenQuery
 
@@ -88,7 +91,7 @@ def expiry_of(spec: TokenSpec, caller: Caller, at: int) -> int:
 
 
 def _latest(caller: Caller) -> int | None:
-    """Return the latest expiry of what the caller creates: a token's is its own. None for a session, without a bound."""
+    """Return the latest expiry of what the caller creates: a token's own; None, for no bound, with a session."""
     return None if caller.kind is CredentialKind.SESSION else caller.expire_time
 
 
@@ -237,6 +240,7 @@ def require_rotatable(context: ChangeContext, token_id: str) -> Token:
                 field="id",
             )
         require_organization_role(context, token.role, token.restriction, token.expire_time, "id")
+        _require_assigned_within_caller(context, token)
     _require_within_caller(context.caller, token)
     caller = context.caller
     if not is_within(token.networks, caller.networks):
@@ -281,6 +285,22 @@ def require_deletable(context: ChangeContext, token_id: str) -> Token:
     if token.user_id and is_beyond(context.policy, caller, token.role):
         context.require("update", "owners")
     return token
+
+
+def _require_assigned_within_caller(context: ChangeContext, token: Token) -> None:
+    """Raise `RoleBeyondCaller` if an organization token is assigned a role beyond the caller, who gets its secret."""
+    principal = Principal(PrincipalKind.TOKEN, token.id)
+    assigned = assignment_rows.assigned(context.tx, token.organization, [principal])[principal]
+    for each in assigned.at(context.at).roles:
+        until = min(each.expire_time, token.expire_time)
+        if is_beyond(context.policy, context.caller, each.role, each.scope, until):
+            where = f"at `{each.scope}`" if each.scope else "in the whole organization"
+            raise RoleBeyondCaller(
+                f"The token is assigned {each.role} {where}, which has permissions that the credential itself lacks"
+                " there: ask somebody who has them.",
+                field="id",
+                role=each.role,
+            )
 
 
 def _is_own(caller: Caller, token: Token) -> bool:

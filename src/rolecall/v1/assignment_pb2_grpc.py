@@ -101,7 +101,8 @@ class AssignmentServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateRoleAssignment(self, request, context):
-        """Changes an assignment's end or note. Needs what assigning the role until that end needs.
+        """Changes an assignment's end or note. Needs what assigning the role until that end needs; and to bring the end
+        forward, what ending it needs too.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -49,7 +49,9 @@ class AssignmentServiceStub:
     organization. The caller's own, by `principal`, need no permission.
     """
     UpdateRoleAssignment: _grpc.UnaryUnaryMultiCallable[_assignment_pb2.UpdateRoleAssignmentRequest, _assignment_pb2.UpdateRoleAssignmentResponse]
-    """Changes an assignment's end or note. Needs what assigning the role until that end needs."""
+    """Changes an assignment's end or note. Needs what assigning the role until that end needs; and to bring the end
+    forward, what ending it needs too.
+    """
     DeleteRoleAssignment: _grpc.UnaryUnaryMultiCallable[_assignment_pb2.DeleteRoleAssignmentRequest, _assignment_pb2.DeleteRoleAssignmentResponse]
     """Ends an assignment at once. Needs `assignments delete` at its scope, and a role within what the caller may do there;
     or `owners update`.
@@ -76,7 +78,9 @@ class AssignmentServiceAsyncStub(AssignmentServiceStub):
     organization. The caller's own, by `principal`, need no permission.
     """
     UpdateRoleAssignment: _aio.UnaryUnaryMultiCallable[_assignment_pb2.UpdateRoleAssignmentRequest, _assignment_pb2.UpdateRoleAssignmentResponse]  # type: ignore[assignment]
-    """Changes an assignment's end or note. Needs what assigning the role until that end needs."""
+    """Changes an assignment's end or note. Needs what assigning the role until that end needs; and to bring the end
+    forward, what ending it needs too.
+    """
     DeleteRoleAssignment: _aio.UnaryUnaryMultiCallable[_assignment_pb2.DeleteRoleAssignmentRequest, _assignment_pb2.DeleteRoleAssignmentResponse]  # type: ignore[assignment]
     """Ends an assignment at once. Needs `assignments delete` at its scope, and a role within what the caller may do there;
     or `owners update`.
@@ -124,7 +128,9 @@ class AssignmentServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _assignment_pb2.UpdateRoleAssignmentRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_assignment_pb2.UpdateRoleAssignmentResponse, _abc.Awaitable[_assignment_pb2.UpdateRoleAssignmentResponse]]:
-        """Changes an assignment's end or note. Needs what assigning the role until that end needs."""
+        """Changes an assignment's end or note. Needs what assigning the role until that end needs; and to bring the end
+        forward, what ending it needs too.
+        """
 
     @_abc_1.abstractmethod
     def DeleteRoleAssignment(
