@@ -87,7 +87,7 @@ class ExpressionError(Exception):
 class Condition:
     """Condition of the policy: a compiled expression that is true or false for the values of a question."""
 
-    __slots__ = ("_evaluate", "_is_costly", "_paths", "_variables", "description", "expression", "name")
+    __slots__ = ("_evaluate", "_is_costly", "_paths", "description", "expression", "name", "variables")
 
     def __init__(self, name: str, expression: str, description: str = "") -> None:
         """Compile the expression. Raises `ExpressionError`."""
@@ -97,7 +97,7 @@ class Condition:
         compiled, tree = _compile(expression)
         self._evaluate = compiled.eval
         self._is_costly = tree.has_loop or tree.additions > MAX_ADDITIONS
-        self._variables = tuple(sorted(tree.variables))
+        self.variables = tuple(sorted(tree.variables))
         self._paths = tuple(sorted(tree.paths - tree.tested))
 
     def __reduce__(self) -> tuple[object, tuple[str, str, str]]:
@@ -127,7 +127,7 @@ class Condition:
     def missing(self, values: Values) -> tuple[str, ...]:
         """Return the values that the expression names and that are missing, as `context.ip`, in order."""
         data = self._data(values)
-        absent = {name for name in self._variables if name not in data}
+        absent = {name for name in self.variables if name not in data}
         for path in self._paths:
             place: Any = data.get(path[0])
             for depth, key in enumerate(path[1:], 2):
@@ -152,9 +152,13 @@ class Condition:
 
     def _data(self, values: Values) -> dict[str, Any]:
         """Return the values that the expression names; a map that isn't there is empty."""
-        data = {name: values[name] for name in self._variables if name in values}
-        if len(data) < len(self._variables):
-            data.update((name, {}) for name in self._variables if name not in data and VARIABLES[name] == "map")
+        data: dict[str, Any] = {}
+        for name in self.variables:
+            try:
+                data[name] = values[name]
+            except KeyError:
+                if VARIABLES[name] == "map":
+                    data[name] = {}
         return data
 
 

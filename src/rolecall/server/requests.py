@@ -102,12 +102,13 @@ _SECONDS = range(-62_135_596_800, 253_402_300_800)
 _DURATION_SECONDS = 315_576_000_000
 
 
-def question(message: pb.CheckRequest | pb.BatchCheckItem) -> Question:
-    """Parse a question. Raises `InvalidField` for the first field at fault."""
+def question(message: pb.CheckRequest | pb.BatchCheckItem, *, with_given: bool = True) -> Question:
+    """Parse a question, without values for conditions unless `with_given`. Raises `InvalidField` for the first fault."""
     asked = subject_of(message)
     pair = _action_and_resource(message.action, message.resource)
     named = message.scope
-    return Question(asked, *pair, scope(named) if named else ORGANIZATION, given(message))
+    scope_ = scope(named) if named else ORGANIZATION
+    return Question(asked, *pair, scope_, given(message) if with_given else NOTHING_GIVEN)
 
 
 def subject_of(message: pb.CheckRequest | pb.BatchCheckItem | pb.PlanResourcesRequest) -> Subject:
@@ -119,14 +120,13 @@ def subject_of(message: pb.CheckRequest | pb.BatchCheckItem | pb.PlanResourcesRe
 def questions(
     messages: Iterable[pb.BatchCheckItem],
     default_scope: str = ORGANIZATION,
-    default_given: Mapping[str, Any] = NOTHING_GIVEN,
+    default_given: Mapping[str, Any] | None = NOTHING_GIVEN,
     *,
     ascii_only: bool = False,
-    with_given: bool = True,
 ) -> tuple[list[Question], dict[int, ItemError]] | None:
     """The well-formed questions, and the errors of the others by their places.
 
-    `default_scope` and `default_given`: of those without their own. Without `with_given`, values for conditions are
+    `default_scope` and `default_given`: of those without their own. With None for the latter, values for conditions are
     left out: looking for them takes a third as long as all the rest.
     With `ascii_only`, None where a subject is beyond ASCII: its address takes long to parse.
     Equals `question` for each, written out as batches spend their time here.
@@ -143,7 +143,7 @@ def questions(
             action_, resource_ = _action_and_resource(message.action, message.resource)
             scoped = message.scope
             scope_ = scope(scoped) if scoped else default_scope
-            given_ = given(message, default_given) if with_given else NOTHING_GIVEN
+            given_ = NOTHING_GIVEN if default_given is None else given(message, default_given)
             found.append(new(Question, (asked, action_, resource_, scope_, given_)))
         except InvalidField as error:
             wrong[place] = ItemError(error.field, error.message)

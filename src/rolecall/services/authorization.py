@@ -43,9 +43,8 @@ from rolecall.policy import (
     plan_resources,
 )
 from rolecall.policy.reload import LivePolicy
-from rolecall.services import conditions
 from rolecall.services.caller_permissions import is_self, may, require, roles_that_may
-from rolecall.services.conditions import evaluator
+from rolecall.services.conditions import ROLE, TOKEN, USER, Memo, QuestionValues, evaluator
 from rolecall.services.pagination import Pagination
 from rolecall.storage import Storage, Transaction
 from rolecall.storage import assignments as assignment_rows
@@ -174,7 +173,7 @@ class Authorizer:
 
     @property
     def has_conditions(self) -> bool:
-        """Whether the policy in force has conditions, so that what questions give matters."""
+        """Whether the policy in force has conditions, so that what a question gives for them matters."""
         return bool(self._live.in_force.policy.conditions)
 
     def check_cached(
@@ -437,32 +436,36 @@ def _digest(permissions: Iterable[Permission]) -> str:
     return hashlib.sha256(repr(permissions).encode()).hexdigest()
 
 
-def _reasons(policy: Policy, resolved: ResolvedSubjects, questions: Iterable[Question]) -> list[Reason]:
+def _reasons(policy: Policy, resolved: ResolvedSubjects, questions: Sequence[Question]) -> list[Reason]:
     """Return the reason for each question. Equals `_decide`, inlined because batches spend most of their time here."""
     reason_of, reason_of_roles, at = policy.reason, policy.reason_of_roles, now()
+    memo: Memo = {}
     reasons: list[Reason] = []
     for question, subject in zip(questions, resolved.subjects, strict=True):
         if subject is not None and subject.is_plain:
             _, action, resource, _, _ = question
             reason = reason_of(subject.role, action, resource)
             if isinstance(reason, Conditional):
-                reason = _decide(policy, subject, question, at)[0]
+                reason = _decide(policy, subject, question, at, memo)[0]
             reasons.append(reason)
         elif subject is not None and subject.restriction is None:
             _, action, resource, scope, _ = question
             applicable = subject.assigned.applicable(scope, resource, at)
             decided, _ = reason_of_roles((subject.role, *applicable.names), action, resource)
             if isinstance(decided, RoleReasons):
-                decided = _decide(policy, subject, question, at)[0]
+                decided = _decide(policy, subject, question, at, memo)[0]
             reasons.append(decided)
         else:
-            reasons.append(_decide(policy, subject, question, at)[0])
+            reasons.append(_decide(policy, subject, question, at, memo)[0])
     return reasons
 
 
-def _decide(policy: Policy, resolved: ResolvedSubject | None, question: Question, at: int) -> tuple[Reason, str, str]:
+def _decide(
+    policy: Policy, resolved: ResolvedSubject | None, question: Question, at: int, memo: Memo | None = None
+) -> tuple[Reason, str, str]:
     """Decide one question at the time `at`, whose subject is resolved, or unknown in the organization.
 
+    `memo`: what conditions were worth for other questions at that time.
     Returns the reason, the role that decided, and the id of the assignment by which the subject has it, if any.
     """
     subject, action, resource, scope, _ = question
@@ -470,7 +473,7 @@ def _decide(policy: Policy, resolved: ResolvedSubject | None, question: Question
         if subject.kind is Kind.ROLE:
             reason = policy.reason(subject.value, action, resource)
             if isinstance(reason, Conditional):
-                reason = reason.reason(_evaluator(policy, question, None, [subject.value]))
+                reason = reason.reason(_evaluator(policy, question, None, (subject.value,), at, memo))
             return reason, subject.value, ""
         is_token = subject.kind in (Kind.TOKEN_ID, Kind.PRESENTED)
         return Reason.TOKEN_INVALID if is_token else Reason.NOT_A_MEMBER, "", ""
@@ -478,13 +481,13 @@ def _decide(policy: Policy, resolved: ResolvedSubject | None, question: Question
     if not resolved.assigned.roles:
         reason = policy.reason(role, action, resource)
         if isinstance(reason, Conditional):
-            reason = reason.reason(_evaluator(policy, question, resolved, (role,)))
+            reason = reason.reason(_evaluator(policy, question, resolved, (role,), at, memo))
     else:
         applicable = resolved.assigned.applicable(scope, resource, at)
         roles = (role, *applicable.names)
         decided, index = policy.reason_of_roles(roles, action, resource)
         if isinstance(decided, RoleReasons):
-            decided, index = decided.decide(_evaluator(policy, question, resolved, roles))
+            decided, index = decided.decide(_evaluator(policy, question, resolved, roles, at, memo))
         reason = decided
         if index:
             role, _, _, assignment_id, _ = applicable.roles[index - 1]
@@ -495,21 +498,28 @@ def _decide(policy: Policy, resolved: ResolvedSubject | None, question: Question
     return reason, role, assignment_id
 
 
-def _evaluator(policy: Policy, question: Question, resolved: ResolvedSubject | None, roles: Sequence[str]) -> Evaluate:
+def _evaluator(
+    policy: Policy,
+    question: Question,
+    resolved: ResolvedSubject | None,
+    roles: tuple[str, ...],
+    at: int,
+    memo: Memo | None,
+) -> Evaluate:
     """Return the function that evaluates conditions for a question about a subject with these roles."""
-    return evaluator(policy, lambda: _values(question, resolved, roles))
+    return evaluator(policy, _values(question, resolved, roles, at), memo)
 
 
-def _values(question: Question, resolved: ResolvedSubject | None, roles: Sequence[str]) -> Values:
+def _values(question: Question, resolved: ResolvedSubject | None, roles: tuple[str, ...], at: int) -> QuestionValues:
     """Return the values of a question about a subject with these roles."""
     subject, action, resource, scope, given = question
     if resolved is None:
-        known = (conditions.ROLE, "", "")
+        known = (ROLE, "", "")
     elif resolved.user_id:
-        known = (conditions.USER, resolved.user_id, resolved.email_key)
+        known = (USER, resolved.user_id, resolved.email_key)
     else:
-        known = (conditions.TOKEN, subject.value, "")
-    return conditions.values(known, roles, action, resource, scope, given)
+        known = (TOKEN, subject.value, "")
+    return QuestionValues(known, roles, action, resource, scope, at, given)
 
 
 def _explained(
@@ -517,7 +527,7 @@ def _explained(
 ) -> CheckResult:
     """Return the result with an explanation, of which only a caller that may `authorization explain` gets the rules."""
     rules = may(policy, caller, "explain", "authorization")
-    values = _values(question, resolved, _applicable_roles(question, resolved))
+    values = _values(question, resolved, _applicable_roles(question, resolved), now())
     explanation = _explain(policy, question, result, values, rules=rules)
     if resolved is not None and resolved.assigned:
         roles = tuple(_explained_roles(policy, question, resolved, values, rules=rules))
@@ -525,11 +535,11 @@ def _explained(
     return result._replace(explanation=explanation)
 
 
-def _applicable_roles(question: Question, resolved: ResolvedSubject | None) -> list[str]:
+def _applicable_roles(question: Question, resolved: ResolvedSubject | None) -> tuple[str, ...]:
     """Return the roles that apply to a question, the one that the subject has everywhere first."""
     if resolved is None:
-        return [question.subject.value] if question.subject.kind is Kind.ROLE else []
-    return [resolved.role, *resolved.assigned.applicable(question.scope, question.resource, now()).names]
+        return (question.subject.value,) if question.subject.kind is Kind.ROLE else ()
+    return resolved.role, *resolved.assigned.applicable(question.scope, question.resource, now()).names
 
 
 def _explain(policy: Policy, question: Question, result: CheckResult, values: Values, *, rules: bool) -> Explanation:

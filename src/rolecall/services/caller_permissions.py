@@ -1,7 +1,5 @@
 """Permissions of the caller: those of its role and of the roles assigned to it, under its credential's restriction."""
 
-from collections.abc import Sequence
-
 from rolecall.domain import (
     NEVER,
     ORGANIZATION,
@@ -25,7 +23,7 @@ from rolecall.policy import (
     join_names,
     permits,
 )
-from rolecall.services import conditions
+from rolecall.services.conditions import TOKEN, USER, QuestionValues
 from rolecall.spelling import suggest
 from rolecall.storage.members import RolesAtScopes
 
@@ -63,11 +61,11 @@ def decide(policy: Policy, caller: Caller, action: str, resource: str, scope: st
 
 
 def _evaluator(
-    policy: Policy, caller: Caller, roles: Sequence[str], action: str, resource: str, scope: str
+    policy: Policy, caller: Caller, roles: tuple[str, ...], action: str, resource: str, scope: str
 ) -> Evaluate:
-    kind, identifier = (conditions.USER, caller.user_id) if caller.user_id else (conditions.TOKEN, caller.credential_id)
+    kind, identifier = (USER, caller.user_id) if caller.user_id else (TOKEN, caller.credential_id)
     subject = (kind, identifier, caller.email_key)
-    return conditions.evaluator(policy, lambda: conditions.values(subject, roles, action, resource, scope))
+    return policy.evaluator(QuestionValues(subject, roles, action, resource, scope, now()))
 
 
 def may(policy: Policy, caller: Caller, action: str, resource: str, scope: str = ORGANIZATION) -> bool:
