@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, Va
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, EnvSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
+from rolecall.domain.spelling import nearest
 from rolecall.environment import (
     CLIENT_VARIABLES,
     PREFIX,
@@ -21,7 +22,6 @@ from rolecall.environment import (
     split_address,
 )
 from rolecall.errors import ConfigError
-from rolecall.spelling import nearest
 
 __all__ = ["Settings", "check_listening", "is_loopback", "load", "socket_path", "split_address"]
 

@@ -11,9 +11,9 @@ import grpc
 
 from rolecall.client import convert
 from rolecall.client.channel import Endpoint, find_endpoint, open_channel
+from rolecall.domain.spelling import suggest
 from rolecall.environment import PREFIX, read_secret
 from rolecall.errors import CallFailed, ConfigError, InvalidField
-from rolecall.spelling import suggest
 
 __all__ = ["MAX_PAGE_SIZE", "ClientBase", "Connection", "choose", "connect", "token_of_environment"]
 

@@ -3,10 +3,10 @@
 from collections.abc import Collection, Sequence
 
 from rolecall.domain import Effect, Explanation, Reason
+from rolecall.domain.spelling import nearest
 from rolecall.policy.expressions import Values
 from rolecall.policy.index import Decision
 from rolecall.policy.parsed import POLICY_FILE, Rule
-from rolecall.spelling import nearest
 
 __all__ = ["explain", "explain_without_rules", "join_names"]
 

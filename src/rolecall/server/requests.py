@@ -86,6 +86,7 @@ CACHED_SUBJECTS = 32_768
 CACHED_PAIRS = 8192
 _ADDRESS_SHAPE = re.compile(r"[^\s@]+@[^\s@]+")
 _FORMS = "`user:ann@acme.io`, `user:ID` (a user id or an external id), `token:ID`, `role:NAME`, or a bare address"
+_MEMBER_FORMS = "`user:ann@acme.io`, `user:ID` (a user id or an external id), or a bare address"
 MAX_PERMISSIONS = 100
 # So that a page of a thousand tokens, or of entries about them, fits into a message.
 MAX_RESTRICTION_BYTES = 2048
@@ -103,7 +104,7 @@ _DURATION_SECONDS = 315_576_000_000
 
 
 def question(message: pb.CheckRequest | pb.BatchCheckItem, *, with_given: bool = True) -> Question:
-    """Parse a question, without values for conditions unless `with_given`. Raises `InvalidField` for the first fault."""
+    """Parse a question; without values for conditions unless `with_given`. Raises `InvalidField` for a bad field."""
     asked = subject_of(message)
     pair = _action_and_resource(message.action, message.resource)
     named = message.scope
@@ -244,7 +245,7 @@ def resource(text: str) -> str:
 def scope(text: str, field: str = "scope") -> str:
     """The scope in `text`, empty for the whole organization. Raises `InvalidField`."""
     if text and (problem := request_problem("scope", text)):
-        raise InvalidField(f"{field}{problem.removeprefix('scope')}", field=field)
+        raise InvalidField(problem, field=field)
     require_no_credential(text, field)
     return text
 
@@ -254,33 +255,35 @@ def principal(text: str, field: str) -> NamedPrincipal:
     kind, colon, team_id = text.partition(":")
     if colon and kind == PrincipalKind.TEAM.value:
         return Principal(PrincipalKind.TEAM, slugs.parse(team_id, field, "a team's id"))
-    named = _subject_in(text, field)
+    named = _subject_in(text, field, "principal", f"{_MEMBER_FORMS}, `team:ID` or `token:ID`")
     if named.kind is SubjectKind.ROLE:
-        raise InvalidField(f"{field} is a role: name a member, a team or a token.", field=field)
+        raise InvalidField("principal is a role: name a member, a team or a token.", field=field)
     return named
 
 
 def member(text: str, field: str) -> Subject:
     """The member that `text` names. Raises `InvalidField`."""
-    named = _subject_in(text, field)
+    named = _subject_in(text, field, "member", _MEMBER_FORMS)
     if named.kind in (SubjectKind.ROLE, SubjectKind.TOKEN_ID):
-        raise InvalidField(f"{field} is no member: write `user:ann@acme.io`, `user:ID` or an address.", field=field)
+        raise InvalidField(f"member `{text}` is none: write {_MEMBER_FORMS}.", field=field)
     return named
 
 
-def _subject_in(text: str, field: str) -> Subject:
+def _subject_in(text: str, field: str, name: str, forms: str) -> Subject:
+    """The subject in `text`. Raises `InvalidField` for `field`, about what has this name and these forms."""
     try:
         return subject(text)
     except InvalidField as error:
-        raise InvalidField(f"{field}{error.message.removeprefix('subject')}", field=field) from None
+        message = f"{name}{error.message.removeprefix('subject')}".replace(_FORMS, forms)
+        raise InvalidField(message, field=field) from None
 
 
 def note(text: str, field: str) -> str:
     """Validate a note; empty for none. Raises `InvalidField` for `field`."""
     if len(text) > MAX_NOTE:
-        raise InvalidField(f"{field} has {len(text)} characters, more than {MAX_NOTE}: shorten it.", field=field)
+        raise InvalidField(f"note has {len(text)} characters, more than {MAX_NOTE}: shorten it.", field=field)
     if not text.isprintable():
-        raise InvalidField(f"{field} holds a control character or an invisible one: remove it.", field=field)
+        raise InvalidField("note holds a control character or an invisible one: remove it.", field=field)
     require_no_credential(text, field)
     return text
 

@@ -11,6 +11,7 @@ from rolecall.domain import (
     covering_scopes,
     now,
 )
+from rolecall.domain.spelling import suggest
 from rolecall.errors import PermissionMissing, PersonOnly, RoleBeyondCaller, UnknownRoleName
 from rolecall.policy import (
     Conditional,
@@ -24,7 +25,6 @@ from rolecall.policy import (
     permits,
 )
 from rolecall.services.conditions import TOKEN, USER, QuestionValues
-from rolecall.spelling import suggest
 from rolecall.storage.members import RolesAtScopes
 
 __all__ = [

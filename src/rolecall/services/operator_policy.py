@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 
 from rolecall.audit import OPERATOR, AuditLog, Event
 from rolecall.domain import Invitation, Member, now
+from rolecall.domain.spelling import suggest
 from rolecall.errors import PolicyInvalid, UnknownRoleName
 from rolecall.policy import Build, join_names
 from rolecall.policy.reload import find_conflicts, stored
-from rolecall.spelling import suggest
 from rolecall.storage import Storage, Transaction
 from rolecall.storage import assignments as assignment_rows
 from rolecall.storage import invitations as invitation_rows

@@ -17,12 +17,12 @@ from rolecall.domain import (
     covers,
     now,
 )
+from rolecall.domain.spelling import suggest
 from rolecall.errors import InvalidField, PermissionMissing, RoleBeyondCaller, TokenNotFound
 from rolecall.formats.networks import format_networks, is_within
 from rolecall.policy import Policy, held_at, is_restricted_within
 from rolecall.services.caller_permissions import held, is_beyond, may, require, require_known, require_person
 from rolecall.services.unit_of_work import ChangeContext
-from rolecall.spelling import suggest
 from rolecall.storage import assignments as assignment_rows
 from rolecall.storage import tokens as rows
 from rolecall.storage.tokens import TokenQuery
