@@ -103,13 +103,12 @@ _SECONDS = range(-62_135_596_800, 253_402_300_800)
 _DURATION_SECONDS = 315_576_000_000
 
 
-def question(message: pb.CheckRequest | pb.BatchCheckItem, *, with_given: bool = True) -> Question:
-    """Parse a question; without values for conditions unless `with_given`. Raises `InvalidField` for a bad field."""
+def question(message: pb.CheckRequest | pb.BatchCheckItem) -> Question:
+    """Parse a question. Raises `InvalidField` for the first field at fault."""
     asked = subject_of(message)
     pair = _action_and_resource(message.action, message.resource)
     named = message.scope
-    scope_ = scope(named) if named else ORGANIZATION
-    return Question(asked, *pair, scope_, given(message) if with_given else NOTHING_GIVEN)
+    return Question(asked, *pair, scope(named) if named else ORGANIZATION, given(message))
 
 
 def subject_of(message: pb.CheckRequest | pb.BatchCheckItem | pb.PlanResourcesRequest) -> Subject:

@@ -18,8 +18,8 @@ class AuthorizationService:
     """Answers "may this subject do this action on this resource?".
 
     `Check` and `BatchCheck` may block. `check_cached` and `batch_check_cached` never do: they return the serialized
-    answer, a miss, or None for a request that takes too long for the thread that polls. They don't look for values for
-    conditions where the policy has none: that takes a tenth of the time of a decision.
+    answer, a miss, or None for a request that takes too long for the thread that polls. A polled batch isn't
+    searched for values of conditions where the policy has none: that takes a tenth of the time of a decision.
     """
 
     def __init__(self, authorizer: Authorizer, decisions: DecisionLog) -> None:
@@ -34,7 +34,7 @@ class AuthorizationService:
         """Decide one question from the cache; None where it is to be explained, or an address needs IDNA."""
         if request.explain or not request.subject.isascii():
             return None
-        return self._check(request, call, with_given=self._authorizer.has_conditions)
+        return self._check(request, call)
 
     def BatchCheck(self, request: pb.BatchCheckRequest, call: Call) -> bytes:
         """Decide many questions on one snapshot; a malformed one denies itself only. The answer is serialized."""
@@ -48,8 +48,8 @@ class AuthorizationService:
             return None
         return self._batch_check(request, call, ascii_only=True)
 
-    def _check(self, request: pb.CheckRequest, call: Call, *, with_given: bool = True) -> bytes | Miss[bytes]:
-        question = requests.question(request, with_given=with_given)
+    def _check(self, request: pb.CheckRequest, call: Call) -> bytes | Miss[bytes]:
+        question = requests.question(request)
         revision = requests.at_least_revision(request.at_least_revision)
         caller = call.caller_in(request.organization) if request.organization else call.caller
         result = self._authorizer.check_cached(caller, question, at_least_revision=revision, explained=request.explain)
@@ -67,7 +67,8 @@ class AuthorizationService:
     ) -> bytes | Miss[bytes] | None:
         requests.batch_size(len(request.checks))
         revision = requests.at_least_revision(request.at_least_revision)
-        with_given = not ascii_only or self._authorizer.has_conditions
+        may_be_large = request.ByteSize() > requests.MAX_GIVEN_BYTES
+        with_given = not ascii_only or self._authorizer.has_conditions or may_be_large
         given = requests.given(request) if with_given else None
         parsed = requests.questions(request.checks, requests.scope(request.scope), given, ascii_only=ascii_only)
         if parsed is None:
