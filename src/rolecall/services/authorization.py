@@ -447,7 +447,7 @@ def _reasons(policy: Policy, resolved: ResolvedSubjects, questions: Sequence[Que
             reason = reason_of(subject.role, question[1], question[2])
             if has_conditions and isinstance(reason, Conditional):
                 reason = _decide(policy, subject, question, at, memo)[0]
-            reasons.append(reason)
+            reasons.append(reason)  # type: ignore[arg-type]  # without conditions no reason is one
         elif subject is not None and subject.restriction is None:
             _, action, resource, scope, _ = question
             applicable = subject.assigned.applicable(scope, resource, at)
